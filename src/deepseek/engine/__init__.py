@@ -1,0 +1,1 @@
+"""Requests, pages, scheduling, and one step of a mixed batch."""

@@ -1,0 +1,78 @@
+"""From scheduled chunks to the tensors of one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepseek.engine.scheduler import Chunk
+from deepseek.kernels.paging import PagedLayout
+from deepseek.models.base import Batch
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A model batch, and which logits belong to which chunk.
+
+    Attributes:
+        batch: what the model gets.
+        sampled: chunks whose next token is to be sampled, in the order of the first logits rows.
+        scored: (chunk, first position scored, number of rows) of score requests, in the order of the rows after them.
+    """
+
+    batch: Batch
+    sampled: list[Chunk]
+    scored: list[tuple[Chunk, int, int]]
+
+
+def build_batch(chunks: Seq[Chunk], page_size: int, device: torch.device) -> StepBatch:
+    """One ragged batch of all chunks."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts = [0]
+    for chunk in chunks:
+        sequence = chunk.sequence
+        first, last = sequence.computed, sequence.computed + chunk.num_tokens
+        token_ids += sequence.tokens[first:last]
+        positions += range(first, last)
+        slots += [sequence.pages[p // page_size] * page_size + p % page_size for p in range(first, last)]
+        starts.append(starts[-1] + chunk.num_tokens)
+    sampled, scored, rows = _logits_rows(chunks, starts)
+    layout = PagedLayout(
+        page_size=page_size,
+        query_starts=tuple(starts),
+        context_lens=tuple(chunk.sequence.computed + chunk.num_tokens for chunk in chunks),
+        pages=tuple(tuple(chunk.sequence.pages) for chunk in chunks),
+        write_slots=_ids(slots, device),
+    )
+    batch = Batch(_ids(token_ids, device), _ids(positions, device), layout, _ids(rows, device))
+    return StepBatch(batch, sampled, scored)
+
+
+def _logits_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[Chunk], list[tuple[Chunk, int, int]], list[int]]:
+    sampled: list[Chunk] = []
+    scored: list[tuple[Chunk, int, int]] = []
+    sampled_rows: list[int] = []
+    scored_rows: list[int] = []
+    for chunk, start in zip(chunks, starts, strict=False):
+        sequence = chunk.sequence
+        if sequence.score_start is None:
+            if chunk.completes:
+                sampled.append(chunk)
+                sampled_rows.append(start + chunk.num_tokens - 1)
+            continue
+        # The row at position p predicts position p + 1.
+        first = max(sequence.computed, sequence.score_start - 1)
+        count = sequence.computed + chunk.num_tokens - first
+        if count > 0:
+            scored.append((chunk, first + 1, count))
+            scored_rows += range(start + first - sequence.computed, start + chunk.num_tokens)
+    return sampled, scored, sampled_rows + scored_rows
+
+
+def _ids(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)

@@ -1,0 +1,253 @@
+"""One engine: requests in, one forward of the mixed batch per step, events out. Single-threaded; no I/O."""
+
+from __future__ import annotations
+
+import secrets
+
+import torch
+from torch import Tensor
+
+from deepseek.engine.batch import StepBatch, build_batch
+from deepseek.engine.block_pool import BlockPool
+from deepseek.engine.events import (
+    EngineEvent,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    ScoreEvent,
+    ScoreRequest,
+    TokenEvent,
+    TokenLogprobs,
+)
+from deepseek.engine.request import Sequence
+from deepseek.engine.sampler import logprobs_of, sample, scores_of
+from deepseek.engine.scheduler import Chunk, Scheduler
+from deepseek.errors import ContextLengthError, InvalidRequestError
+from deepseek.models.base import KVCache, Model
+
+_NOT_FINITE = (
+    "the model produced NaN or infinite logits for this request, so no token can be chosen. "
+    "The weights may be damaged or overflow in this dtype: try --dtype fp32."
+)
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Args:
+        model: any :class:`deepseek.models.base.Model`.
+        num_pages: pages of KV cache.
+        page_size: tokens per page.
+        max_context: tokens per request, prompt and answer; at most what the pages hold.
+        max_running: sequences in one step.
+        max_batch_tokens: rows in one step.
+        end_ids: token ids that end an answer.
+        prefix_cache: reuse the pages of equal prompt beginnings.
+        seed: seeds requests that bring none; None draws a seed for each.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_context: int,
+        max_running: int,
+        max_batch_tokens: int,
+        end_ids: frozenset[int],
+        prefix_cache: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        self.model = model
+        self.page_size = page_size
+        self.max_context = min(max_context, num_pages * page_size)
+        self.end_ids = end_ids
+        self.pool = BlockPool(num_pages, prefix_cache=prefix_cache)
+        self.scheduler = Scheduler(
+            self.pool, page_size=page_size, max_running=max_running, max_batch_tokens=max_batch_tokens
+        )
+        self.cache = KVCache(model.cache_specs, num_pages, page_size, model.dtype, model.device)
+        self._seed = seed
+        self._live: dict[str, Sequence] = {}
+        self._pending: list[EngineEvent] = []
+        self._steps = self._prompt_tokens = self._cached_prompt_tokens = self._generated_tokens = 0
+        self._finished = self._cancelled = self._failed = 0
+
+    @property
+    def has_work(self) -> bool:
+        """True while :meth:`step` has something to do or to report."""
+        return bool(self._live or self._pending)
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequestError: an id in use, a token id outside of the vocabulary, an empty prompt.
+            ContextLengthError: the prompt leaves no room for one token of answer.
+        """
+        self._check(request)
+        seed = secrets.randbits(63) if self._seed is None else self._seed
+        sequence = Sequence.of(request, end_ids=self.end_ids, seed=seed, max_context=self.max_context)
+        self._live[request.request_id] = sequence
+        self.scheduler.add(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; the next step reports it as cancelled. Unknown ids are ignored: it may just have ended."""
+        sequence = self._live.get(request_id)
+        if sequence is not None:
+            self._pending.append(self._end(sequence, "cancelled"))
+
+    def step(self) -> list[EngineEvent]:
+        """Compute one mixed batch and return what happened, cancellations since the last step included."""
+        events, self._pending = self._pending, []
+        chunks = self.scheduler.schedule()
+        if chunks:
+            step = build_batch(chunks, self.page_size, self.model.device)
+            with torch.inference_mode():
+                logits = self.model.forward(step.batch, self.cache)
+                events += self._results(step, logits, chunks)
+            self._steps += 1
+        return events
+
+    def stats(self) -> EngineStats:
+        """A snapshot of queue, pages and counters."""
+        return EngineStats(
+            waiting=len(self.scheduler.waiting),
+            running=len(self.scheduler.running),
+            pages_total=self.pool.num_pages,
+            pages_free=self.pool.num_free,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            cached_prompt_tokens=self._cached_prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            preemptions=self.scheduler.preemptions,
+            finished=self._finished,
+            cancelled=self._cancelled,
+            failed=self._failed,
+        )
+
+    def _check(self, request: EngineRequest) -> None:
+        if request.request_id in self._live:
+            raise InvalidRequestError(f"request id {request.request_id!r} is already in use.", param="request_id")
+        tokens = request.prompt if isinstance(request, GenerateRequest) else request.tokens
+        vocab = self.model.vocab_size
+        if not tokens:
+            raise InvalidRequestError("the prompt is empty; it needs at least one token.", param="prompt")
+        if min(tokens) < 0 or max(tokens) >= vocab:
+            raise InvalidRequestError(f"the prompt has token ids outside of 0 to {vocab - 1}.", param="prompt")
+        if isinstance(request, ScoreRequest):
+            if not 1 <= request.start < len(tokens):
+                raise InvalidRequestError(
+                    f"start must be 1 to {len(tokens) - 1} for {len(tokens)} tokens, not {request.start}.",
+                    param="start",
+                )
+            if len(tokens) > self.max_context:
+                raise ContextLengthError(
+                    f"the text to score has {len(tokens)} tokens; this engine takes {self.max_context}.", param="tokens"
+                )
+            return
+        if len(tokens) >= self.max_context:
+            raise ContextLengthError(
+                f"the prompt has {len(tokens)} tokens, and the context holds {self.max_context} for prompt and answer. "
+                "Shorten the prompt, or start the engine with a larger max_context or KV cache."
+            )
+        bias = request.params.logit_bias
+        if bias and max(bias) >= vocab:
+            raise InvalidRequestError(
+                f"logit_bias names token {max(bias)}; ids end at {vocab - 1}.", param="logit_bias"
+            )
+
+    def _results(self, step: StepBatch, logits: Tensor, chunks: list[Chunk]) -> list[EngineEvent]:
+        finite = torch.isfinite(logits).all(dim=-1).tolist()
+        owners = [chunk.sequence for chunk in step.sampled]
+        owners += [chunk.sequence for chunk, _, count in step.scored for _ in range(count)]
+        failed = {owner for owner, is_finite in zip(owners, finite, strict=True) if not is_finite}
+        for chunk in chunks:
+            if chunk.sequence not in failed:
+                self.scheduler.completed(chunk)
+        events: list[EngineEvent] = [self._end(sequence, "error", _NOT_FINITE) for sequence in failed]
+        events += self._scored(step, logits[len(step.sampled) :], failed)
+        events += self._sampled(owners[: len(step.sampled)], logits[: len(step.sampled)], failed)
+        return events
+
+    def _sampled(self, owners: list[Sequence], logits: Tensor, failed: set[Sequence]) -> list[EngineEvent]:
+        rows = [row for row, sequence in enumerate(owners) if sequence not in failed]
+        if not rows:
+            return []
+        if len(rows) < len(owners):
+            logits = logits[torch.tensor(rows, device=logits.device)]
+        sequences = [owners[row] for row in rows]
+        wanted = [i for i, s in enumerate(sequences) if s.params is not None and s.params.logprobs is not None]
+        unchanged = logits[torch.tensor(wanted, device=logits.device)] if wanted else None
+        tokens = sample(logits, sequences)
+        logprobs: dict[int, TokenLogprobs] = {}
+        if unchanged is not None:
+            top = [_logprobs_wanted(sequences[i]) for i in wanted]
+            logprobs = dict(zip(wanted, logprobs_of(unchanged, [tokens[i] for i in wanted], top), strict=True))
+        pairs = zip(sequences, tokens, strict=True)
+        return [self._advance(sequence, token, logprobs.get(i)) for i, (sequence, token) in enumerate(pairs)]
+
+    def _scored(self, step: StepBatch, logits: Tensor, failed: set[Sequence]) -> list[EngineEvent]:
+        events: list[EngineEvent] = []
+        row = 0
+        for chunk, first, count in step.scored:
+            sequence = chunk.sequence
+            if sequence not in failed:
+                sequence.scores += scores_of(logits[row : row + count], sequence.tokens[first : first + count])
+                if not sequence.remaining:
+                    events.append(self._end_scored(sequence))
+            row += count
+        return events
+
+    def _advance(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> TokenEvent:
+        """Append a sampled token and report it, as the last one if the answer ends with it."""
+        first = not sequence.answer_length
+        cached = sequence.cached_tokens or 0
+        if first:
+            self._prompt_tokens += sequence.prompt_length
+            self._cached_prompt_tokens += cached
+        sequence.append(token)
+        self._generated_tokens += 1
+        stop = token in sequence.stop_ids
+        reason: FinishReason | None = (
+            "stop" if stop else "length" if len(sequence.tokens) >= sequence.max_length else None
+        )
+        if reason:
+            self._finished += 1
+            self._remove(sequence)
+        return TokenEvent(
+            sequence.request_id,
+            token_id=token,
+            stop_token=stop,
+            logprobs=logprobs,
+            cached_tokens=cached if first else 0,
+            finish_reason=reason,
+        )
+
+    def _end_scored(self, sequence: Sequence) -> ScoreEvent:
+        self._finished += 1
+        self._prompt_tokens += sequence.prompt_length
+        self._cached_prompt_tokens += sequence.cached_tokens or 0
+        self._remove(sequence)
+        logprobs, greedy = zip(*sequence.scores, strict=True)
+        return ScoreEvent(sequence.request_id, list(logprobs), list(greedy))
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> TokenEvent:
+        """Take a sequence out before its natural end."""
+        if reason == "cancelled":
+            self._cancelled += 1
+        else:
+            self._failed += 1
+        self._remove(sequence)
+        return TokenEvent(sequence.request_id, finish_reason=reason, error=error)
+
+    def _remove(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        del self._live[sequence.request_id]
+
+
+def _logprobs_wanted(sequence: Sequence) -> int:
+    assert sequence.params is not None
+    return sequence.params.logprobs or 0

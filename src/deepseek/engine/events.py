@@ -1,0 +1,125 @@
+"""What the engine is asked and what it answers. The same structs travel between processes, as msgpack."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from deepseek.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
+    """One sequence to continue (``params.n`` is 1 here: the caller fans out).
+
+    Attributes:
+        request_id: unique among live requests.
+        prompt: token ids, at least one.
+        params: sampling options; ``stop`` strings are the caller's business, ids the engine's.
+        cache_salt: requests share cached prefixes only with the same salt.
+    """
+
+    request_id: str
+    prompt: list[int]
+    params: SamplingParams
+    cache_salt: str = ""
+
+
+class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
+    """Log-likelihood of ``tokens[start:]`` given what stands before each of them; ``start`` >= 1."""
+
+    request_id: str
+    tokens: list[int]
+    start: int
+    cache_salt: str = ""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural log-probabilities of the model's own distribution, before penalties and temperature.
+
+    ``top`` holds the likeliest (token id, log-probability) pairs, best first.
+    """
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class TokenEvent(msgspec.Struct, frozen=True, tag="token"):
+    """One more token. The last event of a request has a ``finish_reason``.
+
+    Attributes:
+        token_id: the token; None when the request ends without one (cancelled, failed).
+        stop_token: True if ``token_id`` is an end token or a stop id, and so not part of the text.
+        cached_tokens: prompt tokens whose keys were found in the prefix cache (set on the first event).
+        error: a readable reason, with ``finish_reason`` "error".
+        error_code: what kind of failure it is, when known: ``invalid_request`` (the request's fault),
+            ``engine_dead`` (sending it again may work), ``shutting_down``.
+    """
+
+    request_id: str
+    token_id: int | None = None
+    stop_token: bool = False
+    logprobs: TokenLogprobs | None = None
+    cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    error_code: str | None = None
+
+
+class ScoreEvent(msgspec.Struct, frozen=True, tag="scored"):
+    """The answer to a :class:`ScoreRequest`: per scored token its log-probability and whether it was the likeliest."""
+
+    request_id: str
+    logprobs: list[float]
+    greedy: list[bool]
+
+
+EngineRequest = GenerateRequest | ScoreRequest
+EngineEvent = TokenEvent | ScoreEvent
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """A snapshot for health, metrics and admission. Counters grow from the engine's start."""
+
+    waiting: int
+    running: int
+    pages_total: int
+    pages_free: int
+    steps: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generated_tokens: int
+    preemptions: int
+    finished: int
+    cancelled: int
+    failed: int
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded engine is.
+
+    Attributes:
+        model: the real name of the model.
+        architecture: its family (``Qwen2ForCausalLM``).
+        vocab_size: number of token ids.
+        max_context: tokens per request, prompt and answer.
+        dtype: floating dtype of weights and cache.
+        kv_cache_bytes: memory for keys and values.
+        kv_cache_tokens: tokens it holds.
+        weights_bytes: memory of the weights.
+        load_seconds: time from start to ready.
+        backends: op -> backend that runs it.
+    """
+
+    model: str
+    architecture: str
+    vocab_size: int
+    max_context: int
+    dtype: str
+    kv_cache_bytes: int
+    kv_cache_tokens: int
+    weights_bytes: int
+    load_seconds: float
+    backends: dict[str, str]

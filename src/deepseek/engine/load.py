@@ -1,0 +1,125 @@
+"""From settings to a running engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from deepseek.config import EngineConfig
+from deepseek.engine.engine import Engine
+from deepseek.engine.events import EngineInfo
+from deepseek.engine.memory import page_bytes, plan_pages
+from deepseek.errors import ConfigurationError
+from deepseek.hub.open import open_checkpoint
+from deepseek.hub.resolve import resolve
+from deepseek.kernels.registry import bind
+from deepseek.models.registry import load_model
+from deepseek.tokenizer.load import load_tokenizer
+from deepseek.tokenizer.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine with its model loaded, and what belongs to it."""
+
+    engine: Engine
+    info: EngineInfo
+    tokenizer: Tokenizer
+
+
+def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> LoadedEngine:
+    """Resolve the model, load weights and tokenizer, and size the cache.
+
+    Args:
+        config: complete settings.
+        progress: called with (bytes loaded, bytes in all) while weights load.
+
+    Raises:
+        HubError, CheckpointError, ConfigurationError, TokenizerError: with the reason.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    device = torch.device(config.device)
+    ops = bind(config.device, config.backend)
+    dtype = choose_dtype(config.dtype, config.device)
+    files = resolve(config.model, offline=config.offline)
+    with ThreadPoolExecutor(1) as executor:
+        tokenizer_future = executor.submit(load_tokenizer, files.path)
+        checkpoint = open_checkpoint(files.path)
+        try:
+            model = load_model(checkpoint, ops=ops, dtype=dtype, device=device, progress=progress)
+            architecture = str((checkpoint.config.get("architectures") or ["unknown"])[0])
+        finally:
+            checkpoint.close()
+        tokenizer = tokenizer_future.result()
+    max_context = _context(config, model.max_context)
+    pages = plan_pages(
+        model.cache_specs,
+        page_size=config.page_size,
+        itemsize=dtype.itemsize,
+        max_context=max_context,
+        max_running=config.max_running,
+        budget=config.kv_cache_bytes,
+    )
+    engine = Engine(
+        model,
+        num_pages=pages,
+        page_size=config.page_size,
+        max_context=max_context,
+        max_running=config.max_running,
+        max_batch_tokens=config.max_batch_tokens,
+        end_ids=tokenizer.eos_token_ids,
+        prefix_cache=config.prefix_cache,
+        seed=config.seed,
+    )
+    info = EngineInfo(
+        model=files.name,
+        architecture=architecture,
+        vocab_size=model.vocab_size,
+        max_context=engine.max_context,
+        dtype=str(dtype).removeprefix("torch."),
+        kv_cache_bytes=pages * page_bytes(model.cache_specs, config.page_size, dtype.itemsize),
+        kv_cache_tokens=pages * config.page_size,
+        weights_bytes=model.weights_bytes,
+        load_seconds=time.perf_counter() - started,
+        backends={name: binding.backend for name, binding in ops.bindings.items()},
+    )
+    logger.info(
+        "loaded %s (%s, %s): weights %.2f GiB, KV cache %.2f GiB for %d tokens, context %d, in %.1f s",
+        info.model,
+        info.architecture,
+        info.dtype,
+        info.weights_bytes / 2**30,
+        info.kv_cache_bytes / 2**30,
+        info.kv_cache_tokens,
+        info.max_context,
+        info.load_seconds,
+    )
+    return LoadedEngine(engine, info, tokenizer)
+
+
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """The torch dtype of ``name``; ``auto`` is bf16 where the device multiplies it natively, else fp32."""
+    if name != "auto":
+        return _DTYPES[name]
+    native = torch.cpu._is_amx_tile_supported() if device == "cpu" else True
+    return torch.bfloat16 if native else torch.float32
+
+
+def _context(config: EngineConfig, model_context: int) -> int:
+    if config.max_context is not None and config.max_context > model_context:
+        raise ConfigurationError(
+            f"max_context {config.max_context} is beyond the {model_context} positions that {config.model} was made "
+            "for. Choose a smaller max_context."
+        )
+    return config.max_context or model_context

@@ -1,0 +1,53 @@
+"""How much memory keys and values may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from deepseek.errors import ConfigurationError
+from deepseek.models.base import LayerCacheSpec
+
+_SHARE = 0.5
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping, inside the control group's limit where there is one."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = _CGROUP_LIMIT.read_text().strip(), _CGROUP_USED.read_text().strip()
+    except OSError:
+        return free
+    return min(free, max(0, int(limit) - int(used))) if limit != "max" else free
+
+
+def page_bytes(specs: Sequence[LayerCacheSpec], page_size: int, itemsize: int) -> int:
+    """Bytes of one page over all layers."""
+    return sum(spec.elements for spec in specs) * page_size * itemsize
+
+
+def plan_pages(
+    specs: Sequence[LayerCacheSpec],
+    *,
+    page_size: int,
+    itemsize: int,
+    max_context: int,
+    max_running: int,
+    budget: int | None,
+) -> int:
+    """Number of pages: what ``budget`` bytes hold, or half of the free memory when it is None, but never more than
+    ``max_running`` full contexts need. Raises ConfigurationError when not even one page fits."""
+    each = page_bytes(specs, page_size, itemsize)
+    room = int(available_memory() * _SHARE) if budget is None else budget
+    needed = -(-max_context // page_size) * max_running
+    pages = min(room // each, needed)
+    if pages < 1:
+        raise ConfigurationError(
+            f"the KV cache has room for {room / 2**20:.0f} MiB, and one page of {page_size} tokens takes "
+            f"{each / 2**20:.1f} MiB. Free some memory, choose a smaller model, or raise kv_cache_bytes."
+        )
+    return pages

@@ -1,0 +1,100 @@
+"""The state of one live request inside the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from deepseek.engine.events import EngineRequest, GenerateRequest, ScoreRequest
+from deepseek.sampling import SamplingParams
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request being worked on.
+
+    Attributes:
+        request_id: as in the request.
+        tokens: prompt and answer so far.
+        prompt_length: how many of them the caller gave.
+        params: sampling options; None for a score request.
+        seed: seed of the random numbers of this sequence.
+        stop_ids: ids that end the answer.
+        max_length: length of ``tokens`` at which the answer ends.
+        score_start: first position whose log-probability is wanted; None for a generation request.
+        cache_salt: salt of the prefix cache.
+        pages: held pages, enough for ``computed`` tokens and this step's.
+        digests: digests of the full pages of ``tokens``, as far as they were needed.
+        computed: tokens whose keys and values are in the cache.
+        sealed: pages already made findable.
+        cached_tokens: tokens found in the prefix cache when first admitted; None before.
+        scores: log-probability and greedy flag of each scored token so far.
+    """
+
+    request_id: str
+    tokens: list[int]
+    prompt_length: int
+    params: SamplingParams | None
+    seed: int
+    stop_ids: frozenset[int]
+    max_length: int
+    score_start: int | None
+    cache_salt: str
+    pages: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    computed: int = 0
+    sealed: int = 0
+    cached_tokens: int | None = None
+    scores: list[tuple[float, bool]] = field(default_factory=list)
+    answer_counts: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, request: EngineRequest, *, end_ids: frozenset[int], seed: int, max_context: int) -> Sequence:
+        """The initial state of a validated request."""
+        if isinstance(request, ScoreRequest):
+            return cls(
+                request_id=request.request_id,
+                tokens=list(request.tokens),
+                prompt_length=len(request.tokens),
+                params=None,
+                seed=seed,
+                stop_ids=frozenset(),
+                max_length=len(request.tokens),
+                score_start=request.start,
+                cache_salt=request.cache_salt,
+            )
+        assert isinstance(request, GenerateRequest)
+        params = request.params
+        room = max_context - len(request.prompt)
+        return cls(
+            request_id=request.request_id,
+            tokens=list(request.prompt),
+            prompt_length=len(request.prompt),
+            params=params,
+            seed=seed if params.seed is None else params.seed,
+            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else end_ids),
+            max_length=len(request.prompt) + min(room, params.max_tokens or room),
+            score_start=None,
+            cache_salt=request.cache_salt,
+        )
+
+    @property
+    def target(self) -> int:
+        """Tokens to compute before the next result: a scored sequence's last token predicts nothing asked for."""
+        return len(self.tokens) if self.score_start is None else len(self.tokens) - 1
+
+    @property
+    def remaining(self) -> int:
+        return self.target - self.computed
+
+    @property
+    def reusable(self) -> int:
+        """Tokens that may come from the prefix cache: at least one row must be computed to get logits."""
+        return (self.target if self.score_start is None else self.score_start) - 1
+
+    @property
+    def answer_length(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    def append(self, token_id: int) -> None:
+        self.tokens.append(token_id)
+        self.answer_counts[token_id] = self.answer_counts.get(token_id, 0) + 1

@@ -1,0 +1,133 @@
+"""Every exception this project raises on purpose.
+
+DeepSeekError
+├── ConfigurationError           a setting that cannot work; the message names it
+│   ├── UnsupportedModelError    an architecture or a config key that is not implemented
+│   └── BackendUnavailableError  a kernel backend asked for by name that cannot run here
+├── HubError                     a model's files cannot be had
+│   ├── ModelNotFoundError       no such name; carries the nearest known ones
+│   ├── DownloadError            the source did not answer, or not in full
+│   ├── DiskSpaceError           the cache has no room
+│   └── IntegrityError           the bytes are not the ones that were promised
+├── CheckpointError              the files are there, but damaged or not a model
+├── TokenizerError               a tokenizer that cannot be built or used
+│   └── ChatTemplateError        a chat template that fails, loops or writes without end
+├── InvalidRequestError          a request's value that cannot be served; names the parameter
+│   └── ContextLengthError       prompt and answer do not fit the context
+└── EngineError                  the engine cannot go on with a request
+    ├── EngineStartError         the engine process did not come up
+    ├── EngineDeadError          the engine process ended under a request
+    └── EngineOverloadedError    no room for another request now
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DeepSeekError(Exception):
+    """Base of all errors raised on purpose. ``str(error)`` says what is wrong, where, and what to do."""
+
+
+class ConfigurationError(DeepSeekError, ValueError):
+    """A setting that cannot work."""
+
+
+class UnsupportedModelError(ConfigurationError):
+    """The checkpoint asks for an architecture or a feature that is not implemented."""
+
+
+class BackendUnavailableError(ConfigurationError):
+    """A kernel backend was asked for by name and cannot run on this machine."""
+
+
+class HubError(DeepSeekError):
+    """A model's files cannot be had."""
+
+
+class ModelNotFoundError(HubError):
+    """No model has this name.
+
+    Attributes:
+        name: the name as it was asked for.
+        suggestions: the nearest known names, best first.
+    """
+
+    def __init__(self, name: str, suggestions: Sequence[str] = (), detail: str = "") -> None:
+        self.name = name
+        self.suggestions = tuple(suggestions)
+        message = f"unknown model {name!r}"
+        if detail:
+            message += f": {detail}"
+        if self.suggestions:
+            message += ". Did you mean " + " or ".join(repr(s) for s in self.suggestions) + "?"
+        super().__init__(message + " `deepseek models` lists the built-in names.")
+
+
+class DownloadError(HubError):
+    """The source did not answer, or not in full. Running the same command again resumes."""
+
+
+class DiskSpaceError(HubError):
+    """The cache has no room for the model."""
+
+
+class IntegrityError(HubError):
+    """The bytes that arrived are not the ones that were promised."""
+
+
+class CheckpointError(DeepSeekError):
+    """The model's files are damaged, truncated, or not what their name says."""
+
+
+class TokenizerError(DeepSeekError):
+    """A tokenizer that cannot be built or used."""
+
+
+class ChatTemplateError(TokenizerError):
+    """A chat template that is malformed, fails, runs too long or writes too much."""
+
+
+class InvalidRequestError(DeepSeekError, ValueError):
+    """A request's value that cannot be served.
+
+    Attributes:
+        param: the request field at fault, or None.
+        code: a short machine-readable reason, or None.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and requested answer do not fit into the context."""
+
+    def __init__(self, message: str, *, param: str | None = "messages") -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class EngineError(DeepSeekError):
+    """The engine cannot go on with a request."""
+
+
+class EngineStartError(EngineError):
+    """The engine process did not come up; the message carries its reason."""
+
+
+class EngineDeadError(EngineError):
+    """The engine process ended while it had this request. It is being restarted: send it again."""
+
+
+class EngineOverloadedError(EngineError):
+    """The engine has no room for another request now.
+
+    Attributes:
+        retry_after: seconds after which a retry makes sense.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -1,0 +1,1 @@
+"""Kernel signatures, the reference, and the backends behind them."""

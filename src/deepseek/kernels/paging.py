@@ -1,0 +1,59 @@
+"""Where the tokens of a ragged batch lie in the paged KV cache: what attention kernels are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PagedLayout:
+    """A ragged batch over a paged cache.
+
+    A cache tensor has shape ``[num_slots, heads, dim]``; slot ``page * page_size + offset`` belongs to page
+    ``page``. Sequence ``i`` owns the query rows ``query_starts[i]:query_starts[i + 1]`` of the batch and the first
+    ``context_lens[i]`` tokens of its pages; its queries are the last tokens of that context.
+
+    Attributes:
+        page_size: tokens per page.
+        query_starts: B + 1 offsets into the rows of the batch.
+        context_lens: B lengths, this step's tokens included.
+        pages: B page lists, each long enough for its context.
+        write_slots: int64 [T], the slot each row's key and value are written to.
+    """
+
+    page_size: int
+    query_starts: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    pages: tuple[tuple[int, ...], ...]
+    write_slots: Tensor
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.context_lens)
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What a kernel backend derives from this layout, kept so that the layers of a step share it. Keys start with
+        the name of the backend."""
+        return {}
+
+    @cached_property
+    def context_slots(self) -> tuple[slice | Tensor, ...]:
+        """Per sequence, the slots of its context in order: a slice when its pages are consecutive, so that indexing
+        a cache with it makes a view and not a copy; else int64 [context_len]."""
+        return tuple(self._slots(i) for i in range(self.num_sequences))
+
+    def _slots(self, index: int) -> slice | Tensor:
+        length = self.context_lens[index]
+        pages = self.pages[index][: -(-length // self.page_size)]
+        if all(b == a + 1 for a, b in pairwise(pages)):
+            return slice(pages[0] * self.page_size, pages[0] * self.page_size + length)
+        starts = torch.tensor(pages, dtype=torch.int64, device=self.write_slots.device) * self.page_size
+        offsets = torch.arange(self.page_size, device=starts.device)
+        return (starts[:, None] + offsets).flatten()[:length]

@@ -1,0 +1,137 @@
+"""Which backend runs which op on which device. Bound once, when a model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from deepseek.errors import BackendUnavailableError
+from deepseek.kernels.ops import Binding, Ops
+
+logger = logging.getLogger(__name__)
+
+OPS = (
+    "linear",
+    "rms_norm",
+    "add_rms_norm",
+    "rotary",
+    "gated_activation",
+    "write_kv",
+    "paged_attention",
+    "mla_attention",
+    "moe",
+)
+
+Functions = Mapping[str, Callable[..., Any]]
+
+
+def _always() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of functions for some ops on one kind of device.
+
+    Attributes:
+        name: what a user asks for.
+        device: device type (``cpu``, ``cuda``).
+        priority: under ``auto`` the highest that can run wins.
+        load: imports the functions; called only when the backend is chosen for some op.
+        ops: the ops it has.
+        obstacle: why it cannot run on this machine, or None.
+    """
+
+    name: str
+    device: str
+    priority: int
+    load: Callable[[], Functions]
+    ops: frozenset[str] = frozenset(OPS)
+    obstacle: Callable[[], str | None] = _always
+
+
+class Registry:
+    """Backends by op and device."""
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        self.backends = tuple(sorted(backends, key=lambda b: -b.priority))
+
+    def bind(self, device: str, backend: str = "auto") -> dict[str, Binding]:
+        """One binding per op for ``device`` (``cpu``, ``cuda:0``).
+
+        ``backend`` is ``auto`` or the name of one that must serve all ops. Raises BackendUnavailableError, naming
+        what exists, for an unknown device or backend, one that lacks an op, and one that cannot run here.
+        """
+        device_type = device.split(":")[0]
+        here = [b for b in self.backends if b.device == device_type]
+        if not here:
+            devices = sorted({b.device for b in self.backends})
+            raise BackendUnavailableError(f"no kernels for device {device!r}; there are some for {', '.join(devices)}.")
+        if backend != "auto":
+            here = [self._named(backend, here, device_type)]
+        obstacles = {b.name: b.obstacle() for b in here}
+        loaded: dict[str, Functions] = {}
+        return {op: self._bind_op(op, here, obstacles, loaded, asked=backend != "auto") for op in OPS}
+
+    def _named(self, name: str, here: Sequence[Backend], device_type: str) -> Backend:
+        names = ", ".join(b.name for b in here)
+        chosen = next((b for b in here if b.name == name), None)
+        if chosen is None:
+            raise BackendUnavailableError(f"unknown backend {name!r} for {device_type}; there are: auto, {names}.")
+        if obstacle := chosen.obstacle():
+            raise BackendUnavailableError(f"backend {name!r} cannot run here: {obstacle}. Known: auto, {names}.")
+        if missing := sorted(set(OPS) - chosen.ops):
+            raise BackendUnavailableError(f"backend {name!r} has no {', '.join(missing)}. Known: auto, {names}.")
+        return chosen
+
+    def _bind_op(
+        self,
+        op: str,
+        here: Sequence[Backend],
+        obstacles: Mapping[str, str | None],
+        loaded: dict[str, Functions],
+        *,
+        asked: bool,
+    ) -> Binding:
+        passed_over = []
+        for backend in here:
+            if op not in backend.ops:
+                passed_over.append(f"{backend.name} does not have it")
+            elif obstacle := obstacles[backend.name]:
+                passed_over.append(f"{backend.name} cannot run: {obstacle}")
+            else:
+                if backend.name not in loaded:
+                    loaded[backend.name] = backend.load()
+                reason = "asked for by name" if asked else "; ".join(["best that runs here", *passed_over])
+                return Binding(op, backend.name, reason, loaded[backend.name][op])
+        raise BackendUnavailableError(f"no backend can run {op!r} here: {'; '.join(passed_over)}.")
+
+
+def _module(name: str) -> Callable[[], Functions]:
+    def load() -> Functions:
+        functions: Functions = import_module(name).functions()
+        return functions
+
+    return load
+
+
+REGISTRY = Registry(
+    [
+        Backend("torch", "cpu", priority=10, load=_module("deepseek.kernels.torch_ops")),
+        Backend("reference", "cpu", priority=0, load=_module("deepseek.kernels.reference")),
+    ]
+)
+
+
+def bind(device: str, backend: str = "auto") -> Ops:
+    """The ops for ``device``; see :meth:`Registry.bind`. ``Ops.bindings`` tells which backend each got, and why."""
+    bindings = REGISTRY.bind(device, backend)
+    by_backend: dict[str, list[str]] = {}
+    for binding in bindings.values():
+        by_backend.setdefault(f"{binding.backend} ({binding.reason})", []).append(binding.op)
+    summary = "; ".join(f"{', '.join(ops)}: {backend}" for backend, ops in by_backend.items())
+    logger.info("kernels on %s: %s", device, summary)
+    return Ops(bindings)

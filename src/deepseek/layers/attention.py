@@ -1,0 +1,70 @@
+"""Grouped-query attention over the paged cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deepseek.kernels.ops import Ops
+from deepseek.kernels.paging import PagedLayout
+from deepseek.layers.linear import Linear
+from deepseek.layers.norm import RMSNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """Heads, their width, the softmax scale, and how far back a query sees (None: everything)."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+
+
+class Attention:
+    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245); q, k and v are one matrix [q | k | v].
+
+    With ``query_norm`` and ``key_norm`` each head is normalised before it is rotated (Qwen3, Gemma 3).
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        shape: AttentionShape,
+        qkv: Linear,
+        output: Linear,
+        query_norm: RMSNorm | None = None,
+        key_norm: RMSNorm | None = None,
+    ) -> None:
+        self._ops = ops
+        self._shape = shape
+        self._qkv = qkv
+        self._output = output
+        self._query_norm = query_norm
+        self._key_norm = key_norm
+
+    def __call__(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        layout: PagedLayout,
+        key_cache: Tensor,
+        value_cache: Tensor | None,
+    ) -> Tensor:
+        """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the caches."""
+        assert value_cache is not None
+        ops, shape = self._ops, self._shape
+        rows, turned = x.shape[0], shape.heads + shape.kv_heads
+        qkv = self._qkv(x).view(rows, turned + shape.kv_heads, shape.head_dim)
+        cos, sin = rotation
+        if self._query_norm is not None and self._key_norm is not None:
+            query = ops.rotary(self._query_norm(qkv[:, : shape.heads]), cos, sin)
+            key = ops.rotary(self._key_norm(qkv[:, shape.heads : turned]), cos, sin)
+        else:
+            query_key = ops.rotary(qkv[:, :turned], cos, sin)
+            query, key = query_key[:, : shape.heads], query_key[:, shape.heads :]
+        ops.write_kv(key, qkv[:, turned:], key_cache, value_cache, layout.write_slots)
+        attended = ops.paged_attention(query, key_cache, value_cache, layout, shape.scale, shape.window)
+        return self._output(attended.view(rows, shape.heads * shape.head_dim))

@@ -1,0 +1,94 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) over a paged cache of latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepseek.kernels.ops import Ops
+from deepseek.kernels.paging import PagedLayout
+from deepseek.layers.linear import Linear
+from deepseek.layers.norm import RMSNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentShape:
+    """Heads and the widths of their parts; ``interleaved`` says how rotary pairs lie."""
+
+    heads: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    rank: int
+    scale: float
+    interleaved: bool
+
+
+class LatentAttention:
+    """Keys and values of all heads are linear in one latent per token; the cache holds [latent | rotated shared key].
+
+    Args:
+        query_down, query_norm: the low-rank query path's first half; None when queries are projected directly.
+        query: [heads * (nope + rope), hidden or query rank].
+        latent_down: [rank + rope, hidden].
+        latent_norm: norm of the latent.
+        key_up: [heads, nope, rank]; value_up: [heads, value_dim, rank].
+        output: [hidden, heads * value_dim].
+        mode: ``auto``, ``expanded`` or ``absorbed``; see :meth:`deepseek.kernels.ops.Ops.mla_attention`.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        shape: LatentShape,
+        *,
+        query_down: Linear | None,
+        query_norm: RMSNorm | None,
+        query: Linear,
+        latent_down: Linear,
+        latent_norm: RMSNorm,
+        key_up: Tensor,
+        value_up: Tensor,
+        output: Linear,
+        mode: str = "auto",
+    ) -> None:
+        self._ops = ops
+        self._shape = shape
+        self._query_down = query_down
+        self._query_norm = query_norm
+        self._query = query
+        self._latent_down = latent_down
+        self._latent_norm = latent_norm
+        self._key_up = key_up
+        self._value_up = value_up
+        self._output = output
+        self.mode = mode
+
+    def __call__(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        layout: PagedLayout,
+        key_cache: Tensor,
+        value_cache: Tensor | None,
+    ) -> Tensor:
+        """``x`` [T, hidden] -> [T, hidden]; writes the rows' latents to ``key_cache``."""
+        ops, shape = self._ops, self._shape
+        rows, (cos, sin) = x.shape[0], rotation
+        compressed = x
+        if self._query_down is not None and self._query_norm is not None:
+            compressed = self._query_norm(self._query_down(x))
+        query = self._query(compressed).view(rows, shape.heads, shape.nope_dim + shape.rope_dim)
+        query_nope = query[..., : shape.nope_dim]
+        query_rope = ops.rotary(query[..., shape.nope_dim :], cos, sin, shape.interleaved)
+        down = self._latent_down(x).unsqueeze(1)
+        latent = self._latent_norm(down[..., : shape.rank])
+        key_rope = ops.rotary(down[..., shape.rank :], cos, sin, shape.interleaved)
+        entry = torch.cat([latent, key_rope], dim=-1)
+        ops.write_kv(entry, None, key_cache, None, layout.write_slots)
+        attended = ops.mla_attention(
+            query_nope, query_rope, key_cache, self._key_up, self._value_up, layout, shape.scale, self.mode
+        )
+        return self._output(attended.reshape(rows, shape.heads * shape.value_dim))

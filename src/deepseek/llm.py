@@ -1,0 +1,275 @@
+"""The offline API: the same engine as the server's, in this process and without sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from deepseek.config import DEFAULT_MODEL, EngineConfig
+from deepseek.engine.events import (
+    EngineEvent,
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    ScoreEvent,
+    ScoreRequest,
+    TokenEvent,
+)
+from deepseek.errors import EngineError, InvalidRequestError
+from deepseek.runtime.output import OutputAssembler, TextDelta, TokenLogprob
+from deepseek.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from deepseek.engine.engine import Engine
+    from deepseek.tokenizer.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+@dataclass
+class Completion:
+    """One answer.
+
+    Attributes:
+        text: the answer, without the stop string or end token.
+        token_ids: its tokens, an end token included.
+        finish_reason: ``stop`` or ``length``.
+        cached_tokens: prompt tokens found in the prefix cache.
+        logprobs: one entry per token when asked for.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What became of one prompt.
+
+    Attributes:
+        prompt_tokens: length of the prompt.
+        choices: ``params.n`` answers.
+    """
+
+    prompt_tokens: int
+    choices: list[Completion]
+
+    @property
+    def text(self) -> str:
+        """The first answer."""
+        return self.choices[0].text
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-likelihood of a continuation after its context.
+
+    Attributes:
+        token_ids: the continuation's tokens.
+        logprobs: natural log-probability of each of them.
+        greedy: for each of them, whether it was the likeliest one.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    greedy: list[bool]
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+    @property
+    def is_greedy(self) -> bool:
+        return all(self.greedy)
+
+
+class LLM:
+    """A model in this process. For one thread at a time; many prompts go into one call, which batches them.
+
+    Args:
+        model: a local folder or ``.gguf`` file, a built-in name, or a Hugging Face repository id.
+        progress: called with (bytes loaded, bytes in all) while weights load.
+        **settings: any other field of :class:`deepseek.config.EngineConfig`.
+
+    Raises:
+        ConfigurationError, HubError, CheckpointError: the model cannot be loaded; the message says why.
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        from deepseek.engine.load import load_engine
+
+        self.config = EngineConfig(model=model, **settings)
+        loaded = load_engine(self.config, progress)
+        self.info: EngineInfo = loaded.info
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self._engine: Engine = loaded.engine
+        self._next_id = 0
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Generation]:
+        """Continue each prompt (text or token ids). Returns one :class:`Generation` per prompt, in order.
+
+        Raises:
+            InvalidRequestError: a prompt or an option that cannot be served. Nothing is generated then.
+            EngineError: the model failed on a prompt.
+        """
+        token_lists = [self._encode(prompt) for prompt in _as_prompts(prompts)]
+        params = params or SamplingParams()
+        generations = [Generation(len(tokens), [Completion() for _ in range(params.n)]) for tokens in token_lists]
+        by_request = self._submit(token_lists, params)
+        for request_id, delta in self._deltas(by_request, params):
+            prompt, choice = by_request[request_id]
+            _extend(generations[prompt].choices[choice], delta)
+        return generations
+
+    def chat(
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: SamplingParams | None = None
+    ) -> list[Generation]:
+        """Answer a conversation, or each of several: rendered by the model's chat template, then :meth:`generate`."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        return self.generate([self.tokenizer.encode_chat(c) for c in conversations], params)  # type: ignore[arg-type]
+
+    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[TextDelta]:
+        """Answer one conversation piece by piece. Closing the iterator cancels the rest."""
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise InvalidRequestError("a stream has one answer; n must be 1.", param="n")
+        by_request = self._submit([self.tokenizer.encode_chat(messages)], params)
+        for _, delta in self._deltas(by_request, params):
+            yield delta
+
+    def score(self, contexts: Sequence[Prompt], continuations: Sequence[Prompt]) -> list[Score]:
+        """Log-likelihood of each continuation after its context, all in one batch.
+
+        Context and continuation are tokenized separately, so that a continuation's tokens do not depend on its
+        context; an empty context counts as the model's begin token.
+
+        Raises:
+            InvalidRequestError: lists of unequal length, an empty continuation, or a text too long.
+        """
+        if len(contexts) != len(continuations):
+            raise InvalidRequestError(
+                f"score needs one continuation per context: {len(contexts)} and {len(continuations)}.",
+                param="continuations",
+            )
+        pairs = [self._encode_pair(*pair) for pair in zip(contexts, continuations, strict=True)]
+        requests = {}
+        for before, after in pairs:
+            requests[self._new_id()] = (before, after)
+        self._add([ScoreRequest(name, before + after, len(before)) for name, (before, after) in requests.items()])
+        scored: dict[str, Score] = {}
+        for event in self._events(set(requests)):
+            if isinstance(event, ScoreEvent):
+                after = requests[event.request_id][1]
+                scored[event.request_id] = Score(after, event.logprobs, event.greedy)
+            elif event.finish_reason == "error":
+                raise EngineError(event.error or "the engine failed")
+        return [scored[name] for name in requests]
+
+    def stats(self) -> EngineStats:
+        """Queue, pages and counters of the engine."""
+        return self._engine.stats()
+
+    def _submit(self, token_lists: Sequence[list[int]], params: SamplingParams) -> dict[str, tuple[int, int]]:
+        """Queue ``params.n`` requests per prompt; returns request id -> (prompt index, choice index)."""
+        by_request: dict[str, tuple[int, int]] = {}
+        requests = []
+        for index, tokens in enumerate(token_lists):
+            for choice in range(params.n):
+                seed = None if params.seed is None else params.seed + choice
+                name = self._new_id()
+                by_request[name] = (index, choice)
+                requests.append(GenerateRequest(name, tokens, msgspec.structs.replace(params, n=1, seed=seed)))
+        self._add(requests)
+        return by_request
+
+    def _add(self, requests: Sequence[GenerateRequest] | Sequence[ScoreRequest]) -> None:
+        """Queue all requests or, if one of them is refused, none."""
+        added = []
+        try:
+            for request in requests:
+                self._engine.add(request)
+                added.append(request.request_id)
+        except InvalidRequestError:
+            self._cancel(added)
+            raise
+
+    def _cancel(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._engine.cancel(name)
+
+    def _events(self, names: set[str]) -> Iterator[EngineEvent]:
+        """Step until all of ``names`` ended; leaving early cancels the rest."""
+        live = set(names)
+        try:
+            while live:
+                for event in self._engine.step():
+                    if event.request_id not in names:
+                        continue
+                    if isinstance(event, ScoreEvent) or event.finish_reason:
+                        live.discard(event.request_id)
+                    yield event
+        finally:
+            self._cancel(list(live))
+
+    def _deltas(self, by_request: Mapping[str, Any], params: SamplingParams) -> Iterator[tuple[str, TextDelta]]:
+        assemblers = {name: OutputAssembler(self.tokenizer, params) for name in by_request}
+        for event in self._events(set(by_request)):
+            assert isinstance(event, TokenEvent)
+            assembler = assemblers[event.request_id]
+            if assembler.stopped:
+                continue
+            if event.finish_reason == "error":
+                raise EngineError(event.error or "the engine failed")
+            delta = assembler.push(event)
+            if assembler.stopped and not event.finish_reason:
+                self._engine.cancel(event.request_id)
+            yield event.request_id, delta
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _encode_pair(self, context: Prompt, continuation: Prompt) -> tuple[list[int], list[int]]:
+        before = self._encode(context)
+        after = (
+            self.tokenizer.encode(continuation, add_special_tokens=False)
+            if isinstance(continuation, str)
+            else list(continuation)
+        )
+        if not after:
+            raise InvalidRequestError("a continuation to score is empty.", param="continuations")
+        if not before:
+            begin = self.tokenizer.bos_token_id
+            before = [min(self.tokenizer.eos_token_ids) if begin is None else begin]
+        return before, after
+
+    def _new_id(self) -> str:
+        self._next_id += 1
+        return str(self._next_id)
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _extend(answer: Completion, delta: TextDelta) -> None:
+    answer.text += delta.text
+    answer.token_ids += delta.token_ids
+    answer.cached_tokens += delta.cached_tokens
+    answer.logprobs += delta.logprobs or []
+    answer.finish_reason = delta.finish_reason or answer.finish_reason

@@ -1,0 +1,1 @@
+"""One file per model family, held to transformers by parity tests."""

@@ -1,0 +1,84 @@
+"""What the engine needs of a model, and what a model is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deepseek.kernels.paging import PagedLayout
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCacheSpec:
+    """The cache one layer keeps per token. ``value_dim`` 0: keys only (MLA's latent)."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def elements(self) -> int:
+        return self.heads * (self.key_dim + self.value_dim)
+
+
+class KVCache:
+    """One pair of tensors per layer, ``[num_pages * page_size, heads, dim]``. Memory is touched when first written."""
+
+    def __init__(
+        self, specs: Sequence[LayerCacheSpec], num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_pages = num_pages
+        self.page_size = page_size
+        slots = num_pages * page_size
+        self.keys: list[Tensor] = [
+            torch.empty(slots, spec.heads, spec.key_dim, dtype=dtype, device=device) for spec in specs
+        ]
+        self.values: list[Tensor | None] = [
+            torch.empty(slots, spec.heads, spec.value_dim, dtype=dtype, device=device) if spec.value_dim else None
+            for spec in specs
+        ]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's ragged batch: rows of all sequences one after another.
+
+    Attributes:
+        token_ids: int64 [T].
+        positions: int64 [T].
+        layout: where the rows' keys and values lie.
+        logits_rows: int64 [R], the rows whose next-token logits are wanted, or None for all of them.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    layout: PagedLayout
+    logits_rows: Tensor | None
+
+
+class Model(Protocol):
+    """A causal language model over a paged cache.
+
+    Attributes:
+        vocab_size: number of logits.
+        max_context: positions the model was made for.
+        cache_specs: per layer, what :class:`KVCache` must hold.
+        dtype: floating dtype of weights, activations and cache.
+        device: where the weights are.
+        weights_bytes: memory the weights take.
+    """
+
+    vocab_size: int
+    max_context: int
+    cache_specs: tuple[LayerCacheSpec, ...]
+    dtype: torch.dtype
+    device: torch.device
+    weights_bytes: int
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
+        ...

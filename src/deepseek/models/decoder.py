@@ -1,0 +1,119 @@
+"""The stack that all families share: embedding, pre-norm layers, final norm, head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deepseek.kernels.paging import PagedLayout
+from deepseek.layers.embedding import Embedding, Head
+from deepseek.layers.moe import FeedForward
+from deepseek.layers.norm import RMSNorm
+from deepseek.layers.rotary import Rotary
+from deepseek.models.base import Batch, KVCache, LayerCacheSpec
+
+
+class Mixer(Protocol):
+    """What stands in the attention place of a layer."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        layout: PagedLayout,
+        key_cache: Tensor,
+        value_cache: Tensor | None,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One pre-norm layer. Between layers travel (output not yet added, residual), so that each addition is fused
+    with the norm that follows it.
+
+    Attributes:
+        rotary: index of the model's rotation that this layer uses.
+        after_attention, after_feed_forward: norms of a sub-layer's output before it is added (Gemma 3), or None.
+    """
+
+    attention: Mixer
+    feed_forward: FeedForward
+    before_attention: RMSNorm
+    before_feed_forward: RMSNorm
+    rotary: int = 0
+    after_attention: RMSNorm | None = None
+    after_feed_forward: RMSNorm | None = None
+
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        rotation: tuple[Tensor, Tensor],
+        layout: PagedLayout,
+        key_cache: Tensor,
+        value_cache: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            normed, residual = self.before_attention(x), x
+        else:
+            normed, residual = self.before_attention.after_add(x, residual)
+        x = self.attention(normed, rotation, layout, key_cache, value_cache)
+        if self.after_attention is not None:
+            x = self.after_attention(x)
+        normed, residual = self.before_feed_forward.after_add(x, residual)
+        x = self.feed_forward(normed)
+        if self.after_feed_forward is not None:
+            x = self.after_feed_forward(x)
+        return x, residual
+
+
+class Decoder:
+    """A causal language model; satisfies :class:`deepseek.models.base.Model`.
+
+    Attributes:
+        architecture: the Hugging Face class name.
+        weights_bytes: memory of the weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        architecture: str,
+        embedding: Embedding,
+        layers: Sequence[DecoderLayer],
+        norm: RMSNorm,
+        head: Head,
+        rotaries: Sequence[Rotary],
+        cache_specs: Sequence[LayerCacheSpec],
+        max_context: int,
+        weights_bytes: int,
+    ) -> None:
+        self.architecture = architecture
+        self.vocab_size = head.weight.shape[0]
+        self.max_context = max_context
+        self.cache_specs = tuple(cache_specs)
+        self.dtype: torch.dtype = head.weight.dtype
+        self.device: torch.device = head.weight.device
+        self.weights_bytes = weights_bytes
+        self.layers = tuple(layers)
+        self._embedding = embedding
+        self._norm = norm
+        self._head = head
+        self._rotaries = tuple(rotaries)
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
+        rotations = [rotary(batch.positions) for rotary in self._rotaries]
+        x, residual = self._embedding(batch.token_ids), None
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, keys, values)
+        assert residual is not None
+        rows = batch.logits_rows
+        if rows is not None:
+            x, residual = x.index_select(0, rows), residual.index_select(0, rows)
+        normed, _ = self._norm.after_add(x, residual)
+        return self._head(normed)

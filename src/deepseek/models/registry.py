@@ -1,0 +1,89 @@
+"""From a checkpoint to a model: which family it is, and building it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deepseek.errors import CheckpointError, UnsupportedModelError
+from deepseek.hub.checkpoint import Checkpoint
+from deepseek.kernels.ops import Ops
+from deepseek.models.decoder import Decoder
+from deepseek.models.deepseek import build_deepseek, parse_deepseek_v2, parse_deepseek_v3
+from deepseek.models.gemma import build_gemma3, parse_gemma3
+from deepseek.models.llama import build_dense, parse_llama
+from deepseek.models.qwen import build_qwen3_moe, parse_qwen2, parse_qwen3, parse_qwen3_moe
+from deepseek.models.weights import LoadProgress, WeightSource
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture's config is read and its model built."""
+
+    parse: Callable[[Mapping[str, Any]], Any]
+    build: Callable[[Any, WeightSource, Ops], Decoder]
+
+
+FAMILIES: Mapping[str, Family] = {
+    "LlamaForCausalLM": Family(parse_llama, build_dense),
+    "Qwen2ForCausalLM": Family(parse_qwen2, build_dense),
+    "Qwen3ForCausalLM": Family(parse_qwen3, build_dense),
+    "Qwen3MoeForCausalLM": Family(parse_qwen3_moe, build_qwen3_moe),
+    "Gemma3ForCausalLM": Family(parse_gemma3, build_gemma3),
+    "DeepseekV2ForCausalLM": Family(parse_deepseek_v2, build_deepseek),
+    "DeepseekV3ForCausalLM": Family(parse_deepseek_v3, build_deepseek),
+}
+
+# For configs without ``architectures``.
+MODEL_TYPES: Mapping[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+}
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The architecture a config names. Raises UnsupportedModelError, naming it, when it is not implemented."""
+    names = config.get("architectures") or []
+    model_type = config.get("model_type")
+    if not names and isinstance(model_type, str) and model_type in MODEL_TYPES:
+        return MODEL_TYPES[model_type]
+    if not names and model_type is None:
+        raise CheckpointError("the checkpoint's config names neither 'architectures' nor 'model_type'.")
+    for name in names:
+        if name in FAMILIES:
+            return str(name)
+    unknown = ", ".join(map(str, names)) or str(model_type)
+    raise UnsupportedModelError(f"architecture {unknown} is not supported; there are: {', '.join(FAMILIES)}.")
+
+
+def parse_config(config: Mapping[str, Any]) -> Any:
+    """A family's frozen config. Raises UnsupportedModelError for an architecture or key that is not implemented, and
+    CheckpointError for a key that is missing or senseless."""
+    return FAMILIES[architecture_of(config)].parse(config)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    ops: Ops,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    progress: LoadProgress | None = None,
+) -> Decoder:
+    """Build the checkpoint's model with weights of ``dtype`` on ``device``. The checkpoint may be closed afterwards
+    only if its reader does not hand out mapped memory.
+
+    Raises UnsupportedModelError (architecture, config key) and CheckpointError (tensor missing, misshapen, unused or
+    not finite), naming what is at fault.
+    """
+    family = FAMILIES[architecture_of(checkpoint.config)]
+    config = family.parse(checkpoint.config)
+    return family.build(config, WeightSource(checkpoint, dtype, torch.device(device), progress), ops)

@@ -1,0 +1,1 @@
+"""The process boundary: messages, the engine process, its client and its supervisor."""

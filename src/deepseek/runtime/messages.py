@@ -1,0 +1,53 @@
+"""What crosses the process boundary: msgpack of tagged structs, over one local ZeroMQ socket pair."""
+
+from __future__ import annotations
+
+import msgspec
+
+from deepseek.engine.events import EngineInfo, EngineStats, GenerateRequest, ScoreEvent, ScoreRequest, TokenEvent
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop a request: its pages are free at the next step. Unknown ids are ignored (it may just have ended)."""
+
+    request_id: str
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Asks for a :class:`Pong`; answered between two engine steps, so a frozen engine does not answer."""
+
+    nonce: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the engine process; requests still running get a terminal event first."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """First message of an engine process that has loaded its model."""
+
+    info: EngineInfo
+    pid: int
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag="start_failed"):
+    """Last message of an engine process that could not load. ``permanent``: starting again would fail the same way."""
+
+    message: str
+    permanent: bool
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    nonce: int
+    stats: EngineStats
+
+
+class Events(msgspec.Struct, frozen=True, tag="events"):
+    """The events of one engine step."""
+
+    events: list[TokenEvent | ScoreEvent]
+    stats: EngineStats
+
+
+ToEngine = GenerateRequest | ScoreRequest | Cancel | Ping | Shutdown
+FromEngine = Ready | StartFailed | Pong | Events

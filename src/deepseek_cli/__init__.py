@@ -1,0 +1,1 @@
+"""The `deepseek` command, one file per subcommand."""

@@ -1,0 +1,110 @@
+"""A scripted model: the scheduler, the pages and the sampler are tested without weights.
+
+The fake reads the tokens it continues from the cache itself, so a wrong page table, slot or context length shows as a
+wrong token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from deepseek.engine.engine import Engine
+from deepseek.engine.events import EngineEvent, GenerateRequest, TokenEvent
+from deepseek.models.base import Batch, KVCache, LayerCacheSpec
+from deepseek.sampling import SamplingParams
+
+Script = Callable[[Sequence[int]], Tensor]
+
+
+def counting(vocab_size: int) -> Script:
+    """Continues 5 with 6, 6 with 7, ..."""
+
+    def script(context: Sequence[int]) -> Tensor:
+        logits = torch.zeros(vocab_size)
+        logits[(context[-1] + 1) % vocab_size] = 10.0
+        return logits
+
+    return script
+
+
+def hashing(vocab_size: int) -> Script:
+    """Logits that depend on every token of the context."""
+
+    def script(context: Sequence[int]) -> Tensor:
+        seed = 0
+        for token in context:
+            seed = (seed * 31 + token + 1) % (2**31)
+        return torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed))
+
+    return script
+
+
+class FakeModel:
+    """Stores each token's id as its key, and gives the script the context it finds in the cache."""
+
+    def __init__(self, script: Script, *, vocab_size: int = 64, max_context: int = 4096) -> None:
+        self.script = script
+        self.vocab_size = vocab_size
+        self.max_context = max_context
+        self.cache_specs = (LayerCacheSpec(heads=1, key_dim=1, value_dim=0),)
+        self.dtype = torch.float32
+        self.device = torch.device("cpu")
+        self.weights_bytes = 0
+        self.batch_sizes: list[int] = []
+        self.rows_computed = 0
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        layout = batch.layout
+        keys = cache.keys[0][:, 0, 0]
+        keys[layout.write_slots] = batch.token_ids.to(keys.dtype)
+        self.batch_sizes.append(layout.num_sequences)
+        self.rows_computed += len(batch.token_ids)
+        rows: list[Tensor] = []
+        for i, slots in enumerate(layout.context_slots):
+            context = [int(token) for token in keys[slots].tolist()]
+            queries = layout.query_starts[i + 1] - layout.query_starts[i]
+            start = len(context) - queries
+            expected = batch.positions[layout.query_starts[i] : layout.query_starts[i + 1]].tolist()
+            assert expected == list(range(start, len(context)))
+            rows += [self.script(context[: start + j + 1]) for j in range(queries)]
+        logits = torch.stack(rows)
+        return logits if batch.logits_rows is None else logits[batch.logits_rows]
+
+
+def make_engine(model: FakeModel, **settings: object) -> Engine:
+    options: dict[str, object] = {
+        "num_pages": 64,
+        "page_size": 4,
+        "max_context": 128,
+        "max_running": 8,
+        "max_batch_tokens": 16,
+        "end_ids": frozenset(),
+        "seed": 0,
+    }
+    return Engine(model, **(options | settings))  # type: ignore[arg-type]
+
+
+def greedy(request_id: str, prompt: Sequence[int], max_tokens: int = 8, **options: object) -> GenerateRequest:
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, **options)  # type: ignore[arg-type]
+    return GenerateRequest(request_id, list(prompt), params)
+
+
+def run(engine: Engine, max_steps: int = 2000) -> list[EngineEvent]:
+    """Step until nothing is left to do."""
+    events: list[EngineEvent] = []
+    for _ in range(max_steps):
+        if not engine.has_work:
+            return events
+        events += engine.step()
+    raise AssertionError(f"the engine still has work after {max_steps} steps")
+
+
+def tokens_of(events: Sequence[EngineEvent], request_id: str) -> list[int]:
+    return [
+        e.token_id
+        for e in events
+        if isinstance(e, TokenEvent) and e.request_id == request_id and e.token_id is not None
+    ]

@@ -1,0 +1,68 @@
+"""Runs a model without the engine: pages, layouts and batches by hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deepseek.kernels.paging import PagedLayout
+from deepseek.models.base import Batch, KVCache, Model
+
+
+class Driver:
+    """A cache and the sequences in it. ``shuffle`` hands pages out in random order, so that contexts are scattered."""
+
+    def __init__(self, model: Model, *, page_size: int = 4, num_pages: int = 256, shuffle: bool = False) -> None:
+        self.model = model
+        self.page_size = page_size
+        self.cache = KVCache(model.cache_specs, num_pages, page_size, model.dtype, model.device)
+        for tensor in (*self.cache.keys, *self.cache.values):
+            if tensor is not None:
+                tensor.fill_(float("nan"))  # whoever reads what was not written shows
+        self._free = list(range(num_pages))
+        if shuffle:
+            random.Random(0).shuffle(self._free)
+        self._pages: dict[int, list[int]] = {}
+        self._lengths: dict[int, int] = {}
+
+    def step(self, chunks: Sequence[tuple[int, Sequence[int]]], *, last_only: bool = False) -> list[Tensor]:
+        """Append tokens to sequences, in one forward; returns per chunk the logits of its rows (or its last row)."""
+        starts, tokens, positions, slots = [0], [], [], []
+        for sequence, chunk in chunks:
+            pages, length = self._pages.setdefault(sequence, []), self._lengths.get(sequence, 0)
+            for position in range(length, length + len(chunk)):
+                if position // self.page_size == len(pages):
+                    pages.append(self._free.pop(0))
+                slots.append(pages[position // self.page_size] * self.page_size + position % self.page_size)
+                positions.append(position)
+            tokens.extend(chunk)
+            starts.append(len(tokens))
+            self._lengths[sequence] = length + len(chunk)
+        layout = PagedLayout(
+            page_size=self.page_size,
+            query_starts=tuple(starts),
+            context_lens=tuple(self._lengths[sequence] for sequence, _ in chunks),
+            pages=tuple(tuple(self._pages[sequence]) for sequence, _ in chunks),
+            write_slots=torch.tensor(slots),
+        )
+        rows = torch.tensor(starts[1:]) - 1 if last_only else None
+        with torch.inference_mode():
+            logits = self.model.forward(Batch(torch.tensor(tokens), torch.tensor(positions), layout, rows), self.cache)
+        if last_only:
+            return list(logits.split(1))
+        return list(logits.split([len(chunk) for _, chunk in chunks]))
+
+    def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        """``count`` greedy tokens after each prompt; the prompts run together."""
+        chunks = [(index, list(prompt)) for index, prompt in enumerate(prompts)]
+        answers: list[list[int]] = [[] for _ in prompts]
+        for _ in range(count):
+            logits = self.step(chunks, last_only=True)
+            picked = [int(row.argmax()) for row in logits]
+            for answer, token in zip(answers, picked, strict=True):
+                answer.append(token)
+            chunks = [(index, [token]) for index, token in enumerate(picked)]
+        return answers

@@ -1,0 +1,224 @@
+"""A scripted engine and a byte tokenizer: the process boundary and the server are tested without torch and weights.
+
+A token is a byte; 256 ends an answer, 257 begins a prompt. The prompt's text steers the engine:
+
+``[long]``    an answer that goes on until ``max_tokens``; otherwise it is :data:`ANSWER`
+``[slow]``    every step takes 20 ms
+``[hang]``    steps never return
+``[die]``     the process ends by SIGKILL after three tokens
+``[raise]``   an exception escapes from the step after three tokens
+``[nan]``     the request, and only it, fails after three tokens
+``[seed]``    the answer is the request's seed
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepseek.config import EngineConfig
+from deepseek.engine.events import (
+    EngineEvent,
+    EngineInfo,
+    EngineRequest,
+    EngineStats,
+    GenerateRequest,
+    ScoreEvent,
+    ScoreRequest,
+    TokenEvent,
+    TokenLogprobs,
+)
+from deepseek.errors import ChatTemplateError, CheckpointError, InvalidRequestError
+
+ANSWER = "Hello, 世界! Quantum 👋 done."
+EOS = 256
+BOS = 257
+VOCAB = 260
+MAX_CONTEXT = 2048
+
+
+@dataclass
+class Live:
+    request: GenerateRequest
+    text: str
+    answer: bytes
+    max_tokens: int
+    done: int = 0
+    cached: int = 0
+
+
+class FakeEngine:
+    """Gives every live request its next byte in each step."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Live] = {}
+        self._events: list[EngineEvent] = []
+        self._seen: set[tuple[str, tuple[int, ...]]] = set()
+        self.counts = dict.fromkeys(EngineStats.__struct_fields__, 0) | {"pages_total": 100, "pages_free": 100}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live or self._events)
+
+    def add(self, request: EngineRequest) -> None:
+        if isinstance(request, ScoreRequest):
+            scored = request.tokens[request.start :]
+            self._events.append(ScoreEvent(request.request_id, [-0.5] * len(scored), [True] * len(scored)))
+            return
+        if any(not 0 <= token < VOCAB for token in request.prompt):
+            raise InvalidRequestError("token id out of range", param="prompt")
+        text = bytes(t for t in request.prompt if t < 256).decode("utf-8", "replace")
+        answer = str(request.params.seed) if "[seed]" in text else ANSWER
+        key = (request.cache_salt, tuple(request.prompt))
+        cached = len(request.prompt) // 64 * 64 if key in self._seen else 0
+        self._seen.add(key)
+        room = MAX_CONTEXT - len(request.prompt)
+        limit = min(request.params.max_tokens or room, room)
+        self._live[request.request_id] = Live(request, text, answer.encode(), limit, cached=cached)
+        self.counts["prompt_tokens"] += len(request.prompt)
+        self.counts["cached_prompt_tokens"] += cached
+
+    def cancel(self, request_id: str) -> None:
+        if self._live.pop(request_id, None) is not None:
+            self.counts["cancelled"] += 1
+            self._events.append(TokenEvent(request_id, finish_reason="cancelled"))
+
+    def step(self) -> list[EngineEvent]:
+        events, self._events = self._events, []
+        texts = [live.text for live in self._live.values()]
+        if any("[hang]" in text for text in texts):
+            time.sleep(10_000)
+        if any("[slow]" in text for text in texts):
+            time.sleep(0.02)
+        for request_id, live in list(self._live.items()):
+            events.append(self._next(request_id, live))
+        self.counts["steps"] += 1
+        return events
+
+    def _next(self, request_id: str, live: Live) -> TokenEvent:
+        if live.done == 3:
+            if "[die]" in live.text:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "[raise]" in live.text:
+                raise RuntimeError("scripted failure")
+            if "[nan]" in live.text:
+                del self._live[request_id]
+                self.counts["failed"] += 1
+                return TokenEvent(request_id, finish_reason="error", error="the logits were not finite")
+        params = live.request.params
+        endless = "[long]" in live.text or params.ignore_eos
+        end = live.done >= len(live.answer) and not endless
+        token = EOS if end else live.answer[live.done % len(live.answer)]
+        live.done += 1
+        stop = token == EOS or token in params.stop_token_ids
+        reason = "stop" if stop else "length" if live.done >= live.max_tokens else None
+        if reason is not None:
+            del self._live[request_id]
+            self.counts["finished"] += 1
+        self.counts["generated_tokens"] += 1
+        logprobs = None
+        if params.logprobs is not None:
+            logprobs = TokenLogprobs(-0.25, [(token, -0.25), (ord("z"), -2.0), (0xE4, -3.0)][: params.logprobs])
+        return TokenEvent(request_id, token, stop, logprobs, live.cached if live.done == 1 else 0, reason)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(**self.counts | {"running": len(self._live)})
+
+
+@dataclass(frozen=True)
+class Loaded:
+    engine: FakeEngine
+    info: EngineInfo
+
+
+def load(config: EngineConfig) -> Loaded:
+    """The engine factory. ``DEEPSEEK_FAKE_LOAD`` in the environment scripts the loading."""
+    script = os.environ.get("DEEPSEEK_FAKE_LOAD", "")
+    if script == "broken":
+        raise CheckpointError("model.gguf is truncated: delete it and pull it again.")
+    if script == "crash":
+        os._exit(3)
+    if script.startswith("sleep"):
+        time.sleep(float(script.removeprefix("sleep")))
+    info = EngineInfo(
+        model="tiny-fake-1b",
+        architecture="FakeForCausalLM",
+        vocab_size=VOCAB,
+        max_context=MAX_CONTEXT,
+        dtype="float32",
+        kv_cache_bytes=2**20,
+        kv_cache_tokens=8192,
+        weights_bytes=2**20,
+        load_seconds=0.1,
+        backends={},
+    )
+    return Loaded(FakeEngine(), info)
+
+
+@dataclass
+class FakeDetokenizer:
+    _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._decoder.getstate()[0])
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(bytes([token_id])) if token_id < 256 else ""
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class FakeTokenizer:
+    """Bytes, with the interface of ``deepseek.tokenizer.tokenizer.Tokenizer``."""
+
+    vocab_size = VOCAB
+    bos_token_id: int | None = BOS
+    eos_token_ids = frozenset({EOS})
+    has_chat_template = True
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
+        return [BOS] * add_special_tokens + list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b""
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Any = None,
+    ) -> str:
+        if any("[template]" in m["content"] for m in messages):
+            raise ChatTemplateError("the template refuses this conversation")
+        text = "".join(f"<{m['role']}>{m['content']}</>" for m in messages)
+        if continue_final_message:
+            return text.removesuffix("</>")
+        return text + "<assistant>" * add_generation_prompt
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Any = None,
+    ) -> list[int]:
+        text = self.render_chat(
+            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+        )
+        return self.encode(text, add_special_tokens=False)
+
+    def stream(self) -> FakeDetokenizer:
+        return FakeDetokenizer()
