@@ -40,9 +40,8 @@ def main() -> None:
     result = summarize(options.model, rounds)
     for name, row in result["ratios"].items():
         target = f"  (target {TARGETS[name]:g}x)" if name in TARGETS else ""
-        print(
-            f"{name:22} ours {row['ours']:>14,.1f}  transformers {row['transformers']:>14,.1f}  {row['ratio']:.2f}x{target}"
-        )
+        pair = f"ours {row['ours']:>14,.1f}  transformers {row['transformers']:>14,.1f}"
+        print(f"{name:22} {pair}  {row['ratio']:.2f}x{target}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

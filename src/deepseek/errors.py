@@ -61,6 +61,8 @@ class ModelNotFoundError(HubError):
             message += f": {detail}"
         if self.suggestions:
             message += ". Did you mean " + " or ".join(repr(s) for s in self.suggestions) + "?"
+        else:
+            message += "."
         super().__init__(message + " `deepseek models` lists the built-in names.")
 
 

@@ -20,7 +20,7 @@ from deepseek.engine.events import (
     TokenEvent,
 )
 from deepseek.errors import EngineError, InvalidRequestError
-from deepseek.runtime.output import OutputAssembler, TextDelta, TokenLogprob
+from deepseek.runtime.output import LogprobEntry, OutputAssembler, TextDelta
 from deepseek.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Completion:
 
     Attributes:
         text: the answer, without the stop string or end token.
-        token_ids: its tokens, an end token included.
+        token_ids: the tokens of the text, without the end token.
         finish_reason: ``stop`` or ``length``.
         cached_tokens: prompt tokens found in the prefix cache.
         logprobs: one entry per token when asked for.
@@ -47,7 +47,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: list[LogprobEntry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,14 @@ class LLM:
         params = params or SamplingParams()
         generations = [Generation(len(tokens), [Completion() for _ in range(params.n)]) for tokens in token_lists]
         by_request = self._submit(token_lists, params)
-        for request_id, delta in self._deltas(by_request, params):
-            prompt, choice = by_request[request_id]
-            _extend(generations[prompt].choices[choice], delta)
+        for event, delta in self._deltas(by_request, params):
+            prompt, choice = by_request[event.request_id]
+            answer = generations[prompt].choices[choice]
+            answer.text += delta.text
+            answer.token_ids += delta.token_ids
+            answer.logprobs += delta.logprobs
+            answer.cached_tokens += event.cached_tokens
+            answer.finish_reason = delta.finish_reason or answer.finish_reason
         return generations
 
     def chat(
@@ -225,19 +230,16 @@ class LLM:
         finally:
             self._cancel(list(live))
 
-    def _deltas(self, by_request: Mapping[str, Any], params: SamplingParams) -> Iterator[tuple[str, TextDelta]]:
+    def _deltas(self, by_request: Mapping[str, Any], params: SamplingParams) -> Iterator[tuple[TokenEvent, TextDelta]]:
         assemblers = {name: OutputAssembler(self.tokenizer, params) for name in by_request}
         for event in self._events(set(by_request)):
             assert isinstance(event, TokenEvent)
-            assembler = assemblers[event.request_id]
-            if assembler.stopped:
-                continue
             if event.finish_reason == "error":
                 raise EngineError(event.error or "the engine failed")
-            delta = assembler.push(event)
-            if assembler.stopped and not event.finish_reason:
+            delta = assemblers[event.request_id].push(event)
+            if delta.stop_string is not None:
                 self._engine.cancel(event.request_id)
-            yield event.request_id, delta
+            yield event, delta
 
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -265,11 +267,3 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
-
-
-def _extend(answer: Completion, delta: TextDelta) -> None:
-    answer.text += delta.text
-    answer.token_ids += delta.token_ids
-    answer.cached_tokens += delta.cached_tokens
-    answer.logprobs += delta.logprobs or []
-    answer.finish_reason = delta.finish_reason or answer.finish_reason

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -24,21 +24,25 @@ COMMANDS = {
 class LazyGroup(TyperGroup):
     """Knows the names of all commands; imports ``deepseek_cli.<name>`` for the one that runs."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        if _only_listing():
-            return click.Command(cmd_name, short_help=COMMANDS[cmd_name])
-        found = getattr(importlib.import_module(f"deepseek_cli.{cmd_name}"), cmd_name)
+        found: Any = _placeholder
+        if not _only_listing():
+            found = getattr(importlib.import_module(f"deepseek_cli.{cmd_name}"), cmd_name)
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False)
-            found.command(help=function.__doc__, context_settings=HELP)(function)
+            found.command(short_help=COMMANDS[cmd_name], help=function.__doc__, context_settings=HELP)(function)
         command = typer.main.get_command(found)
         command.name = cmd_name
         return command
+
+
+def _placeholder() -> None:
+    """Stands for a command while only the list of commands is shown."""
 
 
 def _only_listing() -> bool:

@@ -28,8 +28,15 @@ class Driver:
         self._pages: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
 
-    def step(self, chunks: Sequence[tuple[int, Sequence[int]]], *, last_only: bool = False) -> list[Tensor]:
-        """Append tokens to sequences, in one forward; returns per chunk the logits of its rows (or its last row)."""
+    def step(
+        self,
+        chunks: Sequence[tuple[int, Sequence[int]]],
+        *,
+        last_only: bool = False,
+        rows: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Append tokens to sequences, in one forward; returns per chunk the logits of its rows (or its last row), or
+        of the given ``rows`` of the batch as one tensor."""
         starts, tokens, positions, slots = [0], [], [], []
         for sequence, chunk in chunks:
             pages, length = self._pages.setdefault(sequence, []), self._lengths.get(sequence, 0)
@@ -48,9 +55,13 @@ class Driver:
             pages=tuple(tuple(self._pages[sequence]) for sequence, _ in chunks),
             write_slots=torch.tensor(slots),
         )
-        rows = torch.tensor(starts[1:]) - 1 if last_only else None
+        wanted = [end - 1 for end in starts[1:]] if last_only else rows
+        selected = None if wanted is None else torch.tensor(wanted, dtype=torch.int64)
         with torch.inference_mode():
-            logits = self.model.forward(Batch(torch.tensor(tokens), torch.tensor(positions), layout, rows), self.cache)
+            batch = Batch(torch.tensor(tokens), torch.tensor(positions), layout, selected)
+            logits = self.model.forward(batch, self.cache)
+        if rows is not None:
+            return [logits]
         if last_only:
             return list(logits.split(1))
         return list(logits.split([len(chunk) for _, chunk in chunks]))

@@ -80,6 +80,18 @@ def test_logits_of_chosen_rows(name: str) -> None:
         assert_close(last_row, all_rows[-1:])
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek-v3"])
+def test_no_logits_wanted(name: str) -> None:
+    """A chunk in the middle of a prompt asks for none."""
+    _, ours = pair(name)
+    driver = Driver(ours, page_size=PAGE)
+    prompt = tokens(9, 4)
+    assert driver.step([(0, prompt[:6])], rows=[])[0].shape == (0, tiny.VOCAB)
+    [rest] = driver.step([(0, prompt[6:])])
+    [whole] = Driver(ours, page_size=PAGE).step([(0, prompt)])
+    assert_close(rest, whole[6:])
+
+
 @pytest.mark.parametrize("name", tiny.CASES)
 def test_greedy_tokens(name: str) -> None:
     """64 tokens, two sequences decoding together over shuffled pages, equal transformers' generate for each."""

@@ -220,5 +220,5 @@ class FakeTokenizer:
         )
         return self.encode(text, add_special_tokens=False)
 
-    def stream(self) -> FakeDetokenizer:
+    def stream(self, *, skip_special_tokens: bool = True, continues_text: bool = False) -> FakeDetokenizer:
         return FakeDetokenizer()

@@ -29,15 +29,7 @@ def fetch_repository(repository: str, choice: str, *, offline: bool, show: bool)
 
     Raises ModelNotFoundError, DownloadError (gated, no network, not in the cache), DiskSpaceError, CheckpointError.
     """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import HfApi, constants, errors
 
     if offline or constants.HF_HUB_OFFLINE:
         return _cached(repository, choice, "the network is switched off")
@@ -45,40 +37,39 @@ def fetch_repository(repository: str, choice: str, *, offline: bool, show: bool)
         return _download(HfApi(), repository, choice, show)
     except DeepSeekError:
         raise
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise DownloadError(
-            f"{repository} is gated: accept its terms at {constants.ENDPOINT}/{repository}, then set HF_TOKEN to a token "
-            "of that account (or run `hf auth login`)."
+            f"{repository} is gated: accept its terms at {constants.ENDPOINT}/{repository}, then set HF_TOKEN to a "
+            "token of that account (or run `hf auth login`)."
         ) from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         detail = f"{constants.ENDPOINT} has no such repository, or it is private and HF_TOKEN is not set"
         raise ModelNotFoundError(repository, detail=detail) from error
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise ModelNotFoundError(repository, detail=str(error)) from error
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         raise DownloadError(f"{constants.ENDPOINT} refused {repository}: {_short(error)}.") from error
-    except (HTTPError, OSError, OfflineModeIsEnabled) as error:
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # the HTTP client's base class
         return _cached(repository, choice, f"{constants.ENDPOINT} cannot be reached ({_short(error)})")
 
 
 def _download(api: HfApi, repository: str, choice: str, show: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub import constants, snapshot_download, utils
 
     info = api.model_info(repository, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     wanted, gguf = select_files(repository, sizes, choice)
     _check_space(repository, Path(constants.HF_HUB_CACHE), wanted, sizes)
-    silence = not show and not are_progress_bars_disabled()
+    silence = not show and not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
     if silence:
-        disable_progress_bars()
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
     try:
         # The names are matched as patterns: brackets would mean something else.
         patterns = [re.sub(r"([\[*?])", r"[\1]", name) for name in wanted]
-        folder = Path(snapshot_download(repository, revision=info.sha, allow_patterns=patterns))
+        folder = Path(snapshot_download(repository, allow_patterns=patterns))
     finally:
         if silence:
-            enable_progress_bars()
+            utils.enable_progress_bars()  # type: ignore[attr-defined]
     return folder / gguf if gguf else folder
 
 
@@ -119,9 +110,13 @@ def _cached(repository: str, choice: str, why: str) -> Path:
     except HFValidationError as error:
         raise ModelNotFoundError(repository, detail=str(error)) from error
     except LocalEntryNotFoundError as error:
-        raise DownloadError(
-            f"{repository} is not in the cache, and {why}. Try again with a network, or give a local path."
-        ) from error
+        # It also says so when files are missing that were never wanted (README, .bin): that is judged below.
+        incomplete = getattr(error, "snapshot_path", None)
+        if incomplete is None:
+            raise DownloadError(
+                f"{repository} is not in the cache, and {why}. Try again with a network, or give a local path."
+            ) from error
+        folder = Path(incomplete)
     names = {str(path.relative_to(folder)): 0 for path in folder.rglob("*") if path.is_file()}
     try:
         _, gguf = select_files(repository, names, choice)
@@ -152,8 +147,8 @@ def _check_space(repository: str, cache: Path, wanted: list[str], sizes: Mapping
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise DiskSpaceError(
-            f"{repository} needs {needed / 1e6:,.0f} MB of free disk space in {cache}, but only {free / 1e6:,.0f} MB are "
-            "free; free some, or move the cache: set HF_HUB_CACHE to a folder on another disk."
+            f"{repository} needs {needed / 1e6:,.0f} MB of free disk space in {cache}, but only {free / 1e6:,.0f} MB "
+            "are free; free some, or move the cache: set HF_HUB_CACHE to a folder on another disk."
         )
 
 

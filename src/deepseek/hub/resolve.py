@@ -46,10 +46,14 @@ def resolve(name: str, *, offline: bool = False, progress: Progress | None = Non
     """
     if not name.strip() or "\0" in name:
         raise ModelNotFoundError(name, detail="the name is empty or not a name")
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # too long, no permission, ~nobody
+        raise ModelNotFoundError(name[:200], detail=str(error)[:200]) from error
     looks_local = name.startswith((".", "/", "~")) or (name.lower().endswith(".gguf") and ":" not in name)
     known = registry.find(name)
-    if looks_local or (known is None and path.exists()):
+    if looks_local or (known is None and exists):
         return _local(name, path)
     if known is not None:
         return ModelFiles(known.name, _known(known, offline, progress or Silent()))

@@ -67,4 +67,4 @@ class Attention:
             query, key = query_key[:, : shape.heads], query_key[:, shape.heads :]
         ops.write_kv(key, qkv[:, turned:], key_cache, value_cache, layout.write_slots)
         attended = ops.paged_attention(query, key_cache, value_cache, layout, shape.scale, shape.window)
-        return self._output(attended.view(rows, shape.heads * shape.head_dim))
+        return self._output(attended.reshape(rows, shape.heads * shape.head_dim))

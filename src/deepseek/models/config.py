@@ -110,7 +110,7 @@ class ConfigReader:
     def finish(self) -> None:
         """Refuse what was neither read nor known to be harmless."""
         for key, value in self._values.items():
-            if key in self._read or key in HARMLESS:
+            if value is None or key in self._read or key in HARMLESS:
                 continue
             if key not in REFUSED:
                 raise self.unsupported(key, value, "unknown key, which may change the computation")
@@ -158,7 +158,7 @@ def read_rope(reader: ConfigReader, dim: int, context: int, default_theta: float
     factors = reader.raw("rope_factors", None)
     if factors is not None:
         if scaling or len(factors) != dim // 2 or not all(factor > 0 for factor in factors):
-            raise CheckpointError(f"config key 'rope_factors' must be {dim // 2} positive numbers, without rope_scaling.")
+            raise CheckpointError(f"config 'rope_factors' must be {dim // 2} positive numbers, without rope_scaling.")
         return RopeConfig(dim=dim, theta=theta, kind="factors", factors=tuple(factors))
     key = "rope_scaling" if scaling else "rope_parameters"
     values = scaling or reader.raw("rope_parameters", {})

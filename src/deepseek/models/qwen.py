@@ -75,7 +75,8 @@ def parse_qwen3_moe(config: Mapping[str, Any]) -> QwenMoeConfig:
 def _windows(reader: ConfigReader) -> tuple[int | None, ...]:
     """Layers from ``max_window_layers`` on slide, if ``use_sliding_window`` says so."""
     layers, slides = reader.integer("num_hidden_layers"), reader.flag("use_sliding_window", False)
-    window = reader.raw("sliding_window", None) if slides else None
+    window = reader.raw("sliding_window", None)
+    window = reader.integer("sliding_window") if slides and window is not None else None
     first = reader.integer("max_window_layers", 28, minimum=0)
     default = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in range(layers)]
     return reader.layer_windows(layers, window, default)

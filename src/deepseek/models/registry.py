@@ -78,8 +78,8 @@ def load_model(
     device: torch.device | str,
     progress: LoadProgress | None = None,
 ) -> Decoder:
-    """Build the checkpoint's model with weights of ``dtype`` on ``device``. The checkpoint may be closed afterwards
-    only if its reader does not hand out mapped memory.
+    """Build the checkpoint's model with weights of ``dtype`` on ``device``. ``progress`` hears (tensors read, all
+    tensors).
 
     Raises UnsupportedModelError (architecture, config key) and CheckpointError (tensor missing, misshapen, unused or
     not finite), naming what is at fault.

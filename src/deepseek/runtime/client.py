@@ -202,8 +202,8 @@ class EngineClient:
             raise InvalidRequestError(f"a request with the id {request.request_id!r} is already running")
         process = self._supervisor.process
         assert process is not None
+        process.send(request)  # raises before anything is registered if the request cannot be encoded
         stream = self._streams[request.request_id] = _Stream()
-        process.send(request)
         return stream
 
     def _close(self, request_id: str, stream: _Stream) -> None:

@@ -163,6 +163,10 @@ class EngineProcess:
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
         return f"the engine process was ended by {name}{hint}"
 
+    def hide_address(self) -> None:
+        """Remove the socket's name once both ends are connected: nobody else can, and nothing is left behind."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
@@ -172,7 +176,7 @@ class EngineProcess:
         if self._process.returncode is None:
             self.kill()
         self._context.destroy(linger=0)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.hide_address()
         await self._process.wait()
 
 
@@ -223,8 +227,9 @@ class Supervisor:
     async def stop(self) -> None:
         """End the engine process, by itself if it does so in time."""
         process = self.process
+        listens = self.state == "ready"  # one that still loads does not, and has nothing to lose
         self._set_state("stopped")
-        if process is not None:
+        if process is not None and listens:
             process.send(Shutdown())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._options.stop_timeout):
@@ -263,7 +268,8 @@ class Supervisor:
                 delay = policy.after_end(served=self._served, ready_seconds=ready_seconds)
                 self.failure = reason
                 if permanent or delay is None:
-                    logger.error("no further start of the engine: %s", reason)
+                    level = logging.DEBUG if self.info is None else logging.ERROR  # a first start fails to its caller
+                    logger.log(level, "no further start of the engine: %s", reason)
                     self._set_state("failed")
                     self._on_down(reason)
                     return
@@ -297,7 +303,7 @@ class Supervisor:
                 return reader.result()
             return (watch if watch.done() else ended).result(), False
         finally:
-            self.process = None
+            self.process = self.stats = None
             for task in (reader, ended, watch):
                 task.cancel()
             await asyncio.gather(reader, ended, watch, return_exceptions=True)
@@ -317,6 +323,7 @@ class Supervisor:
             elif isinstance(message, Pong):
                 self._note_progress(message.stats)
             elif isinstance(message, Ready):
+                process.hide_address()
                 self.info, self._ready_at, self._quiet, self.failure = message.info, time.monotonic(), 0.0, None
                 self._set_state("ready")
             elif isinstance(message, StartFailed):

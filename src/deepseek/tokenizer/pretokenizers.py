@@ -1,7 +1,8 @@
-"""How text is cut into words before byte-level BPE, by the names that GGUF files use.
+r"""How text is cut into words before byte-level BPE, by the names that GGUF files use.
 
 The expressions are those the models were trained with (their ``tokenizer.json``), in the adaptation that llama.cpp
-uses; tests compare the resulting ids with llama.cpp's.
+uses; tests compare the resulting ids with llama.cpp's. One difference is known, and wanted: in the DeepSeek ones
+llama.cpp's ``\s`` before U+2028 or U+3000 is not Unicode's, which ``tokenizer.json`` means.
 """
 
 from __future__ import annotations

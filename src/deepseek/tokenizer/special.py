@@ -79,7 +79,7 @@ class SpecialTokens:
         """
         if self._first is None or self._first.search(text) is None:
             return text
-        pieces = []
+        pieces: list[str] = []
         start = 0
         for match in self._first.finditer(text):
             position = match.start()

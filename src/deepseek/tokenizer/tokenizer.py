@@ -173,9 +173,7 @@ class Tokenizer:
         text, marker = self._render(
             messages, add_generation_prompt, continue_final_message, tools, template_kwargs or {}
         )
-        pieces = (
-            piece if isinstance(piece, int) else piece.replace(marker, "") for piece in self._special.split(text)
-        )
+        pieces = (piece if isinstance(piece, int) else piece.replace(marker, "") for piece in self._special.split(text))
         return self._encode_pieces(piece for piece in pieces if piece != "")
 
     def _render(

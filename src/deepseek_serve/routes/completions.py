@@ -1,0 +1,116 @@
+"""``POST /v1/completions``."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from typing import TYPE_CHECKING
+
+import msgspec
+from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepseek_serve.generation import Job, cache_salt, check_prompts, off_loop
+from deepseek_serve.limits import read_body
+from deepseek_serve.protocol.completions import CompletionRequest
+from deepseek_serve.protocol.logprobs import TextLogprobsBuilder
+from deepseek_serve.protocol.responses import TextChoice, TextCompletion, Usage
+from deepseek_serve.state import ServerState, state_of
+from deepseek_serve.streaming import EventStream, unless_disconnected
+
+if TYPE_CHECKING:
+    from deepseek.tokenizer.tokenizer import Tokenizer
+
+router = APIRouter()
+encode = msgspec.json.Encoder().encode
+
+
+@router.post("/v1/completions")
+@router.post("/completions")
+async def create_completion(request: Request) -> Response:
+    """Continue one or several texts."""
+    state = state_of(request)
+    body = CompletionRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
+    state.check_model(body.model)
+    with ExitStack() as resources:
+        job, echoes = await _admit(state, body, request.state.tenant, resources)
+        if body.stream:
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            events = _events(state, job, body.model, echoes, include_usage)
+            return EventStream(events, resources.pop_all(), state.config.keep_alive_interval)
+        answer = await unless_disconnected(request, _whole(state, job, body.model, echoes))
+        return Response(encode(answer), media_type="application/json")
+
+
+async def _admit(
+    state: ServerState, body: CompletionRequest, tenant: str, resources: ExitStack
+) -> tuple[Job, list[str]]:
+    """Check everything that can be checked, and take room for the answers. Returns the echo of each choice too."""
+    info, tokenizer = state.running()
+    body.check()
+    max_tokens = body.token_limit()
+    params = body.sampling(max_tokens=max_tokens, logprobs=body.logprobs, vocab_size=info.vocab_size)
+    given = body.prompts()
+    resources.enter_context(state.admission.enter(len(given) * params.n))
+    prompts = await off_loop(state, lambda: [_tokens(tokenizer, prompt) for prompt in given])
+    check_prompts(
+        prompts, max_tokens=max_tokens, max_context=info.max_context, vocab_size=info.vocab_size, param="prompt"
+    )
+    name, salt = f"cmpl-{uuid.uuid4().hex}", cache_salt(tenant, body.user_id)
+    job = Job(state, tokenizer, name, prompts, params, cache_salt=salt, continues_text=True)
+    if not body.echo:
+        return job, [""] * len(job.choices)
+    texts = [p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=False) for p in given]
+    return job, [text for text in texts for _ in range(params.n)]
+
+
+def _tokens(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
+    """A raw prompt may spell special tokens: this endpoint is for who writes the template by hand."""
+    return tokenizer.encode(prompt, parse_special=True) if isinstance(prompt, str) else prompt
+
+
+async def _whole(state: ServerState, job: Job, model: str, echoes: list[str]) -> TextCompletion:
+    choices = [TextChoice(choice.index, "") for choice in job.choices]
+    texts = [[echo] for echo in echoes]
+    builders = _builders(job)
+    async with aclosing(job.deltas()) as deltas:
+        async for choice, delta in deltas:
+            answer = choices[choice.index]
+            if builders is not None:
+                builders[choice.index].add(delta)
+                answer.logprobs = builders[choice.index].total
+            texts[choice.index].append(delta.text)
+            answer.finish_reason = delta.finish_reason or answer.finish_reason
+    for answer, parts in zip(choices, texts, strict=True):
+        answer.text = "".join(parts)
+    return TextCompletion(job.name, job.created, model, choices, state.fingerprint, job.usage())
+
+
+async def _events(
+    state: ServerState, job: Job, model: str, echoes: list[str], include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The chunks of a stream; the prompt's echo comes with a choice's first one."""
+    usage: Usage | UnsetType | None = None if include_usage else UNSET
+
+    def chunk(*choices: TextChoice) -> bytes:
+        return encode(TextCompletion(job.name, job.created, model, list(choices), state.fingerprint, usage))
+
+    pending = list(echoes)
+    builders = _builders(job)
+    async with aclosing(job.deltas()) as deltas:
+        async for choice, delta in deltas:
+            index = choice.index
+            text, pending[index] = pending[index] + delta.text, ""
+            logprobs = builders[index].add(delta) if builders is not None else None
+            if text or logprobs is not None or delta.finish_reason is not None:
+                yield chunk(TextChoice(index, text, logprobs, delta.finish_reason))
+    if include_usage:
+        usage = job.usage()
+        yield chunk()
+
+
+def _builders(job: Job) -> list[TextLogprobsBuilder] | None:
+    return [TextLogprobsBuilder() for _ in job.choices] if job.params.logprobs is not None else None

@@ -1,0 +1,35 @@
+"""``/health/live``: this process answers. ``/health/ready``: a request sent now would be served."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from deepseek.runtime.client import RETRY_WHILE_STARTING
+from deepseek_serve.state import state_of
+
+router = APIRouter()
+
+
+@router.get("/health/live")
+async def live() -> Response:
+    """200 as long as the event loop turns; never waits for the engine."""
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """200 if the engine makes progress, or is idle and answers; else 503 with the state and the reason."""
+    state = state_of(request)
+    client = state.client
+    if state.ready:
+        return JSONResponse({"status": "ready", "model": state.config.served_model_name})
+    if state.admission.draining:
+        status = "draining"
+    elif client.state == "ready":
+        status = "starting" if state.tokenizer is None else "unresponsive"
+    else:
+        status = client.state
+    headers = {"retry-after": str(round(RETRY_WHILE_STARTING))}
+    return JSONResponse({"status": status, "reason": client.failure}, 503, headers)

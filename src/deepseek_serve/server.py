@@ -1,0 +1,219 @@
+"""One server from its first socket to its last answer: bind, load, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import uvicorn
+import uvloop
+
+from deepseek.errors import ConfigurationError, EngineStartError
+from deepseek.runtime.client import EngineClient
+from deepseek.runtime.supervisor import RuntimeOptions
+from deepseek_serve.app import create_app
+from deepseek_serve.config import ServeConfig
+from deepseek_serve.state import ServerState
+
+if TYPE_CHECKING:
+    from deepseek.tokenizer.tokenizer import Tokenizer
+
+logger = logging.getLogger("deepseek.serve")
+
+BACKLOG = 2048
+IDLE_CONNECTION_TIMEOUT = 75  # seconds; longer than the pools of usual clients, so that they close first
+CLOSE_TIMEOUT = 5  # seconds for the last bytes of answered requests
+
+
+def serve(
+    config: ServeConfig,
+    *,
+    options: RuntimeOptions | None = None,
+    load_tokenizer: Callable[[], tuple[str, Tokenizer]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; returns after a graceful end.
+
+    The first signal lets running requests finish within ``config.drain_timeout``, the second ends them at once.
+
+    Args:
+        config: complete settings.
+        options: how the engine process is watched.
+        load_tokenizer: returns (the model's real name, its tokenizer); None takes the model of ``config``. May
+            download, and is called before anything is started.
+
+    Raises:
+        ConfigurationError: the port is in use or not allowed; nothing has been loaded then.
+        HubError, CheckpointError, TokenizerError, EngineStartError: the model cannot be served.
+    """
+    options = options or RuntimeOptions(log_level=config.log_level)
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with contextlib.closing(bind(config.host, config.port)) as listener:
+        real_name, tokenizer_of = _model_files(config) if load_tokenizer is None else _given(load_tokenizer)
+        uvloop.run(_Server(config, options, listener, real_name, tokenizer_of).run())
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, not yet listening. Raises :class:`ConfigurationError` if it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise ConfigurationError(f"the host {host!r} is not an address of this machine: {error}.") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(_bind_problem(host, port, error)) from error
+    return listener
+
+
+def _bind_problem(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use. Choose another with --port, or end the program that has it."
+    if error.errno == errno.EACCES:
+        return f"port {port} may not be used without special rights. Choose one above 1023 with --port."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is not an address of this machine. Use 127.0.0.1, or 0.0.0.0 for all interfaces."
+    return f"cannot listen on {host}:{port}: {error.strerror or error}."
+
+
+def _model_files(config: ServeConfig) -> tuple[str, Callable[[], Tokenizer]]:
+    """Download what is missing, with a progress bar; the tokenizer is loaded while the engine starts."""
+    from deepseek.hub.progress import RichProgress
+    from deepseek.hub.resolve import resolve
+    from deepseek.tokenizer.load import load_tokenizer
+
+    files = resolve(config.engine.model, offline=config.engine.offline, progress=RichProgress())
+    return files.name, lambda: load_tokenizer(files.path)
+
+
+def _given(load: Callable[[], tuple[str, Tokenizer]]) -> tuple[str, Callable[[], Tokenizer]]:
+    name, tokenizer = load()
+    return name, lambda: tokenizer
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to us: we drain before it closes."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Server:
+    """What runs in the event loop."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        options: RuntimeOptions,
+        listener: socket.socket,
+        real_name: str,
+        load_tokenizer: Callable[[], Tokenizer],
+    ) -> None:
+        self._config = config
+        self._listener = listener
+        self._load_tokenizer = load_tokenizer
+        self._client = EngineClient(config.engine, options)
+        self._state = ServerState(config, self._client, real_name=real_name)
+        self._signals = 0
+        self._signal_came = asyncio.Event()
+
+    async def run(self) -> None:
+        self._catch_signals()
+        self._client.start_soon()
+        http = _Uvicorn(
+            uvicorn.Config(
+                create_app(self._state),
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=IDLE_CONNECTION_TIMEOUT,
+                timeout_graceful_shutdown=CLOSE_TIMEOUT,
+            )
+        )
+        serving = asyncio.create_task(http.serve(sockets=[self._listener]))
+        starting = asyncio.create_task(self._start())
+        stopping = asyncio.create_task(self._signal_came.wait())
+        try:
+            await asyncio.wait({serving, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()  # raises why the model cannot be served
+                await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+            if stopping.done():
+                await self._drain()
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            self._client.abort_all("the server is shutting down", code="shutting_down")
+            http.should_exit = True
+            http.force_exit = self._signals > 1
+            await asyncio.gather(serving, starting, stopping, return_exceptions=True)
+            await self._client.stop()
+            self._state.executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _start(self) -> None:
+        """Wait for tokenizer and engine, then say where the server is."""
+        loop = asyncio.get_running_loop()
+        tokenizer = loop.run_in_executor(self._state.executor, self._load_tokenizer)
+        try:
+            info = await self._client.wait_ready()
+            self._state.tokenizer = await tokenizer
+        except EngineStartError as error:
+            tokenizer.cancel()
+            raise EngineStartError(f"the model {self._config.engine.model!r} cannot be served: {error}") from error
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        kv = f"{info.kv_cache_bytes / 2**30:.2f} GiB for {info.kv_cache_tokens} tokens"
+        lines = [
+            f"DeepSeek V2.1 at http://{shown}:{port}/v1",
+            f"  model     {info.model} ({info.architecture}, {info.dtype}), served as {self._state.model_names[0]}",
+            f"  context   {info.max_context} tokens per request",
+            f"  KV cache  {kv}",
+            f"  API keys  {len(self._config.api_keys) or 'none: everybody who reaches this address may use it'}",
+            f"  loaded in {info.load_seconds:.1f} s",
+        ]
+        print("\n".join(lines), flush=True)
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self._signal_came.set()
+
+    async def _drain(self) -> None:
+        """Refuse new requests, and wait for the running ones until they end, time is up or a second signal comes."""
+        admission = self._state.admission
+        admission.draining = True
+        if admission.in_use:
+            print(
+                f"shutting down: {admission.in_use} answers have up to {self._config.drain_timeout:g} s to finish "
+                "(a second signal ends them at once)",
+                file=sys.stderr,
+                flush=True,
+            )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.drain_timeout):
+                while admission.in_use and self._signals < 2:
+                    await asyncio.sleep(0.05)

@@ -1,0 +1,121 @@
+"""Responses that notice a client who has gone: server-sent events, and plain answers that take long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import ExitStack, aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from deepseek.errors import DeepSeekError
+from deepseek_serve.errors import api_error
+
+logger = logging.getLogger("deepseek.serve")
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+STALL_LIMIT = 120.0  # seconds that one write may wait for a client who does not read
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class EventStream(Response):
+    """Server-sent events of an answer.
+
+    The status is committed with the first event (or the first keep-alive), so an error that comes before it is a
+    proper error response, which clients retry; a later one is an ``error`` event without ``[DONE]``.
+
+    Args:
+        events: encoded JSON documents.
+        resources: closed when the response is over, whatever its end.
+        keep_alive: seconds of silence after which a comment is sent.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], resources: ExitStack, keep_alive: float) -> None:
+        super().__init__(None, headers=HEADERS)
+        del self.headers["content-length"]
+        self._events = events
+        self._resources = resources
+        self._keep_alive = keep_alive
+        self._started = False
+        self._last_write = time.monotonic()
+        self._writing_since: float | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._resources:
+            work = asyncio.create_task(self._write(send))
+            comments = asyncio.create_task(self._comment(send))
+            gone = asyncio.create_task(_disconnected(receive))
+            try:
+                await asyncio.wait({work, gone, comments}, return_when=asyncio.FIRST_COMPLETED)
+                if not work.done() and not self._started:
+                    raise ClientDisconnect
+                if work.done():
+                    work.result()
+            finally:
+                for task in (work, comments, gone):
+                    task.cancel()
+                await asyncio.gather(work, comments, gone, return_exceptions=True)
+
+    async def _write(self, send: Send) -> None:
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    await self._send(send, b"data: " + event + b"\n\n")
+            await self._send(send, DONE)
+        except Exception as error:
+            if not self._started:
+                raise
+            if not isinstance(error, DeepSeekError):
+                logger.exception("a stream failed")
+            await self._send(send, b"data: " + api_error(error).encode() + b"\n\n")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        self._last_write = self._writing_since = time.monotonic()
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._writing_since = None
+
+    async def _comment(self, send: Send) -> None:
+        """Fill silences with comments; return when the client has not read for :data:`STALL_LIMIT`."""
+        while True:
+            await asyncio.sleep(max(self._last_write + self._keep_alive - time.monotonic(), 0.01))
+            now = time.monotonic()
+            if self._writing_since is not None:
+                if now - self._writing_since >= STALL_LIMIT:
+                    return
+                await asyncio.sleep(1.0)
+            elif now - self._last_write >= self._keep_alive:
+                await self._send(send, KEEP_ALIVE)
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``; cancels it and raises ``ClientDisconnect`` when the client goes away first."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for other in (task, gone):
+            other.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client has closed the connection; the body has been read before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,121 @@
+"""The offline API on a real model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deepseek import LLM, SamplingParams
+from deepseek.errors import ConfigurationError, ContextLengthError, InvalidRequestError
+
+PARIS = [{"role": "user", "content": "What is the capital of France?"}]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def llm(test_model: Path) -> LLM:
+    return LLM(str(test_model), dtype="fp32", kv_cache_bytes=2**29, max_context=2048)
+
+
+def test_chat_answers(llm: LLM) -> None:
+    (generation,) = llm.chat(PARIS, GREEDY)
+    assert "Paris" in generation.text
+    (choice,) = generation.choices
+    assert choice.finish_reason == "stop"
+    assert llm.tokenizer.decode(choice.token_ids) == generation.text
+    assert generation.prompt_tokens == len(llm.tokenizer.encode_chat(PARIS))
+
+
+def test_many_prompts_in_one_call_equal_one_by_one(llm: LLM) -> None:
+    prompts = ["The sky is", "Once upon a time", "def fibonacci(n):", "1 2 3 4 5", "The " * 100]
+    together = [g.choices[0].token_ids for g in llm.generate(prompts, GREEDY)]
+    assert together == [llm.generate(prompt, GREEDY)[0].choices[0].token_ids for prompt in prompts]
+    assert together == [llm.generate([llm.tokenizer.encode(p)], GREEDY)[0].choices[0].token_ids for p in prompts]
+
+
+def test_a_seed_gives_the_same_answer_whatever_else_runs(llm: LLM) -> None:
+    params = SamplingParams(seed=11, max_tokens=24)
+    (alone,) = llm.generate("The meaning of life is", params)
+    crowd = llm.generate(["Hello", "The meaning of life is", "A", "B " * 70], params)
+    assert crowd[1].text == alone.text
+    (other,) = llm.generate("The meaning of life is", SamplingParams(seed=12, max_tokens=24))
+    assert other.text != alone.text
+
+
+def test_n_answers_differ_and_share_the_prompt(llm: LLM) -> None:
+    prompt = "Write a story. " * 20
+    before = llm.stats().cached_prompt_tokens
+    (generation,) = llm.generate(prompt, SamplingParams(n=3, seed=1, max_tokens=16))
+    assert len({choice.text for choice in generation.choices}) == 3
+    assert llm.stats().cached_prompt_tokens - before >= 2 * 64
+    (second,) = llm.generate(prompt, SamplingParams(seed=2, max_tokens=16))
+    assert second.text == generation.choices[1].text
+
+
+def test_stop_strings_cut_the_text(llm: LLM) -> None:
+    (whole,) = llm.generate("Count: one, two, three,", GREEDY)
+    stop = whole.text[5:9]
+    (cut,) = llm.generate("Count: one, two, three,", SamplingParams(temperature=0.0, max_tokens=24, stop=(stop,)))
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+    assert llm.stats().running == 0
+
+
+def test_stream_is_the_same_text(llm: LLM) -> None:
+    pieces = list(llm.stream_chat(PARIS, GREEDY))
+    assert "".join(piece.text for piece in pieces) == llm.chat(PARIS, GREEDY)[0].text
+    assert len(pieces) > 3
+    assert pieces[-1].finish_reason == "stop"
+
+
+def test_leaving_a_stream_frees_its_pages(llm: LLM) -> None:
+    free = llm.stats().pages_free
+    stream = llm.stream_chat([{"role": "user", "content": "Tell me a long story."}], SamplingParams(max_tokens=500))
+    next(stream)
+    assert llm.stats().running == 1
+    stream.close()
+    assert llm.stats().running == 0
+    assert llm.stats().pages_free == free
+
+
+def test_score_is_the_sum_of_logprobs(llm: LLM) -> None:
+    contexts = ["The capital of France is", "The capital of France is", ""]
+    scores = llm.score(contexts, [" Paris", " a banana", "Hello world"])
+    assert scores[0].total > scores[1].total
+    prompt = llm.tokenizer.encode("The capital of France is")
+    (generation,) = llm.generate([prompt], SamplingParams(temperature=0.0, max_tokens=1, logprobs=20))
+    top = {entry.token_id: entry.logprob for entry in generation.choices[0].logprobs[0].top}
+    assert scores[0].logprobs[0] == pytest.approx(top[scores[0].token_ids[0]], abs=1e-3)
+    assert scores[0].greedy[0] == (scores[0].token_ids[0] == generation.choices[0].token_ids[0])
+    assert len(scores[2].logprobs) == len(scores[2].token_ids)
+
+
+def test_refused_requests_leave_nothing_behind(llm: LLM) -> None:
+    with pytest.raises(ContextLengthError, match="2048"):
+        llm.generate(["fine", "x " * 3000], GREEDY)
+    with pytest.raises(InvalidRequestError, match="one continuation per context"):
+        llm.score(["a"], [])
+    with pytest.raises(InvalidRequestError, match="continuation"):
+        llm.score(["a"], [""])
+    assert (llm.stats().running, llm.stats().waiting) == (0, 0)
+    assert "Paris" in llm.chat(PARIS, GREEDY)[0].text
+
+
+def test_settings_that_cannot_work(test_model: Path) -> None:
+    with pytest.raises(ConfigurationError, match="max_context"):
+        LLM(str(test_model), max_context=100_000)
+    with pytest.raises(ConfigurationError, match="KV cache"):
+        LLM(str(test_model), kv_cache_bytes=1000)
+    with pytest.raises(ConfigurationError, match="dtype"):
+        LLM(str(test_model), dtype="int3")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_agrees_with_fp32(llm: LLM, test_model: Path, dtype: str) -> None:
+    half = LLM(str(test_model), dtype=dtype, kv_cache_bytes=2**28, max_context=512)
+    contexts = ["The capital of France is", "Water boils at a temperature of", "Once upon a time, there"]
+    answers = [" Paris, a city on the river Seine.", " 100 degrees Celsius.", " was a little girl who lived in a village."]
+    for ours, exact in zip(half.score(contexts, answers), llm.score(contexts, answers), strict=True):
+        assert ours.total == pytest.approx(exact.total, rel=0.03)
+    assert half.info.weights_bytes < 300e6
