@@ -115,7 +115,11 @@ def test_settings_that_cannot_work(test_model: Path) -> None:
 def test_half_precision_agrees_with_fp32(llm: LLM, test_model: Path, dtype: str) -> None:
     half = LLM(str(test_model), dtype=dtype, kv_cache_bytes=2**28, max_context=512)
     contexts = ["The capital of France is", "Water boils at a temperature of", "Once upon a time, there"]
-    answers = [" Paris, a city on the river Seine.", " 100 degrees Celsius.", " was a little girl who lived in a village."]
+    answers = [
+        " Paris, a city on the river Seine.",
+        " 100 degrees Celsius.",
+        " was a little girl who lived in a village.",
+    ]
     for ours, exact in zip(half.score(contexts, answers), llm.score(contexts, answers), strict=True):
         assert ours.total == pytest.approx(exact.total, rel=0.03)
     assert half.info.weights_bytes < 300e6
