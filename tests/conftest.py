@@ -8,6 +8,9 @@ import pytest
 
 from deepseek.errors import HubError
 from deepseek.hub.resolve import resolve
+from deepseek.threads import wait_politely
+
+wait_politely()
 
 TEST_MODEL = "smollm2-135m-instruct"
 

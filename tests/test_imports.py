@@ -37,7 +37,7 @@ ROOMS = [
     ["kernels"],
     ["tokenizer"],
     ["hub"],
-    ["config", "sampling", "machine"],
+    ["config", "sampling", "machine", "threads"],
     ["errors"],
 ]
 # Modules that hold messages and settings only: anybody may import them.

@@ -15,6 +15,7 @@ from deepseek.config import EngineConfig
 from deepseek.engine.events import GenerateRequest, TokenEvent
 from deepseek.machine import describe_machine
 from deepseek.sampling import SamplingParams
+from deepseek.threads import wait_politely
 
 if TYPE_CHECKING:
     from deepseek.engine.engine import Engine
@@ -57,6 +58,7 @@ def measure_engine(
     Returns:
         The :class:`EngineFigures` as a dict, with ``machine`` and ``settings`` beside them; ready for JSON.
     """
+    wait_politely()
     from deepseek.engine.load import load_engine
 
     loaded = load_engine(config)

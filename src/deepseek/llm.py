@@ -22,6 +22,7 @@ from deepseek.engine.events import (
 from deepseek.errors import EngineError, InvalidRequestError
 from deepseek.runtime.output import LogprobEntry, OutputAssembler, TextDelta
 from deepseek.sampling import SamplingParams
+from deepseek.threads import wait_politely
 
 if TYPE_CHECKING:
     from deepseek.engine.engine import Engine
@@ -110,6 +111,7 @@ class LLM:
         progress: Callable[[int, int], None] | None = None,
         **settings: Any,
     ) -> None:
+        wait_politely()
         from deepseek.engine.load import load_engine
 
         self.config = EngineConfig(model=model, **settings)

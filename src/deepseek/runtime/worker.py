@@ -41,6 +41,7 @@ from deepseek.runtime.messages import (
     StartFailed,
     ToEngine,
 )
+from deepseek.threads import wait_politely
 
 logger = logging.getLogger("deepseek.worker")
 
@@ -236,6 +237,7 @@ def main() -> int:
 
 def _load(spec: WorkerSpec, channel: Channel) -> tuple[EngineLike, EngineInfo] | None:
     """Build the engine, or tell the client why not and return None."""
+    wait_politely()
     module_name, _, function_name = spec.engine_factory.partition(":")
     try:
         factory: Any = getattr(importlib.import_module(module_name), function_name)
