@@ -1,6 +1,6 @@
-"""Our engine and transformers on the same GGUF file, in turn, in fp32: `make bench-engine`.
+"""Our engine and transformers (fp32) on the same GGUF file, in turn: `make bench-engine`.
 
-Each round starts a fresh process per side, ours first in even rounds and last in odd ones, so that slow minutes of a
+Each round starts a fresh process per side, in turn forwards and backwards, so that slow minutes of a
 shared machine hit both. What is reported are medians of the rounds' ratios.
 """
 
@@ -19,6 +19,10 @@ from deepseek.benchmark import BATCH_OUTPUT, BATCH_PROMPT, BATCH_SIZE, DECODE_TO
 
 FIGURES = ("prefill_tok_s", "decode_tok_s", "batch32_output_tok_s", "ttft_ms", "peak_memory_bytes")
 TARGETS = {"prefill_tok_s": 1.0, "decode_tok_s": 2.0, "batch32_output_tok_s": 1.3}
+SIDES = ("auto", "fp32", "transformers")
+"""Our engine as it comes, our engine in fp32, and transformers in fp32."""
+
+Round = dict[str, dict[str, Any]]
 
 
 def main() -> None:
@@ -26,22 +30,21 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a built-in name or a .gguf file")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--side", choices=["ours", "transformers"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        figures = measure_ours(options.model) if options.side == "ours" else measure_transformers(options.model)
-        print(json.dumps(figures))
+        print(json.dumps(measure(options.side, options.model)))
         return
-    rounds: list[dict[str, dict[str, Any]]] = []
+    rounds: list[Round] = []
     for index in range(options.rounds):
-        sides = ["ours", "transformers"][:: 1 if index % 2 == 0 else -1]
-        rounds.append({side: run_side(side, options.model) for side in sides})
-        print(f"round {index + 1} of {options.rounds}: " + describe(rounds[-1]), flush=True)
+        rounds.append({side: run_side(side, options.model) for side in SIDES[:: 1 if index % 2 == 0 else -1]})
+        print(f"round {index + 1} of {options.rounds} done", flush=True)
     result = summarize(options.model, rounds)
-    for name, row in result["ratios"].items():
-        target = f"  (target {TARGETS[name]:g}x)" if name in TARGETS else ""
-        pair = f"ours {row['ours']:>14,.1f}  transformers {row['transformers']:>14,.1f}"
-        print(f"{name:22} {pair}  {row['ratio']:.2f}x{target}")
+    for name, row in result["figures"].items():
+        target = f", target {TARGETS[name]:g}x" if name in TARGETS else ""
+        print(f"{name}: transformers {row['transformers']:,.1f}{target}")
+        for side in ("auto", "fp32"):
+            print(f"  ours, {side:5} {row[side]:>16,.1f}  {row['ratio_' + side]:.2f}x")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -49,43 +52,38 @@ def main() -> None:
 
 def run_side(side: str, model: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.engine_vs_transformers", "--side", side, "--model", model]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=1800).stdout
     figures: dict[str, Any] = json.loads(output.splitlines()[-1])
     return figures
 
 
-def describe(sides: dict[str, dict[str, Any]]) -> str:
-    return ", ".join(f"{name} {sides['ours'][name] / sides['transformers'][name]:.2f}x" for name in FIGURES)
-
-
-def summarize(model: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def summarize(model: str, rounds: list[Round]) -> dict[str, Any]:
+    """Medians per side, and medians of the rounds' ratios."""
     from importlib.metadata import version
 
-    ratios = {}
+    figures: dict[str, dict[str, float]] = {}
     for name in FIGURES:
-        ours, theirs = ([r[side][name] for r in rounds] for side in ("ours", "transformers"))
-        ratios[name] = {
-            "ours": statistics.median(ours),
-            "transformers": statistics.median(theirs),
-            "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
-        }
-    first = rounds[0]["ours"]
+        row = {side: statistics.median(r[side][name] for r in rounds) for side in SIDES}
+        for side in ("auto", "fp32"):
+            row[f"ratio_{side}"] = statistics.median(r[side][name] / r["transformers"][name] for r in rounds)
+        figures[name] = row
     return {
         "model": model,
-        "dtype": "fp32",
-        "transformers": version("transformers"),
-        "ratios": ratios,
-        "rounds": [{side: {name: r[side][name] for name in FIGURES} for side in r} for r in rounds],
-        "machine": first["machine"],
-        "settings": first["settings"],
+        "transformers": {"version": version("transformers"), "dtype": "fp32"},
+        "figures": figures,
+        "rounds": [{side: {name: r[side][name] for name in FIGURES} for side in SIDES} for r in rounds],
+        "machine": rounds[0]["auto"]["machine"],
+        "settings": {side: rounds[0][side]["settings"] for side in ("auto", "fp32")},
     }
 
 
-def measure_ours(model: str) -> dict[str, Any]:
+def measure(side: str, model: str) -> dict[str, Any]:
+    if side == "transformers":
+        return measure_transformers(model)
     from deepseek.benchmark import measure_engine
     from deepseek.config import EngineConfig
 
-    return measure_engine(EngineConfig(model=model, dtype="fp32"), repeats=1)
+    return measure_engine(EngineConfig(model=model, dtype=side), repeats=1)
 
 
 def measure_transformers(model: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     backend: str = "auto"
     max_context: int | None = None
     max_running: int = 64
-    max_batch_tokens: int = 256
+    max_batch_tokens: int = 512
     kv_cache_bytes: int | None = None
     page_size: int = PAGE_SIZE
     prefix_cache: bool = True

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-SPIN_COUNT = "1000"
+SPIN_COUNT = "20000"
 
 
 def wait_politely() -> None:
-    """Let OpenMP threads that wait for others spin briefly and then sleep.
+    """Let OpenMP threads that wait for others spin for some microseconds and then sleep.
 
     A step has hundreds of short parallel regions. By default each ends with threads spinning for milliseconds; when
     another process wants one of the cores, they burn the time that the thread they wait for needs, and everything

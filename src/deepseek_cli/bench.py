@@ -23,7 +23,7 @@ def engine(
     model: Annotated[str, typer.Option(help="folder, .gguf file, built-in name or Hugging Face id")] = DEFAULT_MODEL,
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; one per core by default")] = None,
-    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step")] = 256,
+    max_batch_tokens: Annotated[int, typer.Option(help="rows in one step")] = 512,
     repeats: Annotated[int, typer.Option(min=1, help="rounds; the median is reported")] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
 ) -> None:

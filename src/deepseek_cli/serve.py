@@ -28,7 +28,7 @@ def serve(
     backend: Annotated[str, typer.Option(help="kernels: auto, or one backend's name")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="tokens per request, prompt and answer")] = None,
     max_running: Annotated[int, typer.Option(help="answers generated at the same time")] = 64,
-    max_batch_tokens: Annotated[int, typer.Option(help="rows of one step; long prompts are cut into chunks")] = 256,
+    max_batch_tokens: Annotated[int, typer.Option(help="rows of one step; long prompts are cut into chunks")] = 512,
     max_sequences: Annotated[
         int | None, typer.Option(help="answers running and queued; more get 503 [default: 4 x max-running]")
     ] = None,

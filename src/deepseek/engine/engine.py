@@ -160,7 +160,7 @@ class Engine:
             )
 
     def _results(self, step: StepBatch, logits: Tensor, chunks: list[Chunk]) -> list[EngineEvent]:
-        finite = torch.isfinite(logits).all(dim=-1).tolist()
+        finite = _finite_rows(logits)
         owners = [chunk.sequence for chunk in step.sampled]
         owners += [chunk.sequence for chunk, _, count in step.scored for _ in range(count)]
         failed = {owner for owner, is_finite in zip(owners, finite, strict=True) if not is_finite}
@@ -246,6 +246,14 @@ class Engine:
     def _remove(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
         del self._live[sequence.request_id]
+
+
+def _finite_rows(logits: Tensor) -> list[bool]:
+    """Which rows [R, vocab] hold numbers only. A finite sum proves it in one pass; an infinite one may be overflow."""
+    finite = torch.isfinite(logits.sum(dim=-1))
+    if not finite.all():
+        finite = torch.isfinite(logits).all(dim=-1)
+    return [bool(row) for row in finite.tolist()]
 
 
 def _logprobs_wanted(sequence: Sequence) -> int:

@@ -30,6 +30,7 @@ class Ops:
 
     def __init__(self, bindings: Mapping[str, Binding]) -> None:
         self.bindings = dict(bindings)
+        self._pack_linear: Callable[..., Tensor] = bindings["pack_linear"].function
         self._linear: Callable[..., Tensor] = bindings["linear"].function
         self._rms_norm: Callable[..., Tensor] = bindings["rms_norm"].function
         self._add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = bindings["add_rms_norm"].function
@@ -40,8 +41,15 @@ class Ops:
         self._mla_attention: Callable[..., Tensor] = bindings["mla_attention"].function
         self._moe: Callable[..., Tensor] = bindings["moe"].function
 
+    def pack_linear(self, weight: Tensor) -> Tensor:
+        """``weight`` [out, in] in the layout that :meth:`linear` of the same backend likes best, done once at load.
+
+        The result is for :meth:`linear` alone: nothing but its shape, dtype and device may be looked at.
+        """
+        return self._pack_linear(weight)
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x [T, in] @ weight [out, in].T (+ bias [out])`` -> [T, out]."""
+        """``x [T, in] @ weight [out, in].T (+ bias [out])`` -> [T, out]; ``weight`` plain or packed."""
         return self._linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

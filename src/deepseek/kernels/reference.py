@@ -12,6 +12,10 @@ from torch import Tensor
 from deepseek.kernels.paging import PagedLayout
 
 
+def pack_linear(weight: Tensor) -> Tensor:
+    return weight
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     result = x.float() @ weight.float().T
     if bias is not None:
@@ -123,6 +127,7 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_wei
 def functions() -> Mapping[str, Callable[..., Any]]:
     """op name -> function, for the registry."""
     return {
+        "pack_linear": pack_linear,
         "linear": linear,
         "rms_norm": rms_norm,
         "add_rms_norm": add_rms_norm,

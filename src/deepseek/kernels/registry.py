@@ -14,6 +14,7 @@ from deepseek.kernels.ops import Binding, Ops
 logger = logging.getLogger(__name__)
 
 OPS = (
+    "pack_linear",
     "linear",
     "rms_norm",
     "add_rms_norm",

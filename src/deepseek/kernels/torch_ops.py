@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,16 +17,30 @@ from torch import Tensor
 from deepseek.kernels.torch_attention import mla_attention, paged_attention
 
 
+def pack_linear(weight: Tensor) -> Tensor:
+    # oneDNN multiplies bf16 on AMX tiles, and otherwise rearranges the matrix for them again in every call.
+    if weight.dtype == torch.bfloat16 and _has_amx():
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return packed
+    return weight
+
+
+@cache
+def _has_amx() -> bool:
+    return torch.cpu._is_amx_tile_supported() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if weight.is_mkldnn:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return result
     return F.linear(x, weight, bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    if x.dtype != torch.float32:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    # Four small kernels, half the time of F.rms_norm's six: x / hypot(|x| / sqrt(n), sqrt(eps)) * weight.
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(1.0 / math.sqrt(x.shape[-1]))
-    return torch.div(x, norm.hypot_(_scalar(math.sqrt(eps)))).mul_(weight)
+    # A few small kernels, half the time of F.rms_norm's: x / hypot(|x| / sqrt(n), sqrt(eps)) * weight.
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).mul_(1.0 / math.sqrt(x.shape[-1]))
+    return torch.div(x, norm.hypot_(_scalar(math.sqrt(eps)))).mul_(weight).to(x.dtype)
 
 
 _SCALARS: dict[float, Tensor] = {}
@@ -98,6 +113,7 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_wei
 def functions() -> Mapping[str, Callable[..., Any]]:
     """op name -> function, for the registry."""
     return {
+        "pack_linear": pack_linear,
         "linear": linear,
         "rms_norm": rms_norm,
         "add_rms_norm": add_rms_norm,

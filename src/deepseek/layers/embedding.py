@@ -26,7 +26,7 @@ class Head:
 
     def __init__(self, ops: Ops, weight: Tensor, softcap: float | None = None) -> None:
         self._ops = ops
-        self.weight = weight
+        self.weight = ops.pack_linear(weight)
         self._softcap = softcap
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from deepseek.kernels.ops import Ops
 
 
 class Linear:
-    """``x @ weight.T + bias``; weight [out, in]."""
+    """``x @ weight.T + bias``; weight [out, in], kept as the backend likes it."""
 
     __slots__ = ("_ops", "bias", "weight")
 
     def __init__(self, ops: Ops, weight: Tensor, bias: Tensor | None = None) -> None:
         self._ops = ops
-        self.weight = weight
+        self.weight = ops.pack_linear(weight)
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
