@@ -97,7 +97,7 @@ class LLM:
 
     Args:
         model: a local folder or ``.gguf`` file, a built-in name, or a Hugging Face repository id.
-        progress: called with (bytes loaded, bytes in all) while weights load.
+        progress: called with (tensors loaded, tensors in all) while weights load.
         **settings: any other field of :class:`deepseek.config.EngineConfig`.
 
     Raises:

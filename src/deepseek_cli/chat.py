@@ -125,7 +125,10 @@ def _read() -> str | None:
 def _load(model: str, dtype: str, max_context: int | None) -> LLM:
     from rich.console import Console
 
+    from deepseek.hub.progress import RichProgress
+    from deepseek.hub.resolve import resolve
     from deepseek.llm import LLM
 
+    resolve(model, progress=RichProgress())
     with Console(stderr=True).status(f"loading {model}"):
         return LLM(model, dtype=dtype, max_context=max_context, max_running=1)

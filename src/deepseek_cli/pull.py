@@ -12,16 +12,12 @@ def pull(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Download a model into the cache, verify it, and print where it is."""
-    from deepseek.errors import DeepSeekError
     from deepseek.hub.progress import RichProgress
     from deepseek.hub.registry import find
     from deepseek.hub.resolve import resolve
 
     try:
         files = resolve(model, progress=None if quiet else RichProgress())
-    except DeepSeekError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         typer.echo("\nStopped. Run the same command to go on: finished parts are kept.", err=True)
         raise typer.Exit(130) from error

@@ -96,22 +96,17 @@ def test_repository_that_is_not_cached():
         resolve("some-org/some-model", offline=True)
 
 
-def test_commands(tmp_path, monkeypatch):
+def test_models_command(tmp_path, monkeypatch):
     import typer
 
     from deepseek_cli.models import models
-    from deepseek_cli.pull import pull
 
     app = typer.Typer()
     app.command()(models)
-    app.command()(pull)
-    result = CliRunner().invoke(app, ["models"])
+    result = CliRunner().invoke(app, [])
     assert result.exit_code == 0
     for known in registry.known_models():
         line = next(line for line in result.output.splitlines() if line.startswith(known.name))
         assert known.licence in line
         assert " no " in line
     assert "= deepseek-v2.1" in result.output
-    result = CliRunner().invoke(app, ["pull", "smollm2-135m"])
-    assert result.exit_code == 1
-    assert "Did you mean 'smollm2-135m-instruct'" in result.output

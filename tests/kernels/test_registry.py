@@ -11,6 +11,8 @@ from deepseek.errors import BackendUnavailableError
 from deepseek.kernels import reference, torch_ops
 from deepseek.kernels.registry import OPS, Backend, Registry, bind
 
+LINEAR = ("pack_linear", "linear")
+
 
 def marked(name: str, ops: tuple[str, ...] = OPS) -> Callable[[], dict[str, Callable[..., Any]]]:
     return lambda: {op: partial(tuple, (name, op)) for op in ops}
@@ -46,7 +48,7 @@ def test_auto_passes_over_what_cannot_run() -> None:
     registry = Registry(
         [
             Backend("slow", "cpu", 0, marked("slow")),
-            Backend("partial", "cpu", 5, marked("partial", ("linear",)), ops=frozenset({"linear"})),
+            Backend("partial", "cpu", 5, marked("partial", LINEAR), ops=frozenset(LINEAR)),
             Backend("broken", "cpu", 9, _never, obstacle=lambda: "needs AVX-1024"),
         ]
     )
@@ -61,7 +63,7 @@ def test_by_name_never_falls_back() -> None:
     registry = Registry(
         [
             Backend("slow", "cpu", 0, marked("slow")),
-            Backend("partial", "cpu", 5, marked("partial", ("linear",)), ops=frozenset({"linear"})),
+            Backend("partial", "cpu", 5, marked("partial", LINEAR), ops=frozenset(LINEAR)),
             Backend("broken", "cpu", 9, _never, obstacle=lambda: "needs AVX-1024"),
         ]
     )
@@ -72,7 +74,7 @@ def test_by_name_never_falls_back() -> None:
 
 
 def test_no_backend_for_an_op() -> None:
-    registry = Registry([Backend("partial", "cpu", 5, marked("partial", ("linear",)), ops=frozenset({"linear"}))])
+    registry = Registry([Backend("partial", "cpu", 5, marked("partial", LINEAR), ops=frozenset(LINEAR))])
     with pytest.raises(BackendUnavailableError, match=r"no backend can run 'rms_norm' here: partial does not have it"):
         registry.bind("cpu")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ import torch
 from deepseek.config import EngineConfig
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import EngineInfo
-from deepseek.engine.memory import page_bytes, plan_pages
+from deepseek.engine.memory import available_memory, page_bytes, plan_pages
 from deepseek.errors import ConfigurationError
 from deepseek.hub.open import open_checkpoint
+from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import resolve
 from deepseek.kernels.registry import bind
-from deepseek.models.registry import load_model
+from deepseek.models.registry import load_model, parse_config
 from deepseek.tokenizer.load import load_tokenizer
 from deepseek.tokenizer.tokenizer import Tokenizer
 
@@ -38,11 +40,11 @@ class LoadedEngine:
 
 
 def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | None = None) -> LoadedEngine:
-    """Resolve the model, load weights and tokenizer, and size the cache.
+    """Resolve the model (with a progress bar if it must be downloaded), load it, and size the cache.
 
     Args:
         config: complete settings.
-        progress: called with (bytes loaded, bytes in all) while weights load.
+        progress: called with (tensors loaded, tensors in all) while weights load.
 
     Raises:
         HubError, CheckpointError, ConfigurationError, TokenizerError: with the reason.
@@ -52,17 +54,17 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     device = torch.device(config.device)
     ops = bind(config.device, config.backend)
     dtype = choose_dtype(config.dtype, config.device)
-    files = resolve(config.model, offline=config.offline)
+    files = resolve(config.model, offline=config.offline, progress=RichProgress())
     with ThreadPoolExecutor(1) as executor:
         tokenizer_future = executor.submit(load_tokenizer, files.path)
         checkpoint = open_checkpoint(files.path)
         try:
+            max_context = _context(config, parse_config(checkpoint.config).max_context)
+            _check_room(checkpoint.shapes.values(), dtype, files.name)
             model = load_model(checkpoint, ops=ops, dtype=dtype, device=device, progress=progress)
-            architecture = str((checkpoint.config.get("architectures") or ["unknown"])[0])
         finally:
             checkpoint.close()
         tokenizer = tokenizer_future.result()
-    max_context = _context(config, model.max_context)
     pages = plan_pages(
         model.cache_specs,
         page_size=config.page_size,
@@ -84,7 +86,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     )
     info = EngineInfo(
         model=files.name,
-        architecture=architecture,
+        architecture=model.architecture,
         vocab_size=model.vocab_size,
         max_context=engine.max_context,
         dtype=str(dtype).removeprefix("torch."),
@@ -114,6 +116,16 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
         return _DTYPES[name]
     native = torch.cpu._is_amx_tile_supported() if device == "cpu" else True
     return torch.bfloat16 if native else torch.float32
+
+
+def _check_room(shapes: Iterable[tuple[int, ...]], dtype: torch.dtype, name: str) -> None:
+    """Refuse weights that cannot fit before the system kills the process half-way."""
+    needed = sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+    if needed > (free := available_memory()):
+        raise ConfigurationError(
+            f"the weights of {name} take {needed / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}, and "
+            f"{free / 2**30:.1f} GiB of memory are free. Choose a smaller model or dtype, or free some memory."
+        )
 
 
 def _context(config: EngineConfig, model_context: int) -> int:

@@ -42,7 +42,7 @@ class Backend:
         device: device type (``cpu``, ``cuda``).
         priority: under ``auto`` the highest that can run wins.
         load: imports the functions; called only when the backend is chosen for some op.
-        ops: the ops it has.
+        ops: the ops it has; ``linear`` and ``pack_linear`` only together, as one understands what the other makes.
         obstacle: why it cannot run on this machine, or None.
     """
 
@@ -52,6 +52,9 @@ class Backend:
     load: Callable[[], Functions]
     ops: frozenset[str] = frozenset(OPS)
     obstacle: Callable[[], str | None] = _always
+
+    def __post_init__(self) -> None:
+        assert ("linear" in self.ops) == ("pack_linear" in self.ops), self.name
 
 
 class Registry:

@@ -1,0 +1,92 @@
+"""The installed command, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def deepseek(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deepseek_cli.main", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def test_help_lists_the_commands() -> None:
+    result = deepseek("--help")
+    assert result.returncode == 0
+    for command in ("serve", "chat", "pull", "models", "doctor", "bench"):
+        assert command in result.stdout
+        assert deepseek(command, "--help").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nosuch"], "No such command"),
+        (["pull", "smollm2-135m"], "Did you mean 'smollm2-135m-instruct'?"),
+        (["chat", "./missing.gguf", "-p", "hi"], "does not exist"),
+        (["chat", "smollm2-135m-instruct", "--temperature", "9", "-p", "hi"], "temperature must be in [0, 2]"),
+        (["bench", "engine", "--model", "nosuch"], "unknown model 'nosuch'"),
+        (["serve", "--kv-cache-bytes", "much"], "is not a size"),
+    ],
+)
+def test_errors_are_one_readable_message(arguments: list[str], words: str) -> None:
+    result = deepseek(*arguments)
+    assert result.returncode in (1, 2)
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    for name, content in [("empty.gguf", b""), ("text.gguf", b"not a model"), ("cut.gguf", b"GGUF\x03\0\0\0\xff" * 3)]:
+        path = tmp_path / name
+        path.write_bytes(content)
+        result = deepseek("chat", str(path), "-p", "hi")
+        assert result.returncode == 1
+        assert name in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_chat_answers_once(test_model: Path) -> None:
+    result = deepseek("chat", str(test_model), "-p", "What is the capital of France?", "--temperature", "0")
+    assert result.returncode == 0, result.stderr
+    assert "capital" in result.stdout or "Paris" in result.stdout
+
+
+def test_chat_keeps_history_and_obeys_commands(test_model: Path) -> None:
+    lines = "My name is Anna.\n/help\n/retry\n/clear\n/nosuch\nHello\\\nthere\n/exit\n"
+    result = deepseek("chat", str(test_model), "--max-tokens", "8", "--temperature", "0", stdin=lines)
+    assert result.returncode == 0, result.stderr
+    assert "forget the conversation" in result.stdout
+    assert "unknown command /nosuch" in result.stdout
+    answers = [line for line in result.stdout.replace("> ", "\n").splitlines() if line.strip()]
+    assert len(answers) > 8
+
+
+def test_doctor_says_what_each_kernel_got(tmp_path: Path) -> None:
+    result = deepseek("doctor")
+    assert result.returncode == 0, result.stderr
+    for word in ("read bandwidth", "paged_attention", "torch", "best that runs here", "features"):
+        assert word in result.stdout
+
+
+def test_bench_engine_writes_its_figures(test_model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "figures.json"
+    result = deepseek("bench", "engine", "--model", str(test_model), "--repeats", "1", "--json", str(target))
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(target.read_text())
+    for key in ("prefill_tok_s", "decode_tok_s", "batch32_output_tok_s", "ttft_ms", "peak_memory_bytes"):
+        assert figures[key] > 0
+    assert figures["machine"]["cores"] >= 1
+    assert figures["settings"]["dtype"] in ("float32", "bfloat16")
