@@ -21,6 +21,7 @@ from deepseek.hub.open import open_checkpoint
 from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import resolve
 from deepseek.kernels.registry import bind
+from deepseek.models.base import Model
 from deepseek.models.registry import load_model, parse_config
 from deepseek.tokenizer.load import load_tokenizer
 from deepseek.tokenizer.tokenizer import Tokenizer
@@ -65,33 +66,15 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         finally:
             checkpoint.close()
         tokenizer = tokenizer_future.result()
-    pages = plan_pages(
-        model.cache_specs,
-        page_size=config.page_size,
-        itemsize=dtype.itemsize,
-        max_context=max_context,
-        max_running=config.max_running,
-        budget=config.kv_cache_bytes,
-    )
-    engine = Engine(
-        model,
-        num_pages=pages,
-        page_size=config.page_size,
-        max_context=max_context,
-        max_running=config.max_running,
-        max_batch_tokens=config.max_batch_tokens,
-        end_ids=tokenizer.eos_token_ids,
-        prefix_cache=config.prefix_cache,
-        seed=config.seed,
-    )
+    engine = _size(config, model, max_context, tokenizer.eos_token_ids)
     info = EngineInfo(
         model=files.name,
         architecture=model.architecture,
         vocab_size=model.vocab_size,
         max_context=engine.max_context,
         dtype=str(dtype).removeprefix("torch."),
-        kv_cache_bytes=pages * page_bytes(model.cache_specs, config.page_size, dtype.itemsize),
-        kv_cache_tokens=pages * config.page_size,
+        kv_cache_bytes=engine.pool.num_pages * page_bytes(model.cache_specs, config.page_size, dtype.itemsize),
+        kv_cache_tokens=engine.pool.num_pages * config.page_size,
         weights_bytes=model.weights_bytes,
         load_seconds=time.perf_counter() - started,
         backends={name: binding.backend for name, binding in ops.bindings.items()},
@@ -108,6 +91,29 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         info.load_seconds,
     )
     return LoadedEngine(engine, info, tokenizer)
+
+
+def _size(config: EngineConfig, model: Model, max_context: int, end_ids: frozenset[int]) -> Engine:
+    """An engine with as many pages as its memory budget holds."""
+    pages = plan_pages(
+        model.cache_specs,
+        page_size=config.page_size,
+        itemsize=model.dtype.itemsize,
+        max_context=max_context,
+        max_running=config.max_running,
+        budget=config.kv_cache_bytes,
+    )
+    return Engine(
+        model,
+        num_pages=pages,
+        page_size=config.page_size,
+        max_context=max_context,
+        max_running=config.max_running,
+        max_batch_tokens=config.max_batch_tokens,
+        end_ids=end_ids,
+        prefix_cache=config.prefix_cache,
+        seed=config.seed,
+    )
 
 
 def choose_dtype(name: str, device: str) -> torch.dtype:
