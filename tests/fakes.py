@@ -7,6 +7,7 @@ wrong token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -55,6 +56,8 @@ class FakeModel:
         self.weights_bytes = 0
         self.batch_sizes: list[int] = []
         self.rows_computed = 0
+        self.forwards: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        """Per forward: the first token of each sequence, and its rows."""
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         layout = batch.layout
@@ -63,6 +66,9 @@ class FakeModel:
         self.batch_sizes.append(layout.num_sequences)
         self.rows_computed += len(batch.token_ids)
         rows: list[Tensor] = []
+        firsts = tuple(int(keys[pages[0] * layout.page_size]) for pages in layout.pages)
+        starts = layout.query_starts
+        self.forwards.append((firsts, tuple(stop - start for start, stop in pairwise(starts))))
         for i, slots in enumerate(layout.context_slots):
             context = [int(token) for token in keys[slots].tolist()]
             queries = layout.query_starts[i + 1] - layout.query_starts[i]

@@ -43,14 +43,18 @@ def test_a_seed_gives_the_same_answer_whatever_else_runs(llm: LLM) -> None:
     assert other.text != alone.text
 
 
-def test_n_answers_differ_and_share_the_prompt(llm: LLM) -> None:
+def test_n_answers_differ(llm: LLM) -> None:
     prompt = "Write a story. " * 20
-    before = llm.stats().cached_prompt_tokens
     (generation,) = llm.generate(prompt, SamplingParams(n=3, seed=1, max_tokens=16))
     assert len({choice.text for choice in generation.choices}) == 3
-    assert llm.stats().cached_prompt_tokens - before >= 2 * 64
     (second,) = llm.generate(prompt, SamplingParams(seed=2, max_tokens=16))
     assert second.text == generation.choices[1].text
+
+
+def test_n_answers_share_the_prompt(llm: LLM) -> None:
+    before = llm.stats().cached_prompt_tokens
+    llm.generate("Write a poem. " * 20, SamplingParams(n=3, max_tokens=4))
+    assert llm.stats().cached_prompt_tokens - before >= 2 * 64
 
 
 def test_stop_strings_cut_the_text(llm: LLM) -> None:
@@ -109,6 +113,21 @@ def test_settings_that_cannot_work(test_model: Path) -> None:
         LLM(str(test_model), kv_cache_bytes=1000)
     with pytest.raises(ConfigurationError, match="dtype"):
         LLM(str(test_model), dtype="int3")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_seeds_hold_to_the_last_bit(test_model: Path, dtype: str) -> None:
+    """With a crowd around, with a warm prefix cache, and after preemptions."""
+    llm = LLM(str(test_model), dtype=dtype, kv_cache_bytes=2**26 if dtype == "fp32" else 2**25, max_context=512)
+    prompt = "Tell me something about " + "the history and the future of " * 12 + "bread."
+    params = SamplingParams(seed=7, max_tokens=40, ignore_eos=True, logprobs=0)
+    (alone,) = llm.generate(prompt, params)
+    crowd = llm.generate([prompt, *(f"{prompt} Number {i}." for i in range(9))], params)
+    again = llm.generate([*("Hello there. " * 30 for _ in range(12)), prompt], params)
+    assert llm.stats().preemptions > 0
+    for other in (crowd[0], again[-1]):
+        assert other.choices[0].token_ids == alone.choices[0].token_ids
+        assert [e.logprob for e in other.choices[0].logprobs] == [e.logprob for e in alone.choices[0].logprobs]
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

@@ -91,6 +91,45 @@ def test_preempted_sampling_draws_the_same_numbers() -> None:
         assert tokens_of(events, request.request_id) == alone(request)
 
 
+@pytest.mark.parametrize(("crowd", "num_pages"), [(0, 64), (6, 64), (6, 34)])
+def test_seeded_requests_run_in_forwards_of_their_own(crowd: int, num_pages: int) -> None:
+    """The shapes of a seeded request's forwards must not depend on company, prefix cache or preemption."""
+    model = FakeModel(hashing(VOCAB))
+    engine = make_engine(model, num_pages=num_pages)
+    prompt = [VOCAB - 1, *prompt_of(36)]
+    engine.add(greedy("warm", prompt, max_tokens=1))
+    run(engine)
+    for i in range(crowd):
+        engine.add(greedy(f"other {i}", [i, *prompt_of(10, i)], max_tokens=30))
+    engine.step()
+    engine.add(GenerateRequest("seeded", prompt, SamplingParams(seed=3, max_tokens=12)))
+    model.forwards.clear()
+    events = run(engine)
+    own = [rows for firsts, rows in model.forwards if VOCAB - 1 in firsts]
+    whole = [(16,), (16,), (5,)] + [(1,)] * 11
+    assert own[-len(whole) :] == whole
+    assert all(rows in whole for rows in own), "a forward was shared"
+    if num_pages == 64:
+        assert own == whole
+    else:
+        assert engine.stats().preemptions
+    assert len(tokens_of(events, "seeded")) == 12
+
+
+def test_seeded_requests_take_turns_and_leave_the_others_their_steps() -> None:
+    engine = make_engine(FakeModel(counting(VOCAB)))
+    engine.add(greedy("stream", [1], max_tokens=60))
+    engine.step()
+    for i in range(5):
+        engine.add(GenerateRequest(f"seeded {i}", [1, 2, 3], SamplingParams(seed=i, max_tokens=4)))
+    seen: list[str] = []
+    for _ in range(21):
+        events = engine.step()
+        assert len(tokens_of(events, "stream")) == 1
+        seen += [e.request_id for e in events if e.request_id.startswith("seeded")]
+    assert seen == [f"seeded {i}" for i in range(5)] * 4
+
+
 @pytest.mark.parametrize("length", [7, 8, 9, 12, 13])
 def test_prefix_cache_reuses_full_pages(length: int) -> None:
     model = FakeModel(hashing(VOCAB))

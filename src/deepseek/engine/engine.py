@@ -100,15 +100,19 @@ class Engine:
             self._pending.append(self._end(sequence, "cancelled"))
 
     def step(self) -> list[EngineEvent]:
-        """Compute one mixed batch and return what happened, cancellations since the last step included."""
+        """Compute one mixed batch, and one isolated sequence if there are any, and return what happened,
+        cancellations since the last step included."""
         events, self._pending = self._pending, []
         chunks = self.scheduler.schedule()
-        if chunks:
-            step = build_batch(chunks, self.page_size, self.model.device)
-            with torch.inference_mode():
-                logits = self.model.forward(step.batch, self.cache)
-                events += self._results(step, logits, chunks)
-            self._steps += 1
+        isolated = [chunk for chunk in chunks if chunk.sequence.isolated]
+        mixed = [chunk for chunk in chunks if not chunk.sequence.isolated]
+        for group in (mixed, isolated):
+            if group:
+                step = build_batch(group, self.page_size, self.model.device)
+                with torch.inference_mode():
+                    logits = self.model.forward(step.batch, self.cache)
+                    events += self._results(step, logits, group)
+        self._steps += bool(chunks)
         return events
 
     def stats(self) -> EngineStats:

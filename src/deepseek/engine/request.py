@@ -22,6 +22,9 @@ class Sequence:
         max_length: length of ``tokens`` at which the answer ends.
         score_start: first position whose log-probability is wanted; None for a generation request.
         cache_salt: salt of the prefix cache.
+        isolated: computed in forwards of its own, whose shapes depend on nothing but this request. A caller who gives a
+            seed is promised the same tokens whatever else runs, and matrix libraries round differently for different
+            numbers of rows.
         pages: held pages, enough for ``computed`` tokens and this step's.
         digests: digests of the full pages of ``tokens``, as far as they were needed.
         computed: tokens whose keys and values are in the cache.
@@ -39,6 +42,7 @@ class Sequence:
     max_length: int
     score_start: int | None
     cache_salt: str
+    isolated: bool = False
     pages: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     computed: int = 0
@@ -75,6 +79,7 @@ class Sequence:
             max_length=len(request.prompt) + min(room, params.max_tokens or room),
             score_start=None,
             cache_salt=request.cache_salt,
+            isolated=params.seed is not None,
         )
 
     @property
@@ -89,7 +94,14 @@ class Sequence:
     @property
     def reusable(self) -> int:
         """Tokens that may come from the prefix cache: at least one row must be computed to get logits."""
+        if self.isolated:
+            return 0
         return (self.target if self.score_start is None else self.score_start) - 1
+
+    def isolated_chunk(self, limit: int) -> int:
+        """Tokens of the next forward of an isolated sequence: the prompt in equal chunks, the answer one by one, also
+        when it is computed again after a preemption."""
+        return min(self.prompt_length - self.computed, limit) if self.computed < self.prompt_length else 1
 
     @property
     def answer_length(self) -> int:

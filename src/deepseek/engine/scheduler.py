@@ -3,6 +3,9 @@
 Policy: first come, first served. Every running sequence that decodes gets its one row; what is left of the step's rows
 goes to prompts, in chunks. When pages run out, the latest arrival gives its own back and waits, first in line; its
 full pages stay in the prefix cache, so that it usually resumes without computing them again.
+
+Isolated sequences (see :class:`Sequence`) take turns: one of them advances per step, in a forward beside the mixed
+batch, so that they slow the others down by one sequence's work at most.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self._isolated_turns: dict[Sequence, None] = {}
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -62,17 +66,21 @@ class Scheduler:
         chunks: list[Chunk] = []
         budget = self.max_batch_tokens
         preemptions = self.preemptions
-        decodes_ahead = sum(sequence.remaining == 1 for sequence in self.running)
+        decodes_ahead = sum(sequence.remaining == 1 and not sequence.isolated for sequence in self.running)
+        turn = next(iter(self._isolated_turns), None)
         index = 0
         while index < len(self.running):
             sequence = self.running[index]
-            decodes_ahead -= sequence.remaining == 1
-            num_tokens = min(sequence.remaining, budget - decodes_ahead)
+            if sequence.isolated:
+                num_tokens = sequence.isolated_chunk(self.max_batch_tokens) if sequence is turn else 0
+            else:
+                decodes_ahead -= sequence.remaining == 1
+                num_tokens = min(sequence.remaining, budget - decodes_ahead)
             if num_tokens > 0:
                 if not self._make_room(sequence, num_tokens):
                     break  # the sequence itself, the last one running, was preempted
                 chunks.append(Chunk(sequence, num_tokens))
-                budget -= num_tokens
+                budget -= 0 if sequence.isolated else num_tokens
             index += 1
         if self.preemptions > preemptions:
             return chunks  # no page to spare for newcomers
@@ -82,6 +90,8 @@ class Scheduler:
         """Account for a computed chunk: its full pages become findable."""
         sequence = chunk.sequence
         sequence.computed += chunk.num_tokens
+        if sequence.isolated:
+            self._isolated_turns[sequence] = self._isolated_turns.pop(sequence)  # to the end of the line
         full = sequence.computed // self.page_size
         if self.pool.prefix_cache and full > sequence.sealed:
             self._extend_digests(sequence)
@@ -109,6 +119,7 @@ class Scheduler:
         self.preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
+        self._isolated_turns.pop(sequence, None)
         self.pool.release(sequence.pages)
         sequence.pages = []
         sequence.computed = 0
@@ -129,10 +140,13 @@ class Scheduler:
             if not self._take_pages(sequence, cached):
                 postponed.append(sequence)
                 break
+            self.running.append(sequence)
+            if sequence.isolated:
+                self._isolated_turns[sequence] = None  # its turn comes in a later step
+                continue
             num_tokens = min(sequence.remaining, budget)
             chunks.append(Chunk(sequence, num_tokens))
             budget -= num_tokens
-            self.running.append(sequence)
             underway.update(sequence.digests[len(cached) :])
         self.waiting.extendleft(reversed(postponed))
         return chunks
@@ -158,7 +172,8 @@ class Scheduler:
 
     def _digests_underway(self) -> set[bytes]:
         """Digests of the prompt pages that running sequences will fill in coming steps."""
-        return {digest for s in self.running if s.remaining > 1 for digest in s.digests[s.sealed :]}
+        prefills = [s for s in self.running if s.remaining > 1 and not s.isolated]
+        return {digest for s in prefills for digest in s.digests[s.sealed :]}
 
     def _extend_digests(self, sequence: Sequence) -> None:
         if self.pool.prefix_cache:
