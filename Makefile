@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow check format bench bench-engine doctor clean
+.PHONY: help serve chat test test-slow check format bench bench-engine bench-invariance doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,11 +52,15 @@ format: $(DEV_STAMP)  ## rewrite the files in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-engine  ## all benchmarks; results as JSON in benchmarks/results
+bench: bench-engine bench-invariance  ## all benchmarks; results as JSON in benchmarks/results
 
 bench-engine: $(DEV_STAMP)  ## the engine against transformers, in turn, on one file
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	$(BIN)/python -m benchmarks.engine_vs_transformers --json benchmarks/results/engine_vs_transformers.json
+
+bench-invariance: $(RUNTIME_STAMP)  ## do seeded answers change with what else is in the batch?
+	$(BIN)/python -m benchmarks.batch_invariance --dtype fp32
+	$(BIN)/python -m benchmarks.batch_invariance --dtype bf16
 
 doctor: $(RUNTIME_STAMP)  ## what this machine can do
 	$(BIN)/deepseek doctor

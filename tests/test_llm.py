@@ -98,6 +98,8 @@ def test_score_is_the_sum_of_logprobs(llm: LLM) -> None:
 def test_refused_requests_leave_nothing_behind(llm: LLM) -> None:
     with pytest.raises(ContextLengthError, match="2048"):
         llm.generate(["fine", "x " * 3000], GREEDY)
+    with pytest.raises(InvalidRequestError, match="2 prompts and 1 sampling params"):
+        llm.generate(["a", "b"], [GREEDY])
     with pytest.raises(InvalidRequestError, match="one continuation per context"):
         llm.score(["a"], [])
     with pytest.raises(InvalidRequestError, match="continuation"):
@@ -122,10 +124,11 @@ def test_seeds_hold_to_the_last_bit(test_model: Path, dtype: str) -> None:
     prompt = "Tell me something about " + "the history and the future of " * 12 + "bread."
     params = SamplingParams(seed=7, max_tokens=40, ignore_eos=True, logprobs=0)
     (alone,) = llm.generate(prompt, params)
-    crowd = llm.generate([prompt, *(f"{prompt} Number {i}." for i in range(9))], params)
-    again = llm.generate([*("Hello there. " * 30 for _ in range(12)), prompt], params)
+    free = SamplingParams(max_tokens=120, ignore_eos=True)
+    prompts = [*(f"{i} {prompt}" for i in range(9)), prompt, prompt]
+    crowd = llm.generate(prompts, [*[free] * 9, params, params])
     assert llm.stats().preemptions > 0
-    for other in (crowd[0], again[-1]):
+    for other in crowd[-2:]:
         assert other.choices[0].token_ids == alone.choices[0].token_ids
         assert [e.logprob for e in other.choices[0].logprobs] == [e.logprob for e in alone.choices[0].logprobs]
 

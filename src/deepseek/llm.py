@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
+Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 @dataclass
@@ -121,18 +122,23 @@ class LLM:
         self._engine: Engine = loaded.engine
         self._next_id = 0
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Generation]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[Generation]:
         """Continue each prompt (text or token ids). Returns one :class:`Generation` per prompt, in order.
+
+        ``params`` are for all prompts, or one for each.
 
         Raises:
             InvalidRequestError: a prompt or an option that cannot be served. Nothing is generated then.
             EngineError: the model failed on a prompt.
         """
         token_lists = [self._encode(prompt) for prompt in _as_prompts(prompts)]
-        params = params or SamplingParams()
-        generations = [Generation(len(tokens), [Completion() for _ in range(params.n)]) for tokens in token_lists]
-        by_request = self._submit(token_lists, params)
-        for event, delta in self._deltas(by_request, params):
+        each = _params_of_each(params, len(token_lists))
+        generations = [
+            Generation(len(tokens), [Completion() for _ in range(own.n)])
+            for tokens, own in zip(token_lists, each, strict=True)
+        ]
+        by_request = self._submit(token_lists, each)
+        for event, delta in self._deltas({name: each[prompt] for name, (prompt, _) in by_request.items()}):
             prompt, choice = by_request[event.request_id]
             answer = generations[prompt].choices[choice]
             answer.text += delta.text
@@ -143,7 +149,7 @@ class LLM:
         return generations
 
     def chat(
-        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: SamplingParams | None = None
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None
     ) -> list[Generation]:
         """Answer a conversation, or each of several: rendered by the model's chat template, then :meth:`generate`."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
@@ -154,8 +160,8 @@ class LLM:
         params = params or SamplingParams()
         if params.n != 1:
             raise InvalidRequestError("a stream has one answer; n must be 1.", param="n")
-        by_request = self._submit([self.tokenizer.encode_chat(messages)], params)
-        for _, delta in self._deltas(by_request, params):
+        by_request = self._submit([self.tokenizer.encode_chat(messages)], [params])
+        for _, delta in self._deltas(dict.fromkeys(by_request, params)):
             yield delta
 
     def score(self, contexts: Sequence[Prompt], continuations: Sequence[Prompt]) -> list[Score]:
@@ -190,11 +196,11 @@ class LLM:
         """Queue, pages and counters of the engine."""
         return self._engine.stats()
 
-    def _submit(self, token_lists: Sequence[list[int]], params: SamplingParams) -> dict[str, tuple[int, int]]:
-        """Queue ``params.n`` requests per prompt; returns request id -> (prompt index, choice index)."""
+    def _submit(self, token_lists: Sequence[list[int]], each: Sequence[SamplingParams]) -> dict[str, tuple[int, int]]:
+        """Queue ``n`` requests per prompt; returns request id -> (prompt index, choice index)."""
         by_request: dict[str, tuple[int, int]] = {}
         requests = []
-        for index, tokens in enumerate(token_lists):
+        for index, (tokens, params) in enumerate(zip(token_lists, each, strict=True)):
             for choice in range(params.n):
                 seed = None if params.seed is None else params.seed + choice
                 name = self._new_id()
@@ -232,9 +238,10 @@ class LLM:
         finally:
             self._cancel(list(live))
 
-    def _deltas(self, by_request: Mapping[str, Any], params: SamplingParams) -> Iterator[tuple[TokenEvent, TextDelta]]:
-        assemblers = {name: OutputAssembler(self.tokenizer, params) for name in by_request}
-        for event in self._events(set(by_request)):
+    def _deltas(self, params: Mapping[str, SamplingParams]) -> Iterator[tuple[TokenEvent, TextDelta]]:
+        """Events and their text of the requests that are named with their options."""
+        assemblers = {name: OutputAssembler(self.tokenizer, own) for name, own in params.items()}
+        for event in self._events(set(params)):
             assert isinstance(event, TokenEvent)
             if event.finish_reason == "error":
                 raise EngineError(event.error or "the engine failed")
@@ -263,6 +270,14 @@ class LLM:
     def _new_id(self) -> str:
         self._next_id += 1
         return str(self._next_id)
+
+
+def _params_of_each(params: Params, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise InvalidRequestError(f"there are {count} prompts and {len(params)} sampling params.", param="params")
+    return list(params)
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
