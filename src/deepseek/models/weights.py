@@ -93,8 +93,8 @@ class WeightSource:
         value = self._checkpoint.load(name, dtype)
         if tuple(value.shape) != shape:
             raise CheckpointError(f"tensor {name!r} was read with shape {list(value.shape)} instead of {list(shape)}.")
-        # One pass over memory; a sum may also overflow, so only the slow check condemns.
-        if not torch.isfinite(value.sum(dtype=torch.float32)) and not torch.isfinite(value).all():
+        # Extremes carry NaN and infinity along: one pass, many times faster than isfinite.
+        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(value)):
             raise CheckpointError(f"tensor {name!r} holds NaN or infinity; a damaged file or too narrow a dtype.")
         self._used.add(name)
         if self._progress is not None:
