@@ -113,6 +113,10 @@ def test_settings_that_cannot_work(test_model: Path) -> None:
         LLM(str(test_model), max_context=100_000)
     with pytest.raises(ConfigurationError, match="KV cache"):
         LLM(str(test_model), kv_cache_bytes=1000)
+    with pytest.raises(ConfigurationError, match="no kernels for device 'abacus'"):
+        LLM(str(test_model), device="abacus")
+    with pytest.raises(ConfigurationError, match="unknown backend 'nosuch'"):
+        LLM(str(test_model), backend="nosuch")
     with pytest.raises(ConfigurationError, match="dtype"):
         LLM(str(test_model), dtype="int3")
 

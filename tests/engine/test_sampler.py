@@ -116,6 +116,14 @@ def test_penalties_and_bias() -> None:
     assert shifted(logit_bias={3: 4.0, 0: -100.0}) == [-98.0, 1.0, -1.0, 4.5]
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = torch.randn(9, 200) * 20
+    options = [{}, {"top_p": 0.5}, {"min_p": 0.1}]
+    states = [sequence(i, temperature=temperature, **options[i % 3]) for i in range(9)]
+    assert sample(logits.clone(), states) == logits.argmax(-1).tolist()
+
+
 def test_greedy_takes_the_likeliest() -> None:
     logits = torch.randn(7, 100)
     states = [sequence(temperature=0.0) for _ in range(7)]

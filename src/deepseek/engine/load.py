@@ -52,8 +52,8 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     """
     started = time.perf_counter()
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    device = torch.device(config.device)
     ops = bind(config.device, config.backend)
+    device = torch.device(config.device)
     dtype = choose_dtype(config.dtype, config.device)
     files = resolve(config.model, offline=config.offline, progress=RichProgress())
     with ThreadPoolExecutor(1) as executor:

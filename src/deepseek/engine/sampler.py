@@ -17,6 +17,7 @@ from deepseek.engine.request import Sequence
 from deepseek.sampling import SamplingParams
 
 _CANDIDATES = 1024
+_MIN_TEMPERATURE = 1e-6  # as good as greedy; smaller ones would become 0 in fp32
 _MASK = 2**64 - 1
 
 
@@ -41,9 +42,10 @@ def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
     if not drawn:
         return [int(token) for token in tokens]
     rows = torch.tensor(drawn, device=logits.device)
-    temperature = _column([params[row].temperature for row in drawn], logits)
+    temperature = _column([max(params[row].temperature, _MIN_TEMPERATURE) for row in drawn], logits)
     draws = _column([uniform(sequences[row].seed, sequences[row].answer_length) for row in drawn], logits).double()
-    probabilities = torch.softmax(logits[rows] / temperature, dim=-1)
+    scaled = (logits[rows] - logits[rows].amax(dim=-1, keepdim=True)) / temperature
+    probabilities = torch.softmax(scaled, dim=-1)
     for row, token in zip(drawn, _draw(probabilities, [params[row] for row in drawn], draws), strict=True):
         tokens[row] = token
     return [int(token) for token in tokens]
