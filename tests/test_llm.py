@@ -93,6 +93,10 @@ def test_score_is_the_sum_of_logprobs(llm: LLM) -> None:
     assert scores[0].logprobs[0] == pytest.approx(top[scores[0].token_ids[0]], abs=1e-3)
     assert scores[0].greedy[0] == (scores[0].token_ids[0] == generation.choices[0].token_ids[0])
     assert len(scores[2].logprobs) == len(scores[2].token_ids)
+    (answer,) = llm.generate([prompt], GREEDY)
+    (own,) = llm.score([prompt], [answer.choices[0].token_ids[:6]])
+    assert own.is_greedy
+    assert not scores[1].is_greedy
 
 
 def test_refused_requests_leave_nothing_behind(llm: LLM) -> None:

@@ -22,10 +22,6 @@ class Keys:
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [_digest(key) for key in keys]
 
-    @property
-    def required(self) -> bool:
-        return bool(self._digests)
-
     def identify(self, authorization: str | None) -> str:
         """The caller's tenant name, "" without keys. Raises :class:`ApiError` 401.
 

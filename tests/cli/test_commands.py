@@ -74,7 +74,7 @@ def test_chat_keeps_history_and_obeys_commands(test_model: Path) -> None:
     assert len(answers) > 8
 
 
-def test_doctor_says_what_each_kernel_got(tmp_path: Path) -> None:
+def test_doctor_says_what_each_kernel_got() -> None:
     result = deepseek("doctor")
     assert result.returncode == 0, result.stderr
     for word in ("read bandwidth", "paged_attention", "torch", "best that runs here", "features"):

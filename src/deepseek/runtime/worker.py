@@ -183,7 +183,6 @@ class Worker:
             self._engine.cancel(message.request_id)
         elif isinstance(message, Ping):
             self._channel.send(Pong(message.nonce, self._engine.stats()))
-
         elif isinstance(message, Unreadable):
             logger.error("message refused: %s", message.reason)
             if message.request_id is not None:
