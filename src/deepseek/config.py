@@ -6,8 +6,10 @@ import msgspec
 
 from deepseek.errors import ConfigurationError
 
-DTYPES = ("auto", "fp32", "bf16", "fp16")
+DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "int4")
+KV_DTYPES = ("auto", "fp16", "int8")
 DEFAULT_MODEL = "qwen2.5-coder-1.5b-instruct"
+SPECULATION = ("off", "auto", "lookup", "draft")
 PUBLIC_NAME = "deepseek-v2.1"
 PAGE_SIZE = 64
 
@@ -17,7 +19,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         model: a local folder or ``.gguf`` file, a built-in name, or a Hugging Face repository id.
-        dtype: floating dtype of weights, activations and cache; ``auto`` lets the device decide.
+        dtype: precision of the matrices. ``auto`` keeps a quantized checkpoint's own integers, and otherwise takes the
+            floating dtype that the device multiplies best; ``int8`` and ``int4`` quantize floats when they are loaded.
+        kv_dtype: precision of cached keys and values: ``fp16``, or ``int8`` for half the memory; ``auto`` is ``fp16``
+            with native kernels and the model's dtype with others.
         device: ``cpu`` (``cuda`` comes with its kernels).
         backend: kernels to use: ``auto``, or a backend's name for all ops.
         max_context: tokens per request, prompt and answer; None takes the model's own, as far as the cache holds it.
@@ -26,6 +31,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         kv_cache_bytes: memory for keys and values; None takes a share of what is free after loading.
         page_size: tokens per cache page.
         prefix_cache: reuse the pages of equal prompt beginnings.
+        speculation: guess tokens and verify the guesses together, which changes no answer. ``lookup`` guesses from the
+            prompt and the answer so far, ``draft`` asks ``draft_model``; ``auto`` is ``draft`` if there is one, else
+            ``lookup``.
+        draft_model: a smaller model with the same vocabulary, named as ``model`` is.
         threads: CPU threads; None takes one per core.
         seed: seeds requests that bring none; None draws one.
         offline: never touch the network.
@@ -33,6 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     model: str = DEFAULT_MODEL
     dtype: str = "auto"
+    kv_dtype: str = "auto"
     device: str = "cpu"
     backend: str = "auto"
     max_context: int | None = None
@@ -41,6 +51,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_cache_bytes: int | None = None
     page_size: int = PAGE_SIZE
     prefix_cache: bool = True
+    speculation: str = "auto"
+    draft_model: str | None = None
     threads: int | None = None
     seed: int | None = None
     offline: bool = False
@@ -48,6 +60,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
+        if self.kv_dtype not in KV_DTYPES:
+            raise ConfigurationError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, not {self.kv_dtype!r}.")
+        if self.speculation not in SPECULATION:
+            raise ConfigurationError(f"speculation must be one of {', '.join(SPECULATION)}, not {self.speculation!r}.")
+        if self.speculation == "draft" and self.draft_model is None:
+            raise ConfigurationError("speculation 'draft' needs a draft_model.")
+        if self.speculation in ("off", "lookup") and self.draft_model is not None:
+            raise ConfigurationError(
+                f"a draft_model is not used with speculation {self.speculation!r}; choose 'draft', or leave it out."
+            )
         positive = ("max_context", "max_running", "max_batch_tokens", "kv_cache_bytes", "page_size", "threads")
         for name in positive:
             value = getattr(self, name)

@@ -12,6 +12,7 @@ DeepSeekError
 ├── CheckpointError              the files are there, but damaged or not a model
 ├── TokenizerError               a tokenizer that cannot be built or used
 │   └── ChatTemplateError        a chat template that fails, loops or writes without end
+├── BenchmarkError               a measurement that could not be made
 ├── InvalidRequestError          a request's value that cannot be served; names the parameter
 │   └── ContextLengthError       prompt and answer do not fit the context
 └── EngineError                  the engine cannot go on with a request
@@ -88,6 +89,10 @@ class TokenizerError(DeepSeekError):
 
 class ChatTemplateError(TokenizerError):
     """A chat template that is malformed, fails, runs too long or writes too much."""
+
+
+class BenchmarkError(DeepSeekError):
+    """A measurement could not be made: the message names the engine or program and what it did."""
 
 
 class InvalidRequestError(DeepSeekError, ValueError):

@@ -243,9 +243,10 @@ class LLM:
         assemblers = {name: OutputAssembler(self.tokenizer, own) for name, own in params.items()}
         for event in self._events(set(params)):
             assert isinstance(event, TokenEvent)
-            if event.finish_reason == "error":
+            assembler = assemblers[event.request_id]
+            if event.finish_reason == "error" and not assembler.stopped:
                 raise EngineError(event.error or "the engine failed")
-            delta = assemblers[event.request_id].push(event)
+            delta = assembler.push(event)
             if delta.stop_string is not None:
                 self._engine.cancel(event.request_id)
             yield event, delta

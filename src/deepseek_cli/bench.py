@@ -3,52 +3,158 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from deepseek.config import DEFAULT_MODEL, EngineConfig
+from deepseek_cli.bench_tables import engine_table, peers_table, print_contenders, say, write
 
 bench = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure speed and memory.")
+
+Model = Annotated[str, typer.Option(help="folder, .gguf file, built-in name or Hugging Face id")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")]
+Repeats = Annotated[int, typer.Option(min=1, help="rounds; the median is reported")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="write all figures to this file")]
+Quick = Annotated[bool, typer.Option("--quick", help="an eighth of the work: shows that it runs, not how fast")]
+KvDtype = Annotated[str, typer.Option(help="precision of keys and values: auto, fp16 or int8")]
+DTYPE_HELP = "auto, fp32, bf16, fp16, int8 or int4"
 
 
 @bench.callback()
 def root() -> None:
     """Measure speed and memory."""
+    # Asked to end, end the engines that were started too: leave through their `finally`.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 @bench.command()
 def engine(
-    model: Annotated[str, typer.Option(help="folder, .gguf file, built-in name or Hugging Face id")] = DEFAULT_MODEL,
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one per core by default")] = None,
+    model: Model = DEFAULT_MODEL,
+    dtype: Annotated[str | None, typer.Option(help=f"{DTYPE_HELP} (auto; with a profile int8)")] = None,
+    kv_dtype: KvDtype = "auto",
+    threads: Threads = None,
     max_batch_tokens: Annotated[int, typer.Option(help="rows in one step")] = 512,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds; the median is reported")] = 3,
+    repeats: Repeats = 3,
+    profile: Annotated[
+        str | None, typer.Option(help="v2.1, baseline (FP16, no prefix cache, no speculation) or both, in turn")
+    ] = None,
+    price_per_hour: Annotated[float, typer.Option(help="of this machine; gives the cost per million tokens")] = 0.10,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Prefill, decode, 32 requests at once, long context, first token, peak memory and bandwidth of the engine."""
+    from rich.console import Console
+
+    from deepseek.benchmark.engine import measure_engine, measure_profiles, profile_configs
+
+    console = Console()
+    options: dict[str, Any] = {"threads": threads, "max_batch_tokens": max_batch_tokens}
+    result: dict[str, Any]
+    if profile is None:
+        config = EngineConfig(model=model, dtype=dtype or "auto", kv_dtype=kv_dtype, **options)
+        result = measure_engine(config, repeats=repeats, quick=quick, say=say(console))
+        console.print(engine_table({"median": result}, None))
+    else:
+        configs = profile_configs(model, profile, dtype=dtype or "int8", kv_dtype=kv_dtype, **options)
+        result = measure_profiles(
+            configs, repeats=repeats, price_per_hour=price_per_hour, quick=quick, say=say(console)
+        )
+        console.print(engine_table(result["profiles"], result.get("ratios")))
+    write(console, result, json_file)
+
+
+@bench.command()
+def peers(
+    model: Model = DEFAULT_MODEL,
+    dtype: Annotated[list[str] | None, typer.Option(help=f"ours: {DTYPE_HELP}; repeat for several")] = None,
+    kv_dtype: KvDtype = "auto",
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="prefill, decode, batch, context or speculation; repeat for several, all by default"),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="llama-cpp[:own|q8_0], openvino[:own|q8_0], vllm[:fp32|bf16] or transformers[:fp32|bf16]; repeat for "
+            "several, all by default"
+        ),
+    ] = None,
+    threads: Threads = None,
+    repeats: Repeats = 3,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Other engines next to ours, in turn, on the same model, with ratios. `make peers` installs them."""
+    from rich.console import Console
+
+    from deepseek.benchmark.compare import compare
+
+    console = Console()
+    result = compare(
+        EngineConfig(model=model, kv_dtype=kv_dtype, threads=threads),
+        dtypes=dtype or ["auto"],
+        scenarios=scenario or [],
+        peers=peer or [],
+        repeats=repeats,
+        quick=quick,
+        say=say(console),
+    )
+    console.print(peers_table(result))
+    print_contenders(console, result)
+    write(console, result, json_file)
+
+
+@bench.command()
+def quality(
+    model: Annotated[str, typer.Argument(help="the model to judge: folder, .gguf file, built-in name or id")],
+    against: Annotated[str, typer.Option(help="the model it was made of")],
+    text: Annotated[
+        list[Path] | None, typer.Option(help='text, or .jsonl with a "text" field; may be given again')
+    ] = None,
+    questions: Annotated[
+        list[Path] | None, typer.Option(help=".jsonl with question, choices and answer; may be given again")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="precision of the model")] = "auto",
+    against_dtype: Annotated[str, typer.Option(help="precision of the reference")] = "fp32",
+    tokens: Annotated[int, typer.Option(min=64, help="tokens of each text")] = 1024,
+    max_questions: Annotated[int | None, typer.Option(min=1, help="questions of each set; all by default")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one per core by default")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
 ) -> None:
-    """Prefill, decode, 32 requests at once, time to first token and peak memory of the engine."""
+    """What quantization costs: size, KL divergence, agreement, perplexity, accuracy on multiple choice."""
     from rich.console import Console
     from rich.table import Table
 
-    from deepseek.benchmark import measure_engine
+    from deepseek.quality import measure_quality, quality_rows, scoring_config
 
     console = Console()
-    config = EngineConfig(model=model, dtype=dtype, threads=threads, max_batch_tokens=max_batch_tokens)
-    result = measure_engine(config, repeats=repeats, say=lambda line: console.print(line, style="dim"))
-    settings = result["settings"]
-    table = Table(
-        title=f"{settings['model']}, {settings['dtype']}, {result['machine']['cores']} cores", title_justify="left"
+    result = measure_quality(
+        scoring_config(model, dtype, threads=threads),
+        scoring_config(against, against_dtype, threads=threads),
+        texts=text or (),
+        questions=questions or (),
+        tokens=tokens,
+        max_questions=max_questions,
+        say=lambda line: console.print(line, style="dim"),
     )
-    table.add_column("figure")
-    table.add_column("median", justify="right")
-    table.add_row("prefill, 512 tokens", f"{result['prefill_tok_s']:.1f} tok/s")
-    table.add_row("decode, 1 stream", f"{result['decode_tok_s']:.1f} tok/s")
-    table.add_row("32 requests of 128 + 64", f"{result['batch32_output_tok_s']:.1f} output tok/s")
-    table.add_row("first token, prompt of 128", f"{result['ttft_ms']:.0f} ms")
-    table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:.0f} MiB")
-    console.print(table)
+    settings = result["settings"]
+    console.print(f"{settings['model']} ({settings['dtype']}) against {settings['reference']}, size on disk:")
+    sizes = (result["size_bytes"] / 2**20, result["reference_size_bytes"] / 2**20)
+    console.print(f"{sizes[0]:.0f} MiB against {sizes[1]:.0f} MiB, {result['size_ratio']:.1%}")
+    text_head, text_rows, set_head, set_rows = quality_rows(result)
+    for head, rows in ((text_head, text_rows), (set_head, set_rows)):
+        if rows:
+            table = Table()
+            for index, title in enumerate(head):
+                table.add_column(title, justify="right" if index else "left")
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         console.print(f"written to {json_file}")

@@ -17,6 +17,7 @@ COMMANDS = {
     "pull": "download a model and verify it",
     "models": "list the built-in models",
     "doctor": "show what this machine can do and which kernels it gets",
+    "quantize": "make a model half the size or less, and say what that costs",
     "bench": "measure speed and memory",
 }
 

@@ -36,6 +36,8 @@ def serve(
         str | None, typer.Option(metavar="SIZE", help="memory for keys and values, such as 2GiB [default: from free]")
     ] = None,
     prefix_cache: Annotated[bool, typer.Option(help="reuse the cache of equal prompt beginnings")] = True,
+    speculation: Annotated[str, typer.Option(help="guess tokens: auto, lookup, draft or off")] = "auto",
+    draft_model: Annotated[str | None, typer.Option(help="a smaller model with the same vocabulary, to guess")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: one per core]")] = None,
     seed: Annotated[int | None, typer.Option(help="seeds requests that bring none")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="never touch the network")] = False,
@@ -57,6 +59,8 @@ def serve(
         max_batch_tokens=max_batch_tokens,
         kv_cache_bytes=None if kv_cache_bytes is None else parse_size(kv_cache_bytes),
         prefix_cache=prefix_cache,
+        speculation=speculation,
+        draft_model=draft_model,
         threads=threads,
         seed=seed,
         offline=offline,

@@ -80,6 +80,8 @@ class _EngineCollector(Collector):
             ("prompt_tokens", "Prompt tokens taken in.", stats.prompt_tokens),
             ("cached_prompt_tokens", "Prompt tokens found in the prefix cache.", stats.cached_prompt_tokens),
             ("generated_tokens", "Tokens generated.", stats.generated_tokens),
+            ("drafted_tokens", "Tokens guessed by speculation.", stats.drafted_tokens),
+            ("accepted_tokens", "Guessed tokens that became part of answers.", stats.accepted_tokens),
             ("preemptions", "Sequences put back for lack of memory.", stats.preemptions),
             ("finished", "Requests finished.", stats.finished),
             ("cancelled", "Requests cancelled.", stats.cancelled),

@@ -38,6 +38,12 @@ def test_help_lists_the_commands() -> None:
         (["chat", "./missing.gguf", "-p", "hi"], "does not exist"),
         (["chat", "smollm2-135m-instruct", "--temperature", "9", "-p", "hi"], "temperature must be in [0, 2]"),
         (["bench", "engine", "--model", "nosuch"], "unknown model 'nosuch'"),
+        (["bench", "engine", "--profile", "fast"], "unknown profile 'fast'"),
+        (["bench", "engine", "--dtype", "int3"], "dtype must be one of"),
+        (["bench", "peers", "--peer", "ollama"], "unknown peer 'ollama'"),
+        (["bench", "peers", "--peer", "vllm:q8_0"], "vllm has no variant 'q8_0'"),
+        (["bench", "peers", "--scenario", "speed"], "unknown scenario 'speed'"),
+        (["bench", "peers", "--model", "nosuch"], "unknown model 'nosuch'"),
         (["serve", "--kv-cache-bytes", "much"], "is not a size"),
     ],
 )
@@ -83,10 +89,22 @@ def test_doctor_says_what_each_kernel_got() -> None:
 
 def test_bench_engine_writes_its_figures(test_model: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "figures.json"
-    result = deepseek("bench", "engine", "--model", str(test_model), "--repeats", "1", "--json", str(target))
+    result = deepseek("bench", "engine", "--model", str(test_model), "--repeats", "1", "--quick", "--json", str(target))
     assert result.returncode == 0, result.stderr
     figures = json.loads(target.read_text())
     for key in ("prefill_tok_s", "decode_tok_s", "batch32_output_tok_s", "ttft_ms", "peak_memory_bytes"):
         assert figures[key] > 0
     assert figures["machine"]["cores"] >= 1
     assert figures["settings"]["dtype"] in ("float32", "bfloat16")
+
+
+def test_bench_peers_names_what_is_missing(test_model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "peers.json"
+    arguments = ["--scenario", "prefill", "--peer", "llama-cpp", "--repeats", "1", "--quick", "--json", str(target)]
+    result = deepseek("bench", "peers", "--model", str(test_model), *arguments, DEEPSEEK_PEER_LLAMA_CPP=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "not measured: llama-cpp" in result.stdout
+    assert "DEEPSEEK_PEER_LLAMA_CPP must name the folder" in result.stdout
+    report = json.loads(target.read_text())
+    assert report["figures"]["ours auto"]["prefill_tok_s"] > 0
+    assert "llama-cpp" in report["absent"]

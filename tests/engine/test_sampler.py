@@ -14,7 +14,9 @@ def sequence(
     seed: int = 0, prompt: tuple[int, ...] = (1,), answer: tuple[int, ...] = (), **options: object
 ) -> Sequence:
     params = SamplingParams(seed=seed, **options)  # type: ignore[arg-type]
-    state = Sequence.of(GenerateRequest("x", list(prompt), params), end_ids=frozenset(), seed=0, max_context=10_000)
+    state = Sequence.of(
+        GenerateRequest("x", list(prompt), params), end_ids=frozenset(), seed=0, max_context=10_000, isolate_seeds=True
+    )
     for token in answer:
         state.append(token)
     return state

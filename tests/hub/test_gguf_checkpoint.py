@@ -130,7 +130,7 @@ def test_permutation_of_quantized_rows_is_exact_and_raw_matches(tmp_path):
     blocks = gguf.quants.quantize(tensors[name], kind)
     q_proj = "model.layers.0.self_attn.q_proj.weight"
     np.testing.assert_array_equal(load(checkpoint, q_proj), gguf.quants.dequantize(blocks, kind))
-    raw = checkpoint.raw(q_proj)
+    raw = checkpoint.quantized(q_proj)
     assert raw is not None
     assert (raw.type, raw.shape) == ("Q4_1", (64, 64))
     np.testing.assert_array_equal(raw.data.numpy(), blocks)
@@ -195,7 +195,7 @@ def test_qwen3_moe_experts_one_by_one(tmp_path):
     blocks = gguf.quants.quantize(tensors["blk.1.ffn_up_exps.weight"], q8)
     name = "model.layers.1.mlp.experts.2.up_proj.weight"
     np.testing.assert_array_equal(load(checkpoint, name), gguf.quants.dequantize(blocks, q8)[2])
-    raw = checkpoint.raw(name)
+    raw = checkpoint.quantized(name)
     assert raw is not None
     np.testing.assert_array_equal(raw.data.numpy(), blocks[2])
     config = checkpoint.config
@@ -220,7 +220,7 @@ def test_gemma3_norms_lose_their_one(tmp_path):
     }
     for ours, theirs in names.items():
         np.testing.assert_array_equal(load(checkpoint, f"{ours}.weight"), stored[f"{theirs}.weight"] - np.float32(1))
-        assert checkpoint.raw(f"{ours}.weight") is None
+        assert checkpoint.quantized(f"{ours}.weight") is None
     config = checkpoint.config
     assert config["layer_types"] == ["sliding_attention"] * 2
     assert (config["sliding_window"], config["rope_local_base_freq"], config["query_pre_attn_scalar"]) == (32, 1e4, 16)
@@ -326,7 +326,7 @@ def test_deepseek_v3_with_split_kv_b(tmp_path):
     name = "model.layers.1.self_attn.kv_b_proj.weight"
     assert checkpoint.shapes[name] == whole[1].shape
     np.testing.assert_array_equal(load(checkpoint, name), whole[1])
-    assert checkpoint.raw(name) is None
+    assert checkpoint.quantized(name) is None
     config = checkpoint.config
     assert config["architectures"] == ["DeepseekV3ForCausalLM"]
     assert (config["qk_nope_head_dim"], config["v_head_dim"], config["num_key_value_heads"]) == (nope, value, heads)

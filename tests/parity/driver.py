@@ -18,10 +18,11 @@ class Driver:
     def __init__(self, model: Model, *, page_size: int = 4, num_pages: int = 256, shuffle: bool = False) -> None:
         self.model = model
         self.page_size = page_size
-        self.cache = KVCache(model.cache_specs, num_pages, page_size, model.dtype, model.device)
-        for tensor in (*self.cache.keys, *self.cache.values):
-            if tensor is not None:
-                tensor.fill_(float("nan"))  # whoever reads what was not written shows
+        self.cache = model.new_cache(num_pages, page_size)
+        if isinstance(self.cache, KVCache):
+            for tensor in (*self.cache.keys, *self.cache.values):
+                if tensor is not None:
+                    tensor.fill_(float("nan"))  # whoever reads what was not written shows
         self._free = list(range(num_pages))
         if shuffle:
             random.Random(0).shuffle(self._free)

@@ -80,6 +80,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_key_value_heads": 4, "rope_parameters": {**_YARN, "truncate": False, "attention_factor": 1.3}},
     ),
     "llama-dynamic-rope": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    "llama-wide": ("Llama", {"head_dim": 16, "num_key_value_heads": 2}),
+    "llama-wide-biases": ("Llama", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
+    "qwen2-wide-window": (
+        "Qwen2",
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "hidden_size": 64},
+    ),
+    "qwen3-wide": ("Qwen3", {"head_dim": 48, "attention_bias": False, "tie_word_embeddings": True}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6}}),
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "qwen2-yarn": ("Qwen2", {"rope_parameters": _YARN}),
@@ -198,6 +205,9 @@ class MemoryCheckpoint:
         if name not in self.tensors:
             raise CheckpointError(f"no tensor {name!r}")
         return self.tensors[name].to(dtype)
+
+    def quantized(self, name: str) -> None:
+        return None
 
     def close(self) -> None:
         pass

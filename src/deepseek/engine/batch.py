@@ -19,7 +19,8 @@ class StepBatch:
 
     Attributes:
         batch: what the model gets.
-        sampled: chunks whose next token is to be sampled, in the order of the first logits rows.
+        sampled: chunks whose next token is to be sampled, in the order of the first logits rows: one row for each, and
+            one more for each token of its draft.
         scored: (chunk, first position scored, number of rows) of score requests, in the order of the rows after them.
     """
 
@@ -36,16 +37,17 @@ def build_batch(chunks: Seq[Chunk], page_size: int, device: torch.device) -> Ste
     starts = [0]
     for chunk in chunks:
         sequence = chunk.sequence
-        first, last = sequence.computed, sequence.computed + chunk.num_tokens
-        token_ids += sequence.tokens[first:last]
+        first, last = sequence.computed, sequence.computed + chunk.num_rows
+        token_ids += sequence.tokens[first : first + chunk.num_tokens]
+        token_ids += chunk.draft
         positions += range(first, last)
         slots += [sequence.pages[p // page_size] * page_size + p % page_size for p in range(first, last)]
-        starts.append(starts[-1] + chunk.num_tokens)
+        starts.append(starts[-1] + chunk.num_rows)
     sampled, scored, rows = _logits_rows(chunks, starts)
     layout = PagedLayout(
         page_size=page_size,
         query_starts=tuple(starts),
-        context_lens=tuple(chunk.sequence.computed + chunk.num_tokens for chunk in chunks),
+        context_lens=tuple(chunk.sequence.computed + chunk.num_rows for chunk in chunks),
         pages=tuple(tuple(chunk.sequence.pages) for chunk in chunks),
         write_slots=_ids(slots, device),
     )
@@ -63,7 +65,7 @@ def _logits_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[Chunk], lis
         if sequence.score_start is None:
             if chunk.completes:
                 sampled.append(chunk)
-                sampled_rows.append(start + chunk.num_tokens - 1)
+                sampled_rows += range(start + chunk.num_tokens - 1, start + chunk.num_rows)
             continue
         # The row at position p predicts position p + 1.
         first = max(sequence.computed, sequence.score_start - 1)

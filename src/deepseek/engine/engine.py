@@ -23,8 +23,9 @@ from deepseek.engine.events import (
 from deepseek.engine.request import Sequence
 from deepseek.engine.sampler import logprobs_of, sample, scores_of
 from deepseek.engine.scheduler import Chunk, Scheduler
+from deepseek.engine.speculation import Speculation
 from deepseek.errors import ContextLengthError, InvalidRequestError
-from deepseek.models.base import KVCache, Model
+from deepseek.models.base import Model
 
 _NOT_FINITE = (
     "the model produced NaN or infinite logits for this request, so no token can be chosen. "
@@ -45,6 +46,7 @@ class Engine:
         end_ids: token ids that end an answer.
         prefix_cache: reuse the pages of equal prompt beginnings.
         seed: seeds requests that bring none; None draws a seed for each.
+        speculation: guesses tokens to be verified in the same step; None guesses none. Answers do not depend on it.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Engine:
         end_ids: frozenset[int],
         prefix_cache: bool = True,
         seed: int | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.model = model
         self.page_size = page_size
@@ -68,8 +71,11 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool, page_size=page_size, max_running=max_running, max_batch_tokens=max_batch_tokens
         )
-        self.cache = KVCache(model.cache_specs, num_pages, page_size, model.dtype, model.device)
+        self.cache = model.new_cache(num_pages, page_size)
         self._seed = seed
+        self._speculation = speculation
+        self._max_batch_tokens = max_batch_tokens
+        self._drafted_tokens = self._accepted_tokens = 0
         self._live: dict[str, Sequence] = {}
         self._pending: list[EngineEvent] = []
         self._steps = self._prompt_tokens = self._cached_prompt_tokens = self._generated_tokens = 0
@@ -89,7 +95,13 @@ class Engine:
         """
         self._check(request)
         seed = secrets.randbits(63) if self._seed is None else self._seed
-        sequence = Sequence.of(request, end_ids=self.end_ids, seed=seed, max_context=self.max_context)
+        sequence = Sequence.of(
+            request,
+            end_ids=self.end_ids,
+            seed=seed,
+            max_context=self.max_context,
+            isolate_seeds=not self.model.row_invariant,
+        )
         self._live[request.request_id] = sequence
         self.scheduler.add(sequence)
 
@@ -105,7 +117,7 @@ class Engine:
         events, self._pending = self._pending, []
         chunks = self.scheduler.schedule()
         isolated = [chunk for chunk in chunks if chunk.sequence.isolated]
-        mixed = [chunk for chunk in chunks if not chunk.sequence.isolated]
+        mixed = self._with_drafts([chunk for chunk in chunks if not chunk.sequence.isolated])
         for group in (mixed, isolated):
             if group:
                 step = build_batch(group, self.page_size, self.model.device)
@@ -130,6 +142,8 @@ class Engine:
             finished=self._finished,
             cancelled=self._cancelled,
             failed=self._failed,
+            drafted_tokens=self._drafted_tokens,
+            accepted_tokens=self._accepted_tokens,
         )
 
     def _check(self, request: EngineRequest) -> None:
@@ -163,45 +177,69 @@ class Engine:
                 f"logit_bias names token {max(bias)}; ids end at {vocab - 1}.", param="logit_bias"
             )
 
+    def _with_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The chunks of the mixed batch, with drafts to verify where that pays. Isolated sequences get none: the shapes
+        of their forwards are fixed."""
+        if self._speculation is None or not chunks:
+            return chunks
+        drafts = self._speculation.draft(chunks, self._max_batch_tokens)
+        return [
+            self.scheduler.with_draft(chunk, drafts[chunk.sequence]) if chunk.sequence in drafts else chunk
+            for chunk in chunks
+        ]
+
     def _results(self, step: StepBatch, logits: Tensor, chunks: list[Chunk]) -> list[EngineEvent]:
-        finite = _finite_rows(logits)
-        owners = [chunk.sequence for chunk in step.sampled]
-        owners += [chunk.sequence for chunk, _, count in step.scored for _ in range(count)]
-        failed = {owner for owner, is_finite in zip(owners, finite, strict=True) if not is_finite}
+        judged = {chunk.sequence for chunk in step.sampled} | {chunk.sequence for chunk, _, _ in step.scored}
         for chunk in chunks:
-            if chunk.sequence not in failed:
+            if chunk.sequence not in judged:
                 self.scheduler.completed(chunk)
-        events: list[EngineEvent] = [self._end(sequence, "error", _NOT_FINITE) for sequence in failed]
-        events += self._scored(step, logits[len(step.sampled) :], failed)
-        events += self._sampled(owners[: len(step.sampled)], logits[: len(step.sampled)], failed)
+        finite = _finite_rows(logits)
+        count = sum(1 + len(chunk.draft) for chunk in step.sampled)
+        events = self._scored(step, logits[count:], finite[count:])
+        tokens, logprobs = _choose(step.sampled, logits[:count], finite[:count])
+        row = 0
+        for chunk in step.sampled:
+            end = row + 1 + len(chunk.draft)
+            events += self._verified(chunk, tokens[row:end], logprobs[row:end])
+            row = end
         return events
 
-    def _sampled(self, owners: list[Sequence], logits: Tensor, failed: set[Sequence]) -> list[EngineEvent]:
-        rows = [row for row, sequence in enumerate(owners) if sequence not in failed]
-        if not rows:
-            return []
-        if len(rows) < len(owners):
-            logits = logits[torch.tensor(rows, device=logits.device)]
-        sequences = [owners[row] for row in rows]
-        wanted = [i for i, s in enumerate(sequences) if s.params is not None and s.params.logprobs is not None]
-        unchanged = logits[torch.tensor(wanted, device=logits.device)] if wanted else None
-        tokens = sample(logits, sequences)
-        logprobs: dict[int, TokenLogprobs] = {}
-        if unchanged is not None:
-            top = [_logprobs_wanted(sequences[i]) for i in wanted]
-            logprobs = dict(zip(wanted, logprobs_of(unchanged, [tokens[i] for i in wanted], top), strict=True))
-        pairs = zip(sequences, tokens, strict=True)
-        return [self._advance(sequence, token, logprobs.get(i)) for i, (sequence, token) in enumerate(pairs)]
+    def _verified(
+        self, chunk: Chunk, tokens: list[int | None], logprobs: list[TokenLogprobs | None]
+    ) -> list[EngineEvent]:
+        """Append the token sampled behind the known ones, and one more for each token of the draft that equals what was
+        sampled in its place. None is a row whose logits were not finite."""
+        sequence = chunk.sequence
+        events: list[EngineEvent] = []
+        for accepted, token in enumerate(tokens):
+            if token is None:
+                return [*events, self._end(sequence, "error", _NOT_FINITE)]
+            event = self._advance(sequence, token, logprobs[accepted])
+            events.append(event)
+            if event.finish_reason or (token,) != chunk.draft[accepted : accepted + 1]:
+                break
+        self.scheduler.completed(chunk, accepted)
+        if self._speculation is not None and chunk.draft:
+            self._speculation.verified(sequence, len(chunk.draft), accepted)
+            self._drafted_tokens += len(chunk.draft)
+            self._accepted_tokens += accepted
+        if event.finish_reason:
+            self._finished += 1
+            self._remove(sequence)
+        return events
 
-    def _scored(self, step: StepBatch, logits: Tensor, failed: set[Sequence]) -> list[EngineEvent]:
+    def _scored(self, step: StepBatch, logits: Tensor, finite: list[bool]) -> list[EngineEvent]:
         events: list[EngineEvent] = []
         row = 0
         for chunk, first, count in step.scored:
             sequence = chunk.sequence
-            if sequence not in failed:
+            if all(finite[row : row + count]):
+                self.scheduler.completed(chunk)
                 sequence.scores += scores_of(logits[row : row + count], sequence.tokens[first : first + count])
                 if not sequence.remaining:
                     events.append(self._end_scored(sequence))
+            else:
+                events.append(self._end(sequence, "error", _NOT_FINITE))
             row += count
         return events
 
@@ -218,9 +256,6 @@ class Engine:
         reason: FinishReason | None = (
             "stop" if stop else "length" if len(sequence.tokens) >= sequence.max_length else None
         )
-        if reason:
-            self._finished += 1
-            self._remove(sequence)
         return TokenEvent(
             sequence.request_id,
             token_id=token,
@@ -249,6 +284,8 @@ class Engine:
 
     def _remove(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
+        if self._speculation is not None:
+            self._speculation.forget(sequence)
         del self._live[sequence.request_id]
 
 
@@ -260,6 +297,32 @@ def _finite_rows(logits: Tensor) -> list[bool]:
     return [bool(row) for row in finite.tolist()]
 
 
-def _logprobs_wanted(sequence: Sequence) -> int:
+def _choose(
+    chunks: list[Chunk], logits: Tensor, finite: list[bool]
+) -> tuple[list[int | None], list[TokenLogprobs | None]]:
+    """Token and log-probabilities for each row of ``logits`` [R, vocab]: one row behind each chunk's known tokens, and
+    one behind each token of its draft. None where a row is not finite, or log-probabilities were not asked for."""
+    owners = [chunk.sequence for chunk in chunks for _ in range(1 + len(chunk.draft))]
+    ahead = [chunk.draft[:length] for chunk in chunks for length in range(1 + len(chunk.draft))]
+    tokens: list[int | None] = [None] * len(owners)
+    logprobs: list[TokenLogprobs | None] = [None] * len(owners)
+    rows = [row for row, is_finite in enumerate(finite) if is_finite]
+    if not rows:
+        return tokens, logprobs
+    if len(rows) < len(owners):
+        logits = logits[torch.tensor(rows, device=logits.device)]
+    wanted = [i for i, row in enumerate(rows) if _top_wanted(owners[row]) is not None]
+    unchanged = logits[torch.tensor(wanted, device=logits.device)] if wanted else None
+    chosen = sample(logits, [owners[row] for row in rows], [ahead[row] for row in rows])
+    for row, token in zip(rows, chosen, strict=True):
+        tokens[row] = token
+    if unchanged is not None:
+        top = [_top_wanted(owners[rows[i]]) or 0 for i in wanted]
+        for i, entry in zip(wanted, logprobs_of(unchanged, [chosen[i] for i in wanted], top), strict=True):
+            logprobs[rows[i]] = entry
+    return tokens, logprobs
+
+
+def _top_wanted(sequence: Sequence) -> int | None:
     assert sequence.params is not None
-    return sequence.params.logprobs or 0
+    return sequence.params.logprobs

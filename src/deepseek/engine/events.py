@@ -81,7 +81,10 @@ EngineEvent = TokenEvent | ScoreEvent
 
 
 class EngineStats(msgspec.Struct, frozen=True):
-    """A snapshot for health, metrics and admission. Counters grow from the engine's start."""
+    """A snapshot for health, metrics and admission. Counters grow from the engine's start.
+
+    ``drafted_tokens`` were guessed by speculation, and ``accepted_tokens`` of them became part of answers.
+    """
 
     waiting: int
     running: int
@@ -95,6 +98,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     finished: int
     cancelled: int
     failed: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

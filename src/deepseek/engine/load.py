@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
-
 from deepseek.config import EngineConfig
+from deepseek.engine.draft_model import DraftModel, vocabulary_difference
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import EngineInfo
-from deepseek.engine.memory import available_memory, page_bytes, plan_pages
+from deepseek.engine.execution import choose_execution
+from deepseek.engine.memory import plan_pages
+from deepseek.engine.speculation import EXPERTS_ROW_COST, ROW_COST, Drafter, LookupDrafter, Speculation
 from deepseek.errors import ConfigurationError
 from deepseek.hub.open import open_checkpoint
 from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import resolve
-from deepseek.kernels.registry import bind
 from deepseek.models.base import Model
-from deepseek.models.registry import load_model, parse_config
+from deepseek.models.registry import parse_config
 from deepseek.tokenizer.load import load_tokenizer
 from deepseek.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -51,33 +47,32 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         HubError, CheckpointError, ConfigurationError, TokenizerError: with the reason.
     """
     started = time.perf_counter()
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    ops = bind(config.device, config.backend)
-    device = torch.device(config.device)
-    dtype = choose_dtype(config.dtype, config.device)
     files = resolve(config.model, offline=config.offline, progress=RichProgress())
     with ThreadPoolExecutor(1) as executor:
         tokenizer_future = executor.submit(load_tokenizer, files.path)
         checkpoint = open_checkpoint(files.path)
         try:
-            max_context = _context(config, parse_config(checkpoint.config).max_context)
-            _check_room(checkpoint.shapes.values(), dtype, files.name)
-            model = load_model(checkpoint, ops=ops, dtype=dtype, device=device, progress=progress)
+            parsed = parse_config(checkpoint.config)
+            max_context = _context(config, parsed.max_context)
+            execution = choose_execution(config, checkpoint, parsed)
+            model = execution.load(checkpoint, files.name, progress)
         finally:
             checkpoint.close()
         tokenizer = tokenizer_future.result()
-    engine = _size(config, model, max_context, tokenizer.eos_token_ids)
+    draft = _load_draft(config, tokenizer) if config.draft_model else None
+    row_cost = EXPERTS_ROW_COST if getattr(parsed, "experts", 0) else ROW_COST
+    engine = _size(config, model, max_context, tokenizer.eos_token_ids, draft, row_cost)
     info = EngineInfo(
         model=files.name,
         architecture=model.architecture,
         vocab_size=model.vocab_size,
         max_context=engine.max_context,
-        dtype=str(dtype).removeprefix("torch."),
-        kv_cache_bytes=engine.pool.num_pages * page_bytes(model.cache_specs, config.page_size, dtype.itemsize),
+        dtype=execution.name,
+        kv_cache_bytes=engine.pool.num_pages * model.page_bytes(config.page_size),
         kv_cache_tokens=engine.pool.num_pages * config.page_size,
         weights_bytes=model.weights_bytes,
         load_seconds=time.perf_counter() - started,
-        backends={name: binding.backend for name, binding in ops.bindings.items()},
+        backends=dict(execution.backends(model)),
     )
     logger.info(
         "loaded %s (%s, %s): weights %.2f GiB, KV cache %.2f GiB for %d tokens, context %d, in %.1f s",
@@ -93,12 +88,18 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     return LoadedEngine(engine, info, tokenizer)
 
 
-def _size(config: EngineConfig, model: Model, max_context: int, end_ids: frozenset[int]) -> Engine:
-    """An engine with as many pages as its memory budget holds."""
+def _size(
+    config: EngineConfig,
+    model: Model,
+    max_context: int,
+    end_ids: frozenset[int],
+    draft: Model | None,
+    row_cost: float,
+) -> Engine:
+    """An engine with as many pages as its memory budget holds; a draft model's cache gets as many pages of its own."""
     pages = plan_pages(
-        model.cache_specs,
+        model.page_bytes(config.page_size) + (draft.page_bytes(config.page_size) if draft else 0),
         page_size=config.page_size,
-        itemsize=model.dtype.itemsize,
         max_context=max_context,
         max_running=config.max_running,
         budget=config.kv_cache_bytes,
@@ -113,25 +114,44 @@ def _size(config: EngineConfig, model: Model, max_context: int, end_ids: frozens
         end_ids=end_ids,
         prefix_cache=config.prefix_cache,
         seed=config.seed,
+        speculation=_speculation(config, model, draft, pages, row_cost),
     )
 
 
-def choose_dtype(name: str, device: str) -> torch.dtype:
-    """The torch dtype of ``name``; ``auto`` is bf16 where the device multiplies it natively, else fp32."""
-    if name != "auto":
-        return _DTYPES[name]
-    native = torch.cpu._is_amx_tile_supported() if device == "cpu" else True
-    return torch.bfloat16 if native else torch.float32
-
-
-def _check_room(shapes: Iterable[tuple[int, ...]], dtype: torch.dtype, name: str) -> None:
-    """Refuse weights that cannot fit before the system kills the process half-way."""
-    needed = sum(math.prod(shape) for shape in shapes) * dtype.itemsize
-    if needed > (free := available_memory()):
-        raise ConfigurationError(
-            f"the weights of {name} take {needed / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}, and "
-            f"{free / 2**30:.1f} GiB of memory are free. Choose a smaller model or dtype, or free some memory."
+def _speculation(
+    config: EngineConfig, model: Model, draft: Model | None, pages: int, row_cost: float
+) -> Speculation | None:
+    """What guesses for the engine, as the settings say."""
+    if config.speculation == "off":
+        return None
+    drafter: Drafter = LookupDrafter()
+    if draft is not None:
+        drafter = DraftModel(
+            draft,
+            num_pages=pages,
+            page_size=config.page_size,
+            max_rows=config.max_batch_tokens,
+            vocab_size=model.vocab_size,
+            cost=draft.weights_bytes / model.weights_bytes,
         )
+    return Speculation(drafter, row_cost=row_cost)
+
+
+def _load_draft(config: EngineConfig, tokenizer: Tokenizer) -> Model:
+    """The draft model, of the same dtype. Raises ConfigurationError if its vocabulary is another."""
+    assert config.draft_model is not None
+    files = resolve(config.draft_model, offline=config.offline, progress=RichProgress())
+    difference = vocabulary_difference(tokenizer, load_tokenizer(files.path))
+    if difference is not None:
+        raise ConfigurationError(
+            f"{files.name} cannot draft for {config.model}: {difference}. Choose a draft model of the same family."
+        )
+    checkpoint = open_checkpoint(files.path)
+    try:
+        execution = choose_execution(config, checkpoint, parse_config(checkpoint.config))
+        return execution.load(checkpoint, files.name, None)
+    finally:
+        checkpoint.close()
 
 
 def _context(config: EngineConfig, model_context: int) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from deepseek.errors import ConfigurationError
-from deepseek.models.base import LayerCacheSpec
 
 _SHARE = 0.5
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -25,23 +23,16 @@ def available_memory() -> int:
     return min(free, max(0, int(limit) - int(used))) if limit != "max" else free
 
 
-def page_bytes(specs: Sequence[LayerCacheSpec], page_size: int, itemsize: int) -> int:
-    """Bytes of one page over all layers."""
-    return sum(spec.elements for spec in specs) * page_size * itemsize
-
-
 def plan_pages(
-    specs: Sequence[LayerCacheSpec],
+    each: int,
     *,
     page_size: int,
-    itemsize: int,
     max_context: int,
     max_running: int,
     budget: int | None,
 ) -> int:
-    """Number of pages: what ``budget`` bytes hold, or half of the free memory when it is None, but never more than
-    ``max_running`` full contexts need. Raises ConfigurationError when not even one page fits."""
-    each = page_bytes(specs, page_size, itemsize)
+    """Number of pages of ``each`` bytes: what ``budget`` bytes hold, or half of the free memory when it is None, but
+    never more than ``max_running`` full contexts need. Raises ConfigurationError when not even one page fits."""
     room = int(available_memory() * _SHARE) if budget is None else budget
     needed = -(-max_context // page_size) * max_running
     pages = min(room // each, needed)

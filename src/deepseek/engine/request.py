@@ -52,8 +52,10 @@ class Sequence:
     answer_counts: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, request: EngineRequest, *, end_ids: frozenset[int], seed: int, max_context: int) -> Sequence:
-        """The initial state of a validated request."""
+    def of(
+        cls, request: EngineRequest, *, end_ids: frozenset[int], seed: int, max_context: int, isolate_seeds: bool
+    ) -> Sequence:
+        """The initial state of a validated request; ``isolate_seeds`` isolates one that brings a seed."""
         if isinstance(request, ScoreRequest):
             return cls(
                 request_id=request.request_id,
@@ -79,7 +81,7 @@ class Sequence:
             max_length=len(request.prompt) + min(room, params.max_tokens or room),
             score_start=None,
             cache_salt=request.cache_salt,
-            isolated=params.seed is not None,
+            isolated=isolate_seeds and params.seed is not None,
         )
 
     @property

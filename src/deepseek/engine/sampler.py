@@ -2,11 +2,13 @@
 
 Order of operations: logit bias, penalties, temperature, min-p, top-k, top-p. One uniform number per token decides by
 inverting the cumulative distribution; it depends on the sequence's seed and the token's index alone, so that a seed
-gives the same tokens whatever else is in the batch, and after a preemption.
+gives the same tokens whatever else is in the batch, after a preemption, and with speculation: a row behind a draft is
+sampled exactly as if the draft's tokens had been appended.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as Seq
 
 import torch
@@ -32,18 +34,22 @@ def uniform(seed: int, index: int) -> float:
     return (state >> 11) * 2.0**-53
 
 
-def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
-    """One token per row of fp32 ``logits`` [R, vocab]; row i belongs to ``sequences[i]``. Changes ``logits``."""
+def sample(logits: Tensor, sequences: Seq[Sequence], ahead: Seq[Seq[int]] | None = None) -> list[int]:
+    """One token per row of fp32 ``logits`` [R, vocab]; row i belongs to ``sequences[i]`` as it would be with the tokens
+    ``ahead[i]`` appended. Changes ``logits``."""
     params = [_params(sequence) for sequence in sequences]
+    ahead = ahead or [()] * len(sequences)
     for row, (sequence, options) in enumerate(zip(sequences, params, strict=True)):
-        _shift(logits[row], sequence, options)
+        _shift(logits[row], sequence, options, ahead[row])
     tokens = logits.argmax(dim=-1).tolist()
     drawn = [row for row, options in enumerate(params) if not options.greedy]
     if not drawn:
         return [int(token) for token in tokens]
     rows = torch.tensor(drawn, device=logits.device)
     temperature = _column([max(params[row].temperature, _MIN_TEMPERATURE) for row in drawn], logits)
-    draws = _column([uniform(sequences[row].seed, sequences[row].answer_length) for row in drawn], logits).double()
+    indices = [sequences[row].answer_length + len(ahead[row]) for row in drawn]
+    seeds = [sequences[row].seed for row in drawn]
+    draws = _column(list(map(uniform, seeds, indices)), logits).double()
     scaled = (logits[rows] - logits[rows].amax(dim=-1, keepdim=True)) / temperature
     probabilities = torch.softmax(scaled, dim=-1)
     for row, token in zip(drawn, _draw(probabilities, [params[row] for row in drawn], draws), strict=True):
@@ -78,15 +84,17 @@ def _column(values: list[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=like.device).to(like.dtype)[:, None]
 
 
-def _shift(row: Tensor, sequence: Sequence, params: SamplingParams) -> None:
+def _shift(row: Tensor, sequence: Sequence, params: SamplingParams, ahead: Seq[int]) -> None:
     """Logit bias and penalties of one row [vocab], in place."""
     if params.repetition_penalty != 1.0:
-        ids = torch.tensor(list(set(sequence.tokens)), device=row.device)
+        ids = torch.tensor(list({*sequence.tokens, *ahead}), device=row.device)
         seen = row[ids]
         row[ids] = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
-    if sequence.answer_counts and (params.presence_penalty or params.frequency_penalty):
-        ids = torch.tensor(list(sequence.answer_counts), device=row.device)
-        counts = torch.tensor(list(sequence.answer_counts.values()), dtype=row.dtype, device=row.device)
+    if (sequence.answer_counts or ahead) and (params.presence_penalty or params.frequency_penalty):
+        seen_counts = Counter(sequence.answer_counts)
+        seen_counts.update(ahead)
+        ids = torch.tensor(list(seen_counts), device=row.device)
+        counts = torch.tensor(list(seen_counts.values()), dtype=row.dtype, device=row.device)
         row[ids] -= params.presence_penalty + params.frequency_penalty * counts
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=row.device)

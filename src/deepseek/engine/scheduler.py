@@ -11,7 +11,7 @@ batch, so that they slow the others down by one sequence's work at most.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepseek.engine.block_pool import BlockPool, page_digests
 from deepseek.engine.request import Sequence
@@ -19,15 +19,21 @@ from deepseek.engine.request import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``num_tokens`` tokens of ``sequence`` from ``sequence.computed`` on, to be computed in this step."""
+    """``num_tokens`` tokens of ``sequence`` from ``sequence.computed`` on, to be computed in this step, and behind them
+    the tokens of a ``draft`` of what may come next (speculation)."""
 
     sequence: Sequence
     num_tokens: int
+    draft: tuple[int, ...] = ()
 
     @property
     def completes(self) -> bool:
         """True if the sequence has a result after this step."""
         return self.num_tokens == self.sequence.remaining
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens + len(self.draft)
 
 
 class Scheduler:
@@ -86,10 +92,21 @@ class Scheduler:
             return chunks  # no page to spare for newcomers
         return chunks + self._admit(budget)
 
-    def completed(self, chunk: Chunk) -> None:
-        """Account for a computed chunk: its full pages become findable."""
+    def with_draft(self, chunk: Chunk, draft: list[int]) -> Chunk:
+        """The chunk with as much of ``draft`` as pages can be had for: nobody gives way to a guess."""
         sequence = chunk.sequence
-        sequence.computed += chunk.num_tokens
+        known = sequence.computed + chunk.num_tokens
+        missing = -(-(known + len(draft)) // self.page_size) - len(sequence.pages)
+        if missing > 0 and self.pool.num_free >= missing + len(self.running):
+            sequence.pages += self.pool.allocate(missing, sequence.pages[-1]) or []
+        room = len(sequence.pages) * self.page_size - known
+        return replace(chunk, draft=tuple(draft[:room]))
+
+    def completed(self, chunk: Chunk, accepted: int = 0) -> None:
+        """Account for a computed chunk and for ``accepted`` tokens of its draft, which the sequence's tokens contain by
+        now: full pages become findable. What was rejected lies behind ``computed`` and is overwritten."""
+        sequence = chunk.sequence
+        sequence.computed += chunk.num_tokens + accepted
         if sequence.isolated:
             self._isolated_turns[sequence] = self._isolated_turns.pop(sequence)  # to the end of the line
         full = sequence.computed // self.page_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,13 @@ import torch
 from torch import Tensor
 
 from deepseek.errors import CheckpointError, DeepSeekError
+from deepseek.hub.checkpoint import RawTensor
 from deepseek.hub.dequant import dequantize
 from deepseek.hub.gguf_config import translate_config
 from deepseek.hub.gguf_file import GGUFFile, GGUFTensor
 from deepseek.hub.gguf_names import Source, locate
 
-
-@dataclass(frozen=True, slots=True)
-class RawTensor:
-    """A matrix as the file stores it, for kernels that compute on quantized blocks.
-
-    Attributes:
-        type: the GGUF type's name (``Q4_K``).
-        shape: the Hugging Face shape (rows, columns).
-        data: uint8 [rows, bytes per row], rows in Hugging Face order, mapped where the file has that order.
-    """
-
-    type: str
-    shape: tuple[int, ...]
-    data: Tensor
+_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 
 
 class GGUFCheckpoint:
@@ -58,11 +45,11 @@ class GGUFCheckpoint:
             return (dequantize(self._rows(source), block, torch.float32) - 1.0).to(dtype).view(source.shape)
         return dequantize(self._rows(source), block, dtype).view(source.shape)
 
-    def raw(self, name: str) -> RawTensor | None:
-        """The stored blocks of ``name``, or None where the file's layout or values differ from Hugging Face's by more
-        than the order of rows. Raises CheckpointError for a missing name."""
+    def quantized(self, name: str) -> RawTensor | None:
+        """The stored blocks of ``name``, or None for floats, and where the file's layout or values differ from
+        Hugging Face's by more than the order of rows. Raises CheckpointError for a missing name."""
         source = self._source(name)
-        if source.value_up is not None or source.plus_one:
+        if source.value_up is not None or source.plus_one or source.tensor.type.name in _FLOATS:
             return None
         return RawTensor(source.tensor.type.name, source.shape, self._rows(source))
 

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: config.json and safetensors, in one file or in shards."""
+"""A Hugging Face model folder: config.json and safetensors, in one file or in shards, floating or compressed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepseek.errors import CheckpointError, UnsupportedModelError
+from deepseek.hub.checkpoint import QuantizedMatrix
+from deepseek.hub.compressed_tensors import (
+    QuantizedEntry,
+    check_config,
+    find_quantized,
+    hidden_names,
+    is_compressed,
+    read_quantized,
+)
 from deepseek.hub.safetensors_file import TensorEntry, parse_json, read_header
 
 if TYPE_CHECKING:
@@ -34,29 +43,60 @@ class SafetensorsCheckpoint:
         else:
             path = _single_file(self._folder)
             self._entries = {name: (path, entry) for name, entry in read_header(path).items()}
+        self._quantized: dict[str, QuantizedEntry] = {}
         self.shapes: Mapping[str, tuple[int, ...]] = {name: entry.shape for name, (_, entry) in self._entries.items()}
+        if is_compressed(self.config):
+            self._read_compressed()
         self._open: dict[Path, safe_open] = {}
 
     def load(self, name: str, dtype: torch.dtype) -> Tensor:
-        import safetensors
-
-        if name not in self._entries:
-            raise CheckpointError(f"{self._folder} has no tensor {name!r}: the checkpoint is not complete.")
+        if name in self._quantized:
+            return read_quantized(self._quantized[name], self._read, str(self._folder)).dequantize(dtype)
+        tensor = self._read(name)
         path, entry = self._entries[name]
-        try:
-            if path not in self._open:
-                self._open[path] = safetensors.safe_open(path, framework="pt")
-            tensor: Tensor = self._open[path].get_tensor(name)  # type: ignore[no-untyped-call]
-        except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: tensor {name!r} cannot be read: {error}.") from error
         if entry.dtype not in _FLOATS and tensor.dtype != dtype:
             raise UnsupportedModelError(
                 f"{path}: tensor {name!r} is stored as {entry.dtype}; reading it as {dtype} is not supported."
             )
         return tensor.to(dtype)
 
+    def quantized(self, name: str) -> QuantizedMatrix | None:
+        if name not in self.shapes:
+            raise self._missing(name)
+        entry = self._quantized.get(name)
+        return None if entry is None else read_quantized(entry, self._read, str(self._folder))
+
     def close(self) -> None:
         self._open.clear()  # a file is unmapped with the last tensor that lies in it
+
+    def _missing(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{self._folder} has no tensor {name!r}: the checkpoint is not complete.")
+
+    def _read(self, name: str) -> Tensor:
+        """A tensor as it is stored."""
+        import safetensors
+
+        if name not in self._entries:
+            raise self._missing(name)
+        path, _ = self._entries[name]
+        try:
+            if path not in self._open:
+                self._open[path] = safetensors.safe_open(path, framework="pt")
+            tensor: Tensor = self._open[path].get_tensor(name)  # type: ignore[no-untyped-call]
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: tensor {name!r} cannot be read: {error}.") from error
+        return tensor
+
+    def _read_compressed(self) -> None:
+        """Show quantized matrices under their plain names, and the config without what this reader takes care of."""
+        settings = self.config["quantization_config"]
+        check_config(settings, str(self._folder / "config.json"))
+        entries = {name: entry for name, (_, entry) in self._entries.items()}
+        self._quantized = find_quantized(entries, str(self._folder))
+        hidden = hidden_names(entries)
+        shapes = {name: entry.shape for name, entry in entries.items() if name not in hidden}
+        self.shapes = shapes | {name: entry.shape for name, entry in self._quantized.items()}
+        self.config = {key: value for key, value in self.config.items() if key != "quantization_config"}
 
     def _read_shards(self, index: Path) -> None:
         weight_map = read_json(index).get("weight_map")

@@ -39,11 +39,11 @@ class Attention:
         key_norm: RMSNorm | None = None,
     ) -> None:
         self._ops = ops
-        self._shape = shape
-        self._qkv = qkv
-        self._output = output
-        self._query_norm = query_norm
-        self._key_norm = key_norm
+        self.shape = shape
+        self.qkv = qkv
+        self.output = output
+        self.query_norm = query_norm
+        self.key_norm = key_norm
 
     def __call__(
         self,
@@ -55,16 +55,16 @@ class Attention:
     ) -> Tensor:
         """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the caches."""
         assert value_cache is not None
-        ops, shape = self._ops, self._shape
+        ops, shape = self._ops, self.shape
         rows, turned = x.shape[0], shape.heads + shape.kv_heads
-        qkv = self._qkv(x).view(rows, turned + shape.kv_heads, shape.head_dim)
+        qkv = self.qkv(x).view(rows, turned + shape.kv_heads, shape.head_dim)
         cos, sin = rotation
-        if self._query_norm is not None and self._key_norm is not None:
-            query = ops.rotary(self._query_norm(qkv[:, : shape.heads]), cos, sin)
-            key = ops.rotary(self._key_norm(qkv[:, shape.heads : turned]), cos, sin)
+        if self.query_norm is not None and self.key_norm is not None:
+            query = ops.rotary(self.query_norm(qkv[:, : shape.heads]), cos, sin)
+            key = ops.rotary(self.key_norm(qkv[:, shape.heads : turned]), cos, sin)
         else:
             query_key = ops.rotary(qkv[:, :turned], cos, sin)
             query, key = query_key[:, : shape.heads], query_key[:, shape.heads :]
         ops.write_kv(key, qkv[:, turned:], key_cache, value_cache, layout.write_slots)
         attended = ops.paged_attention(query, key_cache, value_cache, layout, shape.scale, shape.window)
-        return self._output(attended.reshape(rows, shape.heads * shape.head_dim))
+        return self.output(attended.reshape(rows, shape.heads * shape.head_dim))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -64,21 +64,34 @@ class Model(Protocol):
     """A causal language model over a paged cache.
 
     Attributes:
+        architecture: the Hugging Face class name.
         vocab_size: number of logits.
         max_context: positions the model was made for.
         cache_specs: per layer, what :class:`KVCache` must hold.
         dtype: floating dtype of weights, activations and cache.
         device: where the weights are.
         weights_bytes: memory the weights take.
+        row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
+            cut into chunks.
     """
 
+    architecture: str
     vocab_size: int
     max_context: int
     cache_specs: tuple[LayerCacheSpec, ...]
     dtype: torch.dtype
     device: torch.device
     weights_bytes: int
+    row_invariant: bool
 
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+    def page_bytes(self, page_size: int) -> int:
+        """Bytes that a page of ``page_size`` tokens takes in the cache, over all layers."""
+        ...
+
+    def new_cache(self, num_pages: int, page_size: int) -> Any:
+        """An empty cache for :meth:`forward`; memory is touched when first written."""
+        ...
+
+    def forward(self, batch: Batch, cache: Any) -> Tensor:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
         ...

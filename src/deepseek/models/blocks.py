@@ -18,14 +18,22 @@ def build_norm(source: WeightSource, ops: Ops, name: str, dim: int, eps: float, 
 
 
 def build_linear(source: WeightSource, ops: Ops, name: str, rows: int, columns: int, *, bias: bool = False) -> Linear:
-    return Linear(ops, source.tensor(f"{name}.weight", (rows, columns)), source.optional(f"{name}.bias", (rows,), bias))
+    weight = source.matrix([f"{name}.weight"], [rows], columns)
+    return Linear(ops, weight, source.optional(f"{name}.bias", (rows,), bias))
 
 
 def build_fused(
-    source: WeightSource, ops: Ops, names: list[str], rows: list[int], columns: int, *, bias: bool = False
+    source: WeightSource,
+    ops: Ops,
+    names: list[str],
+    rows: list[int],
+    columns: int,
+    *,
+    bias: bool = False,
+    gated: bool = False,
 ) -> Linear:
-    """Projections of the same input as one matrix."""
-    weight = source.fused([f"{name}.weight" for name in names], rows, columns)
+    """Projections of the same input as one matrix; ``gated`` says that it is [gate | up]."""
+    weight = source.matrix([f"{name}.weight" for name in names], rows, columns, gated=gated)
     return Linear(ops, weight, source.fused([f"{name}.bias" for name in names], rows) if bias else None)
 
 
@@ -33,7 +41,7 @@ def build_mlp(
     source: WeightSource, ops: Ops, prefix: str, hidden: int, inner: int, kind: str, *, bias: bool = False
 ) -> GatedMLP:
     names = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
-    gate_up = build_fused(source, ops, names, [inner, inner], hidden, bias=bias)
+    gate_up = build_fused(source, ops, names, [inner, inner], hidden, bias=bias, gated=True)
     return GatedMLP(ops, gate_up, build_linear(source, ops, f"{prefix}.down_proj", hidden, inner, bias=bias), kind)
 
 

@@ -79,6 +79,8 @@ class Decoder:
         weights_bytes: memory of the weights.
     """
 
+    row_invariant = False
+
     def __init__(
         self,
         *,
@@ -89,31 +91,40 @@ class Decoder:
         head: Head,
         rotaries: Sequence[Rotary],
         cache_specs: Sequence[LayerCacheSpec],
+        vocab_size: int,
         max_context: int,
+        dtype: torch.dtype,
+        device: torch.device,
         weights_bytes: int,
     ) -> None:
         self.architecture = architecture
-        self.vocab_size = head.weight.shape[0]
+        self.vocab_size = vocab_size
         self.max_context = max_context
         self.cache_specs = tuple(cache_specs)
-        self.dtype: torch.dtype = head.weight.dtype
-        self.device: torch.device = head.weight.device
+        self.dtype = dtype
+        self.device = device
         self.weights_bytes = weights_bytes
         self.layers = tuple(layers)
-        self._embedding = embedding
-        self._norm = norm
-        self._head = head
-        self._rotaries = tuple(rotaries)
+        self.embedding = embedding
+        self.norm = norm
+        self.head = head
+        self.rotaries = tuple(rotaries)
+
+    def page_bytes(self, page_size: int) -> int:
+        return sum(spec.elements for spec in self.cache_specs) * page_size * self.dtype.itemsize
+
+    def new_cache(self, num_pages: int, page_size: int) -> KVCache:
+        return KVCache(self.cache_specs, num_pages, page_size, self.dtype, self.device)
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
-        rotations = [rotary(batch.positions) for rotary in self._rotaries]
-        x, residual = self._embedding(batch.token_ids), None
+        rotations = [rotary(batch.positions) for rotary in self.rotaries]
+        x, residual = self.embedding(batch.token_ids), None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, keys, values)
         assert residual is not None
         rows = batch.logits_rows
         if rows is not None:
             x, residual = x.index_select(0, rows), residual.index_select(0, rows)
-        normed, _ = self._norm.after_add(x, residual)
-        return self._head(normed)
+        normed, _ = self.norm.after_add(x, residual)
+        return self.head(normed)

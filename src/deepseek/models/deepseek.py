@@ -155,7 +155,7 @@ def _check_routing(routing: Routing, experts: int) -> None:
 
 
 def build_deepseek(config: DeepseekConfig, source: WeightSource, ops: Ops) -> Decoder:
-    embedding = source.tensor("model.embed_tokens.weight", (config.vocab_size, config.hidden))
+    embedding = source.embedding("model.embed_tokens.weight", config.vocab_size, config.hidden)
     layers = []
     for index in range(config.layers):
         prefix = f"model.layers.{index}"
@@ -170,7 +170,7 @@ def build_deepseek(config: DeepseekConfig, source: WeightSource, ops: Ops) -> De
             )
         )
     norm = build_norm(source, ops, "model.norm", config.hidden, config.eps)
-    head = embedding if config.tied else source.tensor("lm_head.weight", (config.vocab_size, config.hidden))
+    head = source.head(embedding if config.tied else None, config.vocab_size, config.hidden)
     beyond = [rf"model\.layers\.{i}\..*" for i in range(config.layers, config.layers + 8)]
     source.finish(ignore=[*beyond, "lm_head.weight"] if config.tied else beyond)
     shape = config.attention
@@ -180,9 +180,12 @@ def build_deepseek(config: DeepseekConfig, source: WeightSource, ops: Ops) -> De
         layers=layers,
         norm=norm,
         head=Head(ops, head),
-        rotaries=[Rotary(config.rope, embedding.device)],
+        rotaries=[Rotary(config.rope, source.device)],
         cache_specs=[LayerCacheSpec(1, shape.rank + shape.rope_dim, 0)] * config.layers,
+        vocab_size=config.vocab_size,
         max_context=config.max_context,
+        dtype=source.dtype,
+        device=source.device,
         weights_bytes=source.bytes,
     )
 

@@ -103,10 +103,10 @@ def _ropes(reader: ConfigReader, dim: int, context: int) -> tuple[RopeConfig, Ro
 
 def build_gemma3(config: GemmaConfig, source: WeightSource, ops: Ops) -> Decoder:
     hidden = config.hidden
-    embedding = source.tensor("model.embed_tokens.weight", (config.vocab_size, hidden))
+    embedding = source.embedding("model.embed_tokens.weight", config.vocab_size, hidden)
     layers = [_layer(config, source, ops, index) for index in range(config.layers)]
     norm = build_norm(source, ops, "model.norm", hidden, config.eps, offset=1.0)
-    head = embedding if config.tied else source.tensor("lm_head.weight", (config.vocab_size, hidden))
+    head = source.head(embedding if config.tied else None, config.vocab_size, hidden)
     source.finish(ignore=["lm_head.weight"] if config.tied else [])
     return Decoder(
         architecture="Gemma3ForCausalLM",
@@ -114,9 +114,12 @@ def build_gemma3(config: GemmaConfig, source: WeightSource, ops: Ops) -> Decoder
         layers=layers,
         norm=norm,
         head=Head(ops, head, config.softcap),
-        rotaries=[Rotary(config.global_rope, embedding.device), Rotary(config.local_rope, embedding.device)],
+        rotaries=[Rotary(config.global_rope, source.device), Rotary(config.local_rope, source.device)],
         cache_specs=[LayerCacheSpec(config.kv_heads, config.head_dim, config.head_dim)] * config.layers,
+        vocab_size=config.vocab_size,
         max_context=config.max_context,
+        dtype=source.dtype,
+        device=source.device,
         weights_bytes=source.bytes,
     )
 

@@ -109,7 +109,7 @@ def dense_mlp(config: DenseConfig, source: WeightSource, ops: Ops, prefix: str) 
 def build_decoder(config: DenseConfig, source: WeightSource, ops: Ops, feed_forward: FeedForwardBuilder) -> Decoder:
     """The stack with ``feed_forward`` in each layer's MLP place."""
     hidden, eps = config.hidden, config.eps
-    embedding = source.tensor("model.embed_tokens.weight", (config.vocab_size, hidden))
+    embedding = source.embedding("model.embed_tokens.weight", config.vocab_size, hidden)
     layers = []
     for index in range(config.layers):
         prefix = f"model.layers.{index}"
@@ -122,7 +122,7 @@ def build_decoder(config: DenseConfig, source: WeightSource, ops: Ops, feed_forw
             )
         )
     norm = build_norm(source, ops, "model.norm", hidden, eps)
-    head = embedding if config.tied else source.tensor("lm_head.weight", (config.vocab_size, hidden))
+    head = source.head(embedding if config.tied else None, config.vocab_size, hidden)
     source.finish(ignore=["lm_head.weight"] if config.tied else [])
     return Decoder(
         architecture=config.architecture,
@@ -130,9 +130,12 @@ def build_decoder(config: DenseConfig, source: WeightSource, ops: Ops, feed_forw
         layers=layers,
         norm=norm,
         head=Head(ops, head),
-        rotaries=[Rotary(config.rope, embedding.device)],
+        rotaries=[Rotary(config.rope, source.device)],
         cache_specs=[LayerCacheSpec(config.kv_heads, config.head_dim, config.head_dim)] * config.layers,
+        vocab_size=config.vocab_size,
         max_context=config.max_context,
+        dtype=source.dtype,
+        device=source.device,
         weights_bytes=source.bytes,
     )
 

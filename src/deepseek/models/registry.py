@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
-from deepseek.errors import CheckpointError, UnsupportedModelError
+from deepseek.errors import BackendUnavailableError, CheckpointError, UnsupportedModelError
 from deepseek.hub.checkpoint import Checkpoint
 from deepseek.kernels.ops import Ops
+from deepseek.kernels.registry import bind
 from deepseek.models.decoder import Decoder
 from deepseek.models.deepseek import build_deepseek, parse_deepseek_v2, parse_deepseek_v3
 from deepseek.models.gemma import build_gemma3, parse_gemma3
 from deepseek.models.llama import build_dense, parse_llama
+from deepseek.models.native import NativeDecoder, native_obstacle
+from deepseek.models.native_weights import NativeWeights
 from deepseek.models.qwen import build_qwen3_moe, parse_qwen2, parse_qwen3, parse_qwen3_moe
 from deepseek.models.weights import LoadProgress, WeightSource
 
@@ -86,4 +89,26 @@ def load_model(
     """
     family = FAMILIES[architecture_of(checkpoint.config)]
     config = family.parse(checkpoint.config)
-    return family.build(config, WeightSource(checkpoint, dtype, torch.device(device), progress), ops)
+    return family.build(config, WeightSource(checkpoint, dtype, torch.device(device), ops.pack_linear, progress), ops)
+
+
+def load_native_model(
+    checkpoint: Checkpoint,
+    *,
+    scheme: str,
+    kv_dtype: str,
+    threads: int,
+    isa: str = "auto",
+    progress: LoadProgress | None = None,
+) -> NativeDecoder:
+    """Build the checkpoint's model for the native CPU kernels, with matrices as ``scheme`` says
+    (:class:`deepseek.models.native_weights.NativeWeights`) and a cache of ``kv_dtype`` (fp16, int8).
+
+    Raises as :func:`load_model`, and BackendUnavailableError where native kernels cannot run.
+    """
+    family = FAMILIES[architecture_of(checkpoint.config)]
+    config = family.parse(checkpoint.config)
+    if (reason := native_obstacle(config)) is not None:
+        raise BackendUnavailableError(f"native kernels cannot run this model: {reason}.")
+    decoder = family.build(config, NativeWeights(checkpoint, scheme, progress), bind("cpu"))
+    return NativeDecoder(decoder, threads=threads, kv_dtype=kv_dtype, isa=isa)

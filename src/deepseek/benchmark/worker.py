@@ -1,0 +1,149 @@
+"""Our engine as a benchmark worker: `python -m deepseek.benchmark.worker` (see :mod:`deepseek.benchmark.process`).
+
+Questions, each with an ``op``: ``load`` (the fields of an EngineConfig), ``run`` (prompts as token ids), ``chat``
+(texts to token ids), ``memory``, ``bandwidth``, ``export`` (the weights as a Hugging Face folder for other engines).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from deepseek.benchmark.process import peak_memory
+from deepseek.config import EngineConfig
+from deepseek.engine.events import GenerateRequest, TokenEvent
+from deepseek.errors import BenchmarkError, DeepSeekError
+from deepseek.sampling import SamplingParams
+from deepseek.threads import wait_politely
+
+if TYPE_CHECKING:
+    from deepseek.engine.load import LoadedEngine
+
+
+class Worker:
+    """Answers questions about one engine."""
+
+    def __init__(self) -> None:
+        self._loaded: LoadedEngine | None = None
+        self._count = 0
+
+    def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The reply to one question. Raises DeepSeekError."""
+        match message.get("op"):
+            case "load":
+                return self._load(message["config"])
+            case "run":
+                return self._run(message["prompts"], message["output"], ignore_eos=message["ignore_eos"])
+            case "chat":
+                return {"prompts": [self._chat(text) for text in message["texts"]]}
+            case "memory":
+                return {"peak_memory_bytes": peak_memory()}
+            case "bandwidth":
+                return {"bandwidth": _bandwidth(message["threads"])}
+            case "export":
+                return _export(Path(message["model"]), message["dtype"], Path(message["folder"]))
+        raise BenchmarkError(f"unknown question {message.get('op')!r}.")
+
+    @property
+    def _engine(self) -> LoadedEngine:
+        if self._loaded is None:
+            raise BenchmarkError("no engine is loaded.")
+        return self._loaded
+
+    def _load(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        from deepseek.engine.load import load_engine
+
+        self._loaded = load_engine(msgspec.convert(fields, EngineConfig))
+        info = msgspec.to_builtins(self._loaded.info)
+        assert isinstance(info, dict)
+        return info
+
+    def _run(self, prompts: list[list[int]], output: int, *, ignore_eos: bool) -> dict[str, Any]:
+        """Send all prompts at once and read the clock after every step."""
+        engine = self._engine.engine
+        params = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=ignore_eos)
+        for prompt in prompts:
+            self._count += 1
+            engine.add(GenerateRequest(f"bench-{self._count}", prompt, params))
+        start = time.perf_counter()
+        first: dict[str, float] = {}
+        times: list[float] = []
+        while engine.has_work:
+            events = engine.step()
+            now = time.perf_counter() - start
+            for event in events:
+                if not isinstance(event, TokenEvent) or event.token_id is None:
+                    raise BenchmarkError(f"a request failed: {getattr(event, 'error', None)}")
+                first.setdefault(event.request_id, now)
+                times.append(now)
+        begun = max(first.values())
+        return {
+            "first": begun,
+            "total": times[-1],
+            "tokens": len(times),
+            "after": sum(moment > begun for moment in times),
+        }
+
+    def _chat(self, text: str) -> list[int]:
+        tokenizer = self._engine.tokenizer
+        if tokenizer.has_chat_template:
+            return tokenizer.encode_chat([{"role": "user", "content": text}])
+        return tokenizer.encode(text)
+
+
+def _bandwidth(threads: int | None) -> float:
+    import torch
+
+    from deepseek.machine import measure_bandwidth
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    return measure_bandwidth()
+
+
+def _export(model: Path, dtype: str, folder: Path) -> dict[str, Any]:
+    """Write the dequantized weights of ``model`` as config.json and safetensors, for engines that read only those."""
+    import torch
+    from safetensors.torch import save_file
+
+    from deepseek.hub.open import open_checkpoint
+
+    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    checkpoint = open_checkpoint(model)
+    try:
+        tied = bool(checkpoint.config.get("tie_word_embeddings"))
+        names = [name for name in checkpoint.shapes if not (tied and name == "lm_head.weight")]
+        tensors = {name: checkpoint.load(name, torch_dtype).contiguous() for name in names}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config = {**checkpoint.config, "torch_dtype": str(torch_dtype).removeprefix("torch.")}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    finally:
+        checkpoint.close()
+    return {"folder": str(folder)}
+
+
+def main(questions: IO[str], replies: IO[str]) -> None:
+    """Answer every line of ``questions`` with one line."""
+    worker = Worker()
+    for line in questions:
+        try:
+            reply = worker.answer(json.loads(line))
+        except DeepSeekError as error:
+            reply = {"error": str(error), "kind": type(error).__name__}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    wait_politely()
+    # Only replies may go to standard output: what libraries print there goes to standard error.
+    reply_stream = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    main(sys.stdin, reply_stream)

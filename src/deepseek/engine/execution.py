@@ -1,0 +1,147 @@
+"""How a model is computed: native kernels or torch, and in which precision."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from deepseek.config import EngineConfig
+from deepseek.engine.memory import available_memory
+from deepseek.errors import BackendUnavailableError, ConfigurationError
+from deepseek.hub.checkpoint import Checkpoint
+from deepseek.kernels.cpu.extension import obstacle
+from deepseek.kernels.registry import bind
+from deepseek.models.base import Model
+from deepseek.models.native import NativeDecoder, native_obstacle
+from deepseek.models.native_weights import native_bytes
+from deepseek.models.registry import load_model, load_native_model
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Progress = Callable[[int, int], None] | None
+
+
+class Execution(Protocol):
+    """One way to compute. ``name`` is the precision, as users see it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model: ...
+
+    def backends(self, model: Model) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True)
+class TorchExecution:
+    """Layer by layer, with the ops of the kernel registry."""
+
+    device: str
+    backend: str
+    dtype: torch.dtype
+    threads: int
+
+    @property
+    def name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
+        torch.set_num_threads(self.threads)
+        elements = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+        _check_room(elements * self.dtype.itemsize, model_name, self.name)
+        ops = bind(self.device, self.backend)
+        return load_model(checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), progress=progress)
+
+    def backends(self, model: Model) -> Mapping[str, str]:
+        return {name: binding.backend for name, binding in bind(self.device, self.backend).bindings.items()}
+
+
+@dataclass(frozen=True)
+class NativeExecution:
+    """A whole step in one call of the native extension."""
+
+    scheme: str
+    kv_dtype: str
+    threads: int
+
+    @property
+    def name(self) -> str:
+        return "as stored" if self.scheme == "auto" else self.scheme
+
+    def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
+        # One pool of threads per process: torch keeps to what is small.
+        torch.set_num_threads(1)
+        _check_room(native_bytes(checkpoint, self.scheme), model_name, self.name)
+        return load_native_model(
+            checkpoint, scheme=self.scheme, kv_dtype=self.kv_dtype, threads=self.threads, progress=progress
+        )
+
+    def backends(self, model: Model) -> Mapping[str, str]:
+        assert isinstance(model, NativeDecoder)
+        return {"model": f"native ({model.isa})"}
+
+
+def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) -> Execution:
+    """How the checkpoint, whose config was parsed to ``parsed``, is computed under ``config``.
+
+    Native kernels run quantized and fp16 matrices on CPUs; torch runs everything else, and what they cannot, in fp32 or
+    bf16. Under ``auto`` a quantized checkpoint keeps its integers, and a floating one is bf16 where the device
+    multiplies it natively, else fp16.
+
+    Raises ConfigurationError for settings that exclude each other, and BackendUnavailableError where native kernels are
+    asked for, by name or by precision, and cannot run.
+    """
+    threads = config.threads or len(os.sched_getaffinity(0))
+    if config.backend == "native" or (config.backend == "auto" and config.device == "cpu"):
+        scheme = _native_scheme(config, checkpoint)
+        reason = "no native kernel for this precision" if scheme is None else obstacle() or native_obstacle(parsed)
+        if reason is None and scheme is not None:
+            kv_dtype = "fp16" if config.kv_dtype == "auto" else config.kv_dtype
+            return NativeExecution(scheme, kv_dtype, threads)
+        asked = config.backend == "native" or config.dtype in ("int8", "int4") or config.kv_dtype == "int8"
+        if asked:
+            raise BackendUnavailableError(f"native kernels cannot run {config.model} in {config.dtype}: {reason}.")
+        if scheme is not None:
+            logger.warning("%s runs with torch kernels, which are slower: %s", config.model, reason)
+    if config.dtype in ("int8", "int4") or config.kv_dtype == "int8":
+        raise ConfigurationError(
+            f"dtype {config.dtype} with kv_dtype {config.kv_dtype} needs native kernels, which run on a CPU with "
+            f"backend auto or native, not with device {config.device!r} and backend {config.backend!r}."
+        )
+    return TorchExecution(config.device, config.backend, _torch_dtype(config.dtype, config.device), threads)
+
+
+def _native_scheme(config: EngineConfig, checkpoint: Checkpoint) -> str | None:
+    if config.dtype in ("fp16", "int8", "int4"):
+        return config.dtype
+    if config.dtype != "auto":
+        return None
+    if any(len(shape) == 2 and checkpoint.quantized(name) for name, shape in checkpoint.shapes.items()):
+        return "auto"
+    return None if _multiplies_bf16() and config.backend == "auto" else "fp16"
+
+
+def _multiplies_bf16() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def _torch_dtype(name: str, device: str) -> torch.dtype:
+    if name != "auto":
+        return _DTYPES[name]
+    return torch.bfloat16 if device != "cpu" or _multiplies_bf16() else torch.float32
+
+
+def _check_room(needed: int, name: str, precision: str) -> None:
+    """Refuse weights that cannot fit before the system kills the process half-way."""
+    if needed > (free := available_memory()):
+        raise ConfigurationError(
+            f"the weights of {name} take {needed / 2**30:.1f} GiB in {precision}, and "
+            f"{free / 2**30:.1f} GiB of memory are free. Choose a smaller model or dtype, or free some memory."
+        )

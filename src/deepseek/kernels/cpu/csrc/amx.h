@@ -1,0 +1,149 @@
+// Tiles of 16 activation rows times one band on AMX (Intel's matrix unit), from weights unpacked to int8 ("panel").
+#pragma once
+#include "band.h"
+
+#ifdef __AMX_INT8__
+
+namespace deepseek {
+namespace DS_ISA {
+
+// A band unpacked: int8 quads [group][8][64], scales [group * parts][16], minima [group][16].
+struct Panel {
+  const int8_t* quads;
+  const float* scales;
+  const float* minima;
+};
+
+static inline size_t panel_bytes(int groups) { return static_cast<size_t>(groups) * (512 + 2 * 64 + 64); }
+
+// Unpacks `band` into `room`; int8 quads are read where they are.
+template <Format F>
+static inline Panel unpack_band(const Matrix& m, int band, uint8_t* room) {
+  const uint8_t *quants = m.quants(band), *meta = m.meta(band);
+  constexpr int parts = F == Format::kQ6K ? 2 : 1;
+  constexpr bool in_place = F == Format::kInt8 || F == Format::kInt8Channel;
+  int8_t* quads = reinterpret_cast<int8_t*>(room);
+  float* scales = reinterpret_cast<float*>(room + static_cast<size_t>(m.groups) * 512);
+  float* minima = scales + static_cast<size_t>(m.groups) * 32;
+  for (int g = 0; g < m.groups; ++g) {
+    Vec scale, second, minimum;
+    load_scales<F>(m, meta, g, scale, second, minimum);
+    store(scales + g * parts * 16, scale);
+    if constexpr (parts == 2) store(scales + g * 32 + 16, second);
+    if constexpr (has_minimum<F>) store(minima + g * 16, minimum);
+    if constexpr (!in_place) {
+      __m512i quad[8];
+      load_quads<F>(m, quants, g, quad);
+      for (int j = 0; j < 8; ++j) {
+        if constexpr (F == Format::kQ6K) quad[j] = _mm512_sub_epi8(quad[j], _mm512_set1_epi8(32));
+        _mm512_storeu_si512(quads + g * 512 + j * 64, quad[j]);
+      }
+    }
+  }
+  return {in_place ? reinterpret_cast<const int8_t*>(quants) : quads, scales, minima};
+}
+
+// Tile registers: 0, 1 sums; 2, 3 activations of 32 columns; 4, 5 weights of 32 columns; 6, 7 the same of 16 columns.
+static inline void configure_tiles() {
+  alignas(64) struct {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 32, 32, 64, 64, 16, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 8, 8, 16, 4};
+  } config;
+  // GCC 12 does not see that the instruction reads memory, and drops the stores before it.
+  asm volatile("" : : "r"(&config) : "memory");
+  _tile_loadconfig(&config);
+}
+
+static inline void release_tiles() { _tile_release(); }
+
+// out[16][16] = rows of the tile times the band. The multiplications of the next group run while the sums of this one
+// are scaled.
+template <Format F>
+static inline void dot_tile(const Panel& p, int groups, const Rows& x, int tile, float* out) {
+  constexpr int parts = F == Format::kQ6K ? 2 : 1;
+  alignas(64) int32_t dots[2][parts][256];
+  const int8_t* q = x.q + static_cast<size_t>(tile) * 16 * x.ld;
+  const float* by = x.scale + static_cast<size_t>(tile) * groups * 16;
+  const float* sum = x.sum + static_cast<size_t>(tile) * groups * 16;
+  auto issue_even = [&](int g) {
+    _tile_zero(0);
+    if constexpr (parts == 1) {
+      _tile_loadd(2, q + g * 32, x.ld);
+      _tile_loadd(4, p.quads + g * 512, 64);
+      _tile_dpbssd(0, 2, 4);
+      _tile_stored(0, dots[0][0], 64);
+    } else {
+      _tile_loadd(6, q + g * 32, x.ld);
+      _tile_loadd(7, p.quads + g * 512, 64);
+      _tile_dpbssd(0, 6, 7);
+      _tile_stored(0, dots[0][0], 64);
+      _tile_zero(1);
+      _tile_loadd(6, q + g * 32 + 16, x.ld);
+      _tile_loadd(7, p.quads + g * 512 + 256, 64);
+      _tile_dpbssd(1, 6, 7);
+      _tile_stored(1, dots[0][parts - 1], 64);
+    }
+  };
+  auto issue_odd = [&](int g) {
+    _tile_zero(1);
+    if constexpr (parts == 1) {
+      _tile_loadd(3, q + g * 32, x.ld);
+      _tile_loadd(5, p.quads + g * 512, 64);
+      _tile_dpbssd(1, 3, 5);
+      _tile_stored(1, dots[1][0], 64);
+    } else {
+      _tile_loadd(6, q + g * 32, x.ld);
+      _tile_loadd(7, p.quads + g * 512, 64);
+      _tile_dpbssd(1, 6, 7);
+      _tile_stored(1, dots[1][0], 64);
+      _tile_zero(0);
+      _tile_loadd(6, q + g * 32 + 16, x.ld);
+      _tile_loadd(7, p.quads + g * 512 + 256, 64);
+      _tile_dpbssd(0, 6, 7);
+      _tile_stored(0, dots[1][parts - 1], 64);
+    }
+  };
+  Vec acc[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) acc[i] = zero();
+  auto consume = [&](int g, int slot) {
+    asm volatile("" : : "r"(dots) : "memory");
+#pragma GCC unroll 2
+    for (int part = 0; part < parts; ++part) {
+      const Vec scale = load(p.scales + (g * parts + part) * 16);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        const Vec dot{_mm512_cvtepi32_ps(_mm512_load_si512(dots[slot][part] + i * 16))};
+        acc[i] = fma(dot, mul(scale, set1(by[g * 16 + i])), acc[i]);
+      }
+    }
+    if constexpr (has_minimum<F>) {
+      const Vec minimum = load(p.minima + g * 16);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) acc[i] = fnma(minimum, set1(sum[g * 16 + i]), acc[i]);
+    }
+  };
+  issue_even(0);
+  int g = 0;
+  for (; g + 2 < groups; g += 2) {
+    issue_odd(g + 1);
+    consume(g, 0);
+    issue_even(g + 2);
+    consume(g + 1, 1);
+  }
+  if (g + 1 < groups) {
+    issue_odd(g + 1);
+    consume(g, 0);
+    consume(g + 1, 1);
+  } else {
+    consume(g, 0);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) store(out + i * 16, acc[i]);
+}
+
+}  // namespace DS_ISA
+}  // namespace deepseek
+
+#endif

@@ -1,0 +1,262 @@
+// Products of one band (16 output rows) with a few quantized activation rows.
+//
+// Integer sums over a group are exact, and floats are added group by group in one order with the same operations, so
+// the result of a row is the same to the bit for any number of rows at once and on any instruction set:
+//   y = sum over groups of  (weight scale * activation scale) * dot  -  minimum * activation sum
+#pragma once
+#include "rows.h"
+
+namespace deepseek {
+namespace DS_ISA {
+
+// Scales (and minima) of group g of a band, as floats. 6-bit weights have two scales per group.
+template <Format F>
+static inline void load_scales(const Matrix& m, const uint8_t* meta, int g, Vec& scale, Vec& second, Vec& minimum) {
+  if constexpr (F == Format::kInt8) {
+    scale = load_fp16(reinterpret_cast<const uint16_t*>(meta + g * 32));
+  } else if constexpr (F == Format::kInt8Channel) {
+    scale = load(reinterpret_cast<const float*>(meta));
+  } else if constexpr (F == Format::kInt4) {
+    scale = load_fp16(reinterpret_cast<const uint16_t*>(meta + g * 64));
+    minimum = load_fp16(reinterpret_cast<const uint16_t*>(meta + g * 64 + 32));
+  } else if constexpr (F == Format::kQ4K) {
+    const uint8_t* super = meta + g / kSuper * 256;
+    const __m128i low_mask = _mm_set1_epi8(15), high_mask = _mm_set1_epi8(0x30);
+    const __m128i low_shift = _mm_cvtsi32_si128(g & 4), high_shift = _mm_cvtsi32_si128((g & 6));
+    auto six = [&](const uint8_t* part) {
+      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(part + (g & 3) * 16));
+      const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(part + 64 + (g & 1) * 16));
+      const __m128i lows = _mm_and_si128(_mm_srl_epi16(low, low_shift), low_mask);
+      const __m128i highs = _mm_and_si128(_mm_slli_epi16(_mm_srl_epi16(high, high_shift), 4), high_mask);
+      return from_uint8(_mm_or_si128(lows, highs));
+    };
+    scale = mul(six(super), load_fp16(reinterpret_cast<const uint16_t*>(super + 192)));
+    minimum = mul(six(super + 96), load_fp16(reinterpret_cast<const uint16_t*>(super + 224)));
+  } else {
+    const uint8_t* super = meta + g / kSuper * 288;
+    const Vec d = load_fp16(reinterpret_cast<const uint16_t*>(super + 256));
+    const int8_t* scales = reinterpret_cast<const int8_t*>(super) + g % kSuper * 32;
+    scale = mul(load_int8(scales), d);
+    second = mul(load_int8(scales + 16), d);
+  }
+  (void)m;
+  (void)second;
+  (void)minimum;
+}
+
+template <Format F>
+constexpr bool has_minimum = F == Format::kInt4 || F == Format::kQ4K;
+
+static inline int32_t four(const int8_t* p) {
+  int32_t value;
+  std::memcpy(&value, p, 4);
+  return value;
+}
+
+#ifdef __AVX512F__
+
+constexpr int kMaxRows = 8;
+
+static inline __m512i load512(const uint8_t* p) { return _mm512_loadu_si512(p); }
+
+// The eight quads of group g as unsigned bytes (int8 shifted by 128, 6 bits by 32).
+template <Format F>
+static inline void load_quads(const Matrix& m, const uint8_t* quants, int g, __m512i quad[8]) {
+  if constexpr (F == Format::kInt8 || F == Format::kInt8Channel) {
+    const __m512i flip = _mm512_set1_epi8(-128);
+    for (int j = 0; j < 8; ++j) quad[j] = _mm512_xor_si512(load512(quants + g * 512 + j * 64), flip);
+  } else {
+    const __m512i mask = _mm512_set1_epi8(15);
+    for (int j = 0; j < 4; ++j) {
+      const __m512i raw = load512(quants + g * 256 + j * 64);
+      quad[j] = _mm512_and_si512(raw, mask);
+      quad[j + 4] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
+    }
+    if constexpr (F == Format::kQ6K) {
+      const uint8_t* high = quants + m.groups * 256 + g * 128;
+      const __m512i bits = _mm512_set1_epi8(0x30);
+      const __m512i first = load512(high), second = load512(high + 64);
+      // Bits 2j, 2j + 1 go to bits 4, 5.
+      quad[0] = _mm512_or_si512(quad[0], _mm512_and_si512(_mm512_slli_epi16(first, 4), bits));
+      quad[1] = _mm512_or_si512(quad[1], _mm512_and_si512(_mm512_slli_epi16(first, 2), bits));
+      quad[2] = _mm512_or_si512(quad[2], _mm512_and_si512(first, bits));
+      quad[3] = _mm512_or_si512(quad[3], _mm512_and_si512(_mm512_srli_epi16(first, 2), bits));
+      quad[4] = _mm512_or_si512(quad[4], _mm512_and_si512(_mm512_slli_epi16(second, 4), bits));
+      quad[5] = _mm512_or_si512(quad[5], _mm512_and_si512(_mm512_slli_epi16(second, 2), bits));
+      quad[6] = _mm512_or_si512(quad[6], _mm512_and_si512(second, bits));
+      quad[7] = _mm512_or_si512(quad[7], _mm512_and_si512(_mm512_srli_epi16(second, 2), bits));
+    }
+  }
+}
+
+// out[i][16] = product of rows row0 .. row0 + M - 1, which lie in one tile of 16.
+template <Format F, int M>
+static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, float* out) {
+  const uint8_t *quants = m.quants(band), *meta = m.meta(band);
+  const int8_t* q = x.q + static_cast<size_t>(row0) * x.ld;
+  const size_t base = x.at(row0, 0), half_base = x.half_at(row0, 0);
+  Vec acc[M];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) acc[i] = zero();
+  for (int g = 0; g < m.groups; ++g, q += kGroup) {
+    __m512i quad[8];
+    load_quads<F>(m, quants, g, quad);
+    Vec scale, second, minimum;
+    load_scales<F>(m, meta, g, scale, second, minimum);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      const int8_t* a = q + i * x.ld;
+      const size_t at = base + g * 16 + i;
+      const Vec by = set1(x.scale[at]);
+      __m512i dot;
+      if constexpr (F == Format::kInt8 || F == Format::kInt8Channel) {
+        dot = _mm512_set1_epi32(x.zero128[at]);
+      } else if constexpr (F == Format::kQ6K) {
+        dot = _mm512_set1_epi32(x.zero32[half_base + g * 32 + i]);
+      } else {
+        dot = _mm512_setzero_si512();
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) dot = _mm512_dpbusd_epi32(dot, quad[j], _mm512_set1_epi32(four(a + 4 * j)));
+      if constexpr (F == Format::kQ6K) {
+        acc[i] = fma(Vec{_mm512_cvtepi32_ps(dot)}, mul(scale, by), acc[i]);
+        dot = _mm512_set1_epi32(x.zero32[half_base + g * 32 + 16 + i]);
+      }
+#pragma GCC unroll 4
+      for (int j = 4; j < 8; ++j) dot = _mm512_dpbusd_epi32(dot, quad[j], _mm512_set1_epi32(four(a + 4 * j)));
+      acc[i] = fma(Vec{_mm512_cvtepi32_ps(dot)}, mul(F == Format::kQ6K ? second : scale, by), acc[i]);
+      if constexpr (has_minimum<F>) acc[i] = fnma(minimum, set1(x.sum[at]), acc[i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) store(out + i * 16, acc[i]);
+}
+
+#else
+
+constexpr int kMaxRows = 4;
+
+static inline __m256i load256(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+
+// Products of quads j and j + 4 (eight of the sixteen rows) with an activation row, summed in int16 without overflow:
+// u4 * s8 stays below 3,811 and u6 * s8 below 16,003 per pair; int8 is multiplied as |w| * (sign(w) a) and not summed.
+template <Format F>
+struct Dot {
+  __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
+
+  static __m256i widen(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
+
+  void add(int j, __m256i first, __m256i second, const int8_t* a) {
+    const __m256i x = _mm256_set1_epi32(four(a + 4 * j)), y = _mm256_set1_epi32(four(a + 16 + 4 * j));
+    if constexpr (has_minimum<F>) {
+      low = _mm256_add_epi16(low, _mm256_maddubs_epi16(first, x));
+      low = _mm256_add_epi16(low, _mm256_maddubs_epi16(second, y));
+    } else if constexpr (F == Format::kQ6K) {
+      low = _mm256_add_epi32(low, widen(_mm256_maddubs_epi16(first, x)));
+      high = _mm256_add_epi32(high, widen(_mm256_maddubs_epi16(second, y)));
+    } else {
+      const __m256i p = _mm256_maddubs_epi16(_mm256_abs_epi8(first), _mm256_sign_epi8(x, first));
+      const __m256i r = _mm256_maddubs_epi16(_mm256_abs_epi8(second), _mm256_sign_epi8(y, second));
+      low = _mm256_add_epi32(low, _mm256_add_epi32(widen(p), widen(r)));
+    }
+  }
+
+  __m256i total() const { return has_minimum<F> ? widen(low) : low; }
+};
+
+template <Format F, int M>
+static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, float* out) {
+  const uint8_t *quants = m.quants(band), *meta = m.meta(band);
+  const int8_t* q = x.q + static_cast<size_t>(row0) * x.ld;
+  const size_t base = x.at(row0, 0), half_base = x.half_at(row0, 0);
+  __m256 acc[2][M];
+#pragma GCC unroll 4
+  for (int i = 0; i < M; ++i) acc[0][i] = acc[1][i] = _mm256_setzero_ps();
+  const __m256i mask = _mm256_set1_epi8(15), bits = _mm256_set1_epi8(0x30);
+  for (int g = 0; g < m.groups; ++g, q += kGroup) {
+    Vec scales, seconds, minima;
+    load_scales<F>(m, meta, g, scales, seconds, minima);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      Dot<F> dot[M];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        __m256i first, second;
+        if constexpr (F == Format::kInt8 || F == Format::kInt8Channel) {
+          first = load256(quants + g * 512 + j * 64 + h * 32);
+          second = load256(quants + g * 512 + (j + 4) * 64 + h * 32);
+        } else {
+          const __m256i raw = load256(quants + g * 256 + j * 64 + h * 32);
+          first = _mm256_and_si256(raw, mask);
+          second = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
+          if constexpr (F == Format::kQ6K) {
+            const uint8_t* high = quants + m.groups * 256 + g * 128 + h * 32;
+            const __m256i a = load256(high), b = load256(high + 64);
+            const __m128i left = _mm_cvtsi32_si128(j < 2 ? 4 - 2 * j : 0), right = _mm_cvtsi32_si128(j == 3 ? 2 : 0);
+            auto moved = [&](__m256i v) { return _mm256_and_si256(_mm256_srl_epi16(_mm256_sll_epi16(v, left), right), bits); };
+            first = _mm256_or_si256(first, moved(a));
+            second = _mm256_or_si256(second, moved(b));
+          }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) dot[i].add(j, first, second, q + i * x.ld);
+      }
+      const __m256 scale = h ? scales.b : scales.a, second = h ? seconds.b : seconds.a, minimum = h ? minima.b : minima.a;
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) {
+        const size_t at = base + g * 16 + i;
+        const __m256 by = _mm256_set1_ps(x.scale[at]);
+        __m256i total = dot[i].total();
+        if constexpr (F == Format::kQ6K) {
+          const int32_t* zero = x.zero32 + half_base + g * 32 + i;
+          total = _mm256_add_epi32(total, _mm256_set1_epi32(zero[0]));
+          acc[h][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_mul_ps(scale, by), acc[h][i]);
+          total = _mm256_add_epi32(dot[i].high, _mm256_set1_epi32(zero[16]));
+          acc[h][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_mul_ps(second, by), acc[h][i]);
+        } else {
+          acc[h][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_mul_ps(scale, by), acc[h][i]);
+        }
+        if constexpr (has_minimum<F>) acc[h][i] = _mm256_fnmadd_ps(minimum, _mm256_set1_ps(x.sum[at]), acc[h][i]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < M; ++i) {
+    _mm256_storeu_ps(out + i * 16, acc[0][i]);
+    _mm256_storeu_ps(out + i * 16 + 8, acc[1][i]);
+  }
+}
+
+#endif
+
+// Floating weights: out[b][i][16] for B bands and M rows of fp32 activations, summed column by column.
+template <Format F, int M, int B>
+static inline void dot_float(const Matrix& m, int band, const float* x, int ld, float* out, int band_stride) {
+  const uint16_t* w[B];
+  Vec acc[B][M];
+#pragma GCC unroll 8
+  for (int b = 0; b < B; ++b) {
+    w[b] = reinterpret_cast<const uint16_t*>(m.quants(band + b));
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) acc[b][i] = zero();
+  }
+  const int cols = m.padded_cols();
+  for (int k = 0; k < cols; ++k) {
+    Vec by[M];
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) by[i] = set1(x[static_cast<size_t>(i) * ld + k]);
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) {
+      const Vec weight = F == Format::kFp16 ? load_fp16(w[b] + k * 16) : load_bf16(w[b] + k * 16);
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i) acc[b][i] = fma(weight, by[i], acc[b][i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int b = 0; b < B; ++b)
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) store(out + b * band_stride + i * 16, acc[b][i]);
+}
+
+}  // namespace DS_ISA
+}  // namespace deepseek

@@ -1,0 +1,251 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace deepseek {
+namespace {
+
+int padded(int n, int to) { return (n + to - 1) / to * to; }
+
+// Linux lends the tile registers on request, once per process and before threads use them.
+bool request_tiles() {
+  constexpr int kRequest = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
+bool runs_amx() {
+  static const bool runs = [] {
+    unsigned a = 7, b = 0, c = 0, d = 0;
+    asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    const bool tiles = (d >> 24 & 1) && (d >> 25 & 1);
+    return runs_avx512() && tiles && request_tiles();
+  }();
+  return runs;
+}
+
+std::vector<float> pad(std::vector<float> values, int to) {
+  if (!values.empty()) values.resize(padded(static_cast<int>(values.size()), to), 0.0f);
+  return values;
+}
+
+// Hands out pieces of one allocation; with null memory it only counts.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+  template <class T>
+  T* take(size_t count) {
+    used_ = (used_ + 63) / 64 * 64;
+    T* result = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += count * sizeof(T);
+    return result;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+RowsMemory take_rows(Arena& arena, int rows, int ld) {
+  const size_t padded_rows = padded(rows, 16), groups = ld / kGroup;
+  RowsMemory r;
+  r.ld = ld;
+  r.groups = ld / kGroup;
+  r.q = arena.take<int8_t>(padded_rows * ld);
+  r.scale = arena.take<float>(padded_rows * groups);
+  r.sum = arena.take<float>(padded_rows * groups);
+  r.zero128 = arena.take<int32_t>(padded_rows * groups);
+  r.zero32 = arena.take<int32_t>(padded_rows * groups * 2);
+  return r;
+}
+
+Workspace lay_out(Arena& arena, const Buffers::Shape& s) {
+  Workspace w{};
+  w.hidden_ld = padded(s.hidden, kGroup);
+  w.qkv_ld = padded(s.qkv, kGroup);
+  w.attended_ld = padded(s.attended, kGroup);
+  w.inner_ld = padded(s.inner, kGroup);
+  const size_t rows = s.rows;
+  w.residual = arena.take<float>(rows * w.hidden_ld);
+  w.normed = arena.take<float>(rows * w.hidden_ld);
+  w.sublayer = arena.take<float>(rows * w.hidden_ld);
+  w.qkv = arena.take<float>(rows * w.qkv_ld);
+  w.attended = arena.take<float>(rows * w.attended_ld);
+  w.inner = arena.take<float>(rows * w.inner_ld);
+  w.input = take_rows(arena, s.rows, w.hidden_ld);
+  w.attended_rows = take_rows(arena, s.rows, w.attended_ld);
+  w.inner_rows = take_rows(arena, s.rows, w.inner_ld);
+  w.attention = {arena.take<float>(s.scratch_floats), s.scratch_floats};
+  w.rooms = arena.take<uint8_t>(s.room_bytes * s.threads);
+  w.room_bytes = s.room_bytes;
+  return w;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  if (runs_amx()) names.push_back("amx");
+  if (runs_avx512()) names.push_back("avx512");
+  if (runs_avx2()) names.push_back("avx2");
+  return names;
+}
+
+const Kernels& kernels_for(const std::string& isa) {
+  const std::vector<std::string> names = available_isas();
+  if (names.empty()) throw std::invalid_argument("this processor has no AVX2");
+  const std::string chosen = isa == "auto" ? names.front() : isa;
+  if (std::find(names.begin(), names.end(), chosen) == names.end()) {
+    throw std::invalid_argument("this processor does not run the instruction set '" + chosen + "'");
+  }
+  if (chosen == "amx") return kernels_amx();
+  return chosen == "avx512" ? kernels_avx512() : kernels_avx2();
+}
+
+PackedMatrix::PackedMatrix(Format format, int rows, int cols) {
+  const bool blocks = format == Format::kQ4K || format == Format::kQ6K;
+  if (rows < 1 || cols < 1) throw std::invalid_argument("a matrix needs at least one row and one column");
+  if (blocks && cols % (kGroup * kSuper)) throw std::invalid_argument("K-quants come in blocks of 256 columns");
+  const int groups = padded(cols, kGroup) / kGroup;
+  const size_t quants = band_quant_bytes(format, groups), band = quants + band_meta_bytes(format, groups);
+  matrix = {format, rows, cols, groups, quants, (band + 63) / 64 * 64, nullptr};
+  memory_ = Memory(matrix.band_bytes * matrix.bands());
+  matrix.data = memory_.as<uint8_t>();
+}
+
+const Workspace& Buffers::fit(const Shape& s) {
+  const bool fits = s.hidden == shape_.hidden && s.qkv == shape_.qkv && s.attended == shape_.attended &&
+                    s.inner == shape_.inner && s.rows <= shape_.rows && s.room_bytes <= shape_.room_bytes &&
+                    s.scratch_floats <= shape_.scratch_floats && s.threads <= shape_.threads;
+  if (fits) return work_;
+  Arena count(nullptr);
+  lay_out(count, s);
+  memory_ = Memory(count.used());
+  Arena arena(memory_.as<char>());
+  work_ = lay_out(arena, s);
+  shape_ = s;
+  return work_;
+}
+
+Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool int8) {
+  auto lay_out = [&](Arena& arena) {
+    layers.clear();
+    for (const LayerSpec& spec : specs) {
+      const size_t heads = static_cast<size_t>(pages) * spec.kv_heads, values = heads * spec.head_dim * page_size;
+      KvCache cache{spec.kv_heads, spec.head_dim, spec.head_dim, page_size, int8, nullptr, nullptr, nullptr, nullptr};
+      const size_t size = int8 ? 1 : 2;
+      cache.keys = arena.take<char>(values * size);
+      cache.values = arena.take<char>(values * size);
+      if (int8) {
+        cache.key_scales = arena.take<float>(heads * page_size);
+        cache.value_scales = arena.take<float>(heads * page_size);
+      }
+      layers.push_back(cache);
+    }
+  };
+  Arena count(nullptr);
+  lay_out(count);
+  memory_ = Memory(count.used());
+  Arena arena(memory_.as<char>());
+  lay_out(arena);
+}
+
+Decoder::Decoder(const std::string& isa, int threads, int hidden, int vocab, MatrixPtr embedding, float embedding_scale,
+                 MatrixPtr head, std::vector<float> norm, float eps, float softcap, std::vector<LayerSpec> layers)
+    : kernels_(kernels_for(isa)),
+      threads_(threads),
+      embedding_(std::move(embedding)),
+      head_(std::move(head)),
+      norm_(pad(std::move(norm), kGroup)),
+      specs_(std::move(layers)) {
+  shape_ = {hidden, 0, 0, 0, 0, 0, threads, head_->matrix.groups, 0, 0};
+  int rotaries = 1;
+  for (LayerSpec& s : specs_) {
+    for (auto* weights : {&s.before_attention, &s.after_attention, &s.before_feed_forward, &s.after_feed_forward})
+      *weights = pad(std::move(*weights), kGroup);
+    for (auto* linear : {&s.qkv, &s.output, &s.gate_up, &s.down}) {
+      linear->bias = pad(std::move(linear->bias), 4 * kBand);
+      for (const MatrixPtr& part : linear->parts) shape_.groups = std::max(shape_.groups, part->matrix.groups);
+    }
+    auto norm_of = [&](const std::vector<float>& w, float e) { return Norm{w.empty() ? nullptr : w.data(), e}; };
+    Layer layer{};
+    layer.before_attention = norm_of(s.before_attention, s.eps);
+    layer.after_attention = norm_of(s.after_attention, s.eps);
+    layer.before_feed_forward = norm_of(s.before_feed_forward, s.eps);
+    layer.after_feed_forward = norm_of(s.after_feed_forward, s.eps);
+    layer.query_norm = norm_of(s.query_norm, s.head_eps);
+    layer.key_norm = norm_of(s.key_norm, s.head_eps);
+    layer.qkv = linear(s.qkv);
+    layer.output = linear(s.output);
+    layer.down = linear(s.down);
+    layer.gate_up = s.gate_up.parts.at(0)->matrix;
+    layer.gate_up_bias = s.gate_up.bias.empty() ? nullptr : s.gate_up.bias.data();
+    layer.heads = s.heads;
+    layer.kv_heads = s.kv_heads;
+    layer.head_dim = s.head_dim;
+    layer.scale = s.scale;
+    layer.window = s.window;
+    layer.rotary = s.rotary;
+    layer.inner = s.inner;
+    layer.activation = s.activation;
+    layers_.push_back(layer);
+    shape_.qkv = std::max(shape_.qkv, layer.qkv.columns);
+    shape_.attended = std::max(shape_.attended, s.heads * s.head_dim);
+    shape_.inner = std::max(shape_.inner, padded(s.inner, kGroup));
+    rotaries = std::max(rotaries, s.rotary + 1);
+  }
+  shape_.room_bytes = kernels_.room_bytes(shape_.groups);
+  rotaries_.resize(rotaries);
+  tables_.resize(rotaries);
+  model_ = {hidden,  vocab,          embedding_->matrix,
+            embedding_scale, head_->matrix, Norm{norm_.data(), eps},
+            softcap, static_cast<int>(layers_.size()), layers_.data(), rotaries_.data(), nullptr};
+}
+
+Linear Decoder::linear(const LinearSpec& spec) const {
+  Linear result{};
+  if (spec.parts.empty() || spec.parts.size() > Linear::kParts) throw std::invalid_argument("1 to 4 matrices expected");
+  for (const MatrixPtr& part : spec.parts) {
+    result.parts[result.count] = &part->matrix;
+    result.offsets[result.count++] = result.columns;
+    result.columns += part->matrix.bands() * kBand;
+  }
+  result.bias = spec.bias.empty() ? nullptr : spec.bias.data();
+  return result;
+}
+
+std::shared_ptr<Cache> Decoder::new_cache(int pages, int page_size, bool int8) const {
+  return std::make_shared<Cache>(specs_, pages, page_size, int8);
+}
+
+void Decoder::set_rotary(int index, std::vector<float> cos, std::vector<float> sin, int half) {
+  Table& table = tables_.at(index);
+  table.cos = std::move(cos);
+  table.sin = std::move(sin);
+  rotaries_[index] = {table.cos.data(), table.sin.data(), half};
+}
+
+void Decoder::forward(Step step, Cache& cache) {
+  Buffers::Shape shape = shape_;
+  shape.rows = padded(std::max(step.rows, step.num_logits), 64);
+  shape.sequences = padded(step.layout.num_sequences, 16);
+  for (size_t i = 0; i < cache.layers.size(); ++i) {
+    shape.scratch_floats = std::max(shape.scratch_floats, kv_attention_scratch(shape.rows, shape.sequences, layers_[i].heads,
+                                                                               cache.layers[i], threads_));
+  }
+  const Workspace& work = buffers_.fit(shape);
+  model_.caches = cache.layers.data();
+  kernels_.forward(model_, step, work, threads_);
+}
+
+}  // namespace deepseek

@@ -1,0 +1,175 @@
+// One step of a decoder, run by all threads of a team in one parallel region.
+#pragma once
+#include "attention_api.h"
+#include "linear.h"
+#include "model.h"
+#include "norm.h"
+#include "workspace.h"
+
+namespace deepseek {
+namespace DS_ISA {
+
+static inline Rows view(const RowsMemory& r) { return {r.q, r.ld, r.groups, r.scale, r.sum, r.zero128, r.zero32}; }
+
+// Which forms of an input the matrices want.
+struct Wanted {
+  bool quantized, floats;
+};
+
+static inline Wanted wanted(const Linear& linear) {
+  Wanted w{false, false};
+  for (int i = 0; i < linear.count; ++i) (is_float(linear.parts[i]->format) ? w.floats : w.quantized) = true;
+  return w;
+}
+
+static inline Wanted wanted(const Matrix& m) { return {!is_float(m.format), is_float(m.format)}; }
+
+struct Forward {
+  const Model& model;
+  const Step& step;
+  const Workspace& work;
+  const Team& team;
+  Resources resources;
+  const AttentionKernels& attention;
+
+  int padded() const { return work.hidden_ld; }
+
+  void embed() const {
+    const Range rows = team.share(step.rows);
+    for (int t = rows.begin; t < rows.end; ++t) {
+      float* to = work.residual + static_cast<size_t>(t) * padded();
+      dequantize_row(model.embedding, static_cast<int>(step.token_ids[t]), to);
+      if (model.embedding_scale != 1.0f) {
+        for (int k = 0; k < padded(); k += kLanes) store(to + k, mul(load(to + k), set1(model.embedding_scale)));
+      }
+    }
+  }
+
+  // Norms of `count` rows of `from` (row i is from row index[i], or i), into the forms that the next matrix wants.
+  void normalize(const Norm& norm, const float* from, const int64_t* index, int count, Wanted want) const {
+    const Rows rows = view(work.input);
+    const NormOutput out{want.quantized ? &rows : nullptr, want.floats ? work.normed : nullptr, padded()};
+    const Range share = team.share(count);
+    for (int t = share.begin; t < share.end; ++t) {
+      const float* x = from + static_cast<size_t>(index ? index[t] : t) * padded();
+      norm_row(x, norm.weight, model.hidden, padded(), norm.eps, t, out);
+    }
+  }
+
+  void linear(const Linear& linear, const Rows& rows, const float* x, int ld, float* y, int y_ld, bool accumulate) const {
+    const Input in{&rows, x, ld};
+    for (int i = 0; i < linear.count; ++i) {
+      const int offset = linear.offsets[i];
+      const Store sink{y + offset, y_ld, linear.bias ? linear.bias + offset : nullptr, accumulate};
+      multiply(*linear.parts[i], in, step.rows, resources, sink, team);
+    }
+  }
+
+  // Adds the result of a sub-layer to the residual, through its own norm where the model has one.
+  void finish(const Linear& out, const Norm& norm, const RowsMemory& rows, const float* x, int ld) const {
+    if (norm.weight == nullptr) {
+      linear(out, view(rows), x, ld, work.residual, padded(), true);
+      team.sync();
+      return;
+    }
+    linear(out, view(rows), x, ld, work.sublayer, padded(), false);
+    team.sync();
+    const Range share = team.share(step.rows);
+    for (int t = share.begin; t < share.end; ++t) {
+      float* from = work.sublayer + static_cast<size_t>(t) * padded();
+      float* to = work.residual + static_cast<size_t>(t) * padded();
+      norm_row(from, norm.weight, model.hidden, padded(), norm.eps, 0, NormOutput{nullptr, from, 0});
+      for (int k = 0; k < padded(); k += kLanes) store(to + k, add(load(to + k), load(from + k)));
+    }
+    team.sync();
+  }
+
+  void attend(const Layer& layer, const KvCache& cache) const {
+    normalize(layer.before_attention, work.residual, nullptr, step.rows, wanted(layer.qkv));
+    team.sync();
+    linear(layer.qkv, view(work.input), work.normed, padded(), work.qkv, work.qkv_ld, false);
+    team.sync();
+    const Rotary& rotary = model.rotaries[layer.rotary];
+    const Rotation rotation{step.positions,           rotary.cos,
+                            rotary.sin,               rotary.half,
+                            false,                    layer.query_norm.weight,
+                            layer.key_norm.weight,    layer.query_norm.eps};
+    attention.rope_and_write(work.qkv, work.qkv_ld, layer.heads, rotation, cache, step.layout, team);
+    attention.attention(cache, work.qkv, work.qkv_ld, work.attended, work.attended_ld, layer.heads, layer.scale,
+                        layer.window, step.layout, work.attention, team);
+    const Wanted want = wanted(layer.output);
+    if (want.quantized) {
+      const Rows rows = view(work.attended_rows);
+      const Range share = team.share(step.rows);
+      for (int t = share.begin; t < share.end; ++t) {
+        quantize_row(rows, t, work.attended + static_cast<size_t>(t) * work.attended_ld);
+      }
+      team.sync();
+    }
+    finish(layer.output, layer.after_attention, work.attended_rows, work.attended, work.attended_ld);
+  }
+
+  void feed_forward(const Layer& layer) const {
+    normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, wanted(layer.gate_up));
+    team.sync();
+    const Wanted want = wanted(layer.down);
+    const Rows rows = view(work.input), inner = view(work.inner_rows);
+    const Gate sink{layer.activation, layer.gate_up_bias, want.quantized ? &inner : nullptr,
+                    want.floats ? work.inner : nullptr, work.inner_ld};
+    multiply(layer.gate_up, Input{&rows, work.normed, padded()}, step.rows, resources, sink, team);
+    team.sync();
+    finish(layer.down, layer.after_feed_forward, work.inner_rows, work.inner, work.inner_ld);
+  }
+
+  void logits() const {
+    if (step.num_logits == 0) return;
+    normalize(model.norm, work.residual, step.logits_rows, step.num_logits, wanted(model.head));
+    team.sync();
+    const Rows rows = view(work.input);
+    const Logits sink{step.logits, model.vocab, model.softcap};
+    multiply(model.head, Input{&rows, work.normed, padded()}, step.num_logits, resources, sink, team);
+  }
+
+  // Columns beyond the vocabulary are padding and are not stored.
+  struct Logits {
+    float* y;
+    int vocab;
+    float softcap;
+    static constexpr int kUnit = 1;
+
+    void operator()(int band, int bands, int row0, int rows, const float* product, int stride) const {
+      for (int b = 0; b < bands; ++b) {
+        const int column = (band + b) * kBand, columns = vocab - column < kBand ? vocab - column : kBand;
+        for (int i = 0; i < rows; ++i) {
+          alignas(64) float values[kBand];
+          Vec v = load(product + b * stride + i * 16);
+          if (softcap != 0.0f) {  // cap * tanh(v / cap), tanh from e^-2|x|
+            const Vec x = mul(v, set1(1.0f / softcap));
+            const Vec e = exp(mul(x, set1(-2.0f)));
+            v = mul(set1(softcap), sub(div(set1(2.0f), add(set1(1.0f), e)), set1(1.0f)));
+          }
+          float* to = y + static_cast<size_t>(row0 + i) * vocab + column;
+          if (columns == kBand) {
+            store(to, v);
+          } else {
+            store(values, v);
+            for (int k = 0; k < columns; ++k) to[k] = values[k];
+          }
+        }
+      }
+    }
+  };
+
+  void run() const {
+    embed();
+    team.sync();
+    for (int i = 0; i < model.num_layers; ++i) {
+      attend(model.layers[i], model.caches[i]);
+      feed_forward(model.layers[i]);
+    }
+    logits();
+  }
+};
+
+}  // namespace DS_ISA
+}  // namespace deepseek

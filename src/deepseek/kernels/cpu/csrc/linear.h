@@ -1,0 +1,213 @@
+// Matrix products of a step: which thread computes which bands, and what happens to the results.
+#pragma once
+#include "amx.h"
+#include "team.h"
+
+namespace deepseek {
+namespace DS_ISA {
+
+enum Activation : int { kSilu = 0, kGeluTanh = 1 };
+
+// act(gate) * up; gelu's tanh form is gate * sigmoid(2 z).
+static inline Vec gated(Vec gate, Vec up, int kind) {
+  Vec z = gate;
+  if (kind == kGeluTanh) {
+    const Vec cubed = mul(mul(gate, gate), gate);
+    z = mul(set1(1.5957691216f), fma(set1(0.044715f), cubed, gate));
+  }
+  const Vec e = exp(sub(zero(), z));
+  return mul(div(gate, add(set1(1.0f), e)), up);
+}
+
+// Adds a product to (or writes it over) columns of y.
+struct Store {
+  float* y;
+  int ld;
+  const float* bias;  // or null; padded to whole bands
+  bool accumulate;
+
+  static constexpr int kUnit = 1;
+
+  void operator()(int band, int bands, int row0, int rows, const float* product, int stride) const {
+    for (int b = 0; b < bands; ++b) {
+      const int column = (band + b) * kBand;
+      const Vec shift = bias ? load(bias + column) : zero();
+      for (int i = 0; i < rows; ++i) {
+        float* to = y + static_cast<size_t>(row0 + i) * ld + column;
+        Vec value = load(product + b * stride + i * 16);
+        if (bias) value = add(value, shift);
+        if (accumulate) value = add(load(to), value);
+        store(to, value);
+      }
+    }
+  }
+};
+
+// Gate and up rows alternate in 32s: four bands make 32 inner values, quantized or kept as floats for the next matrix.
+struct Gate {
+  int kind;
+  const float* bias;
+  const Rows* rows;  // or null
+  float* y;          // or null
+  int ld;
+
+  static constexpr int kUnit = 4;
+
+  void operator()(int band, int bands, int row0, int count, const float* product, int stride) const {
+    for (int b = 0; b < bands; b += 4) {
+      const int group = (band + b) / 4;
+      for (int i = 0; i < count; ++i) {
+        Vec v[4];
+        for (int part = 0; part < 4; ++part) {
+          v[part] = load(product + (b + part) * stride + i * 16);
+          if (bias) v[part] = add(v[part], load(bias + (band + b + part) * kBand));
+        }
+        const Vec first = gated(v[0], v[2], kind), second = gated(v[1], v[3], kind);
+        if (rows) quantize_group(*rows, row0 + i, group, first, second);
+        if (y) {
+          float* to = y + static_cast<size_t>(row0 + i) * ld + group * kGroup;
+          store(to, first);
+          store(to + 16, second);
+        }
+      }
+    }
+  }
+};
+
+// Bands multiplied before moving to the next rows: a tile of activations is read once for all of them.
+constexpr int kBandsAtOnce = 4;
+// Rows from which unpacking for the matrix unit pays.
+constexpr int kMinTileRows = 5;
+
+template <Format F, int M, class Sink>
+static inline void some_rows(const Matrix& m, int band, int bands, const Rows& x, int row0, const Sink& sink) {
+  alignas(64) float product[kBandsAtOnce][M * 16];
+  for (int b = 0; b < bands; ++b) dot_band<F, M>(m, band + b, x, row0, product[b]);
+  sink(band, bands, row0, M, product[0], M * 16);
+}
+
+template <Format F, class Sink>
+static void unit_rows(const Matrix& m, int band, int bands, const Rows& x, int count, const Sink& sink) {
+  int row = 0;
+  for (; row + kMaxRows <= count; row += kMaxRows) some_rows<F, kMaxRows>(m, band, bands, x, row, sink);
+  if constexpr (kMaxRows > 4) {
+    if (count - row >= 4) {
+      some_rows<F, 4>(m, band, bands, x, row, sink);
+      row += 4;
+    }
+  }
+  const int rest = count - row;
+  if (rest == 1) some_rows<F, 1>(m, band, bands, x, row, sink);
+  if (rest == 2) some_rows<F, 2>(m, band, bands, x, row, sink);
+  if (rest == 3) some_rows<F, 3>(m, band, bands, x, row, sink);
+}
+
+#ifdef __AMX_INT8__
+template <Format F, class Sink>
+static void unit_tiles(const Matrix& m, int band, int bands, const Rows& x, int count, uint8_t* room, const Sink& sink) {
+  Panel panels[kBandsAtOnce];
+  for (int b = 0; b < bands; ++b) panels[b] = unpack_band<F>(m, band + b, room + b * panel_bytes(m.groups));
+  alignas(64) float product[kBandsAtOnce][256];
+  for (int row = 0; row < count; row += 16) {
+    for (int b = 0; b < bands; ++b) dot_tile<F>(panels[b], m.groups, x, row / 16, product[b]);
+    sink(band, bands, row, count - row < 16 ? count - row : 16, product[0], 256);
+  }
+}
+#endif
+
+template <Format F, class Sink>
+static void quantized(const Matrix& m, const Rows& x, int count, uint8_t* room, bool tiles, const Sink& sink,
+                      const Team& team) {
+  const int per_unit = Sink::kUnit;
+  const Range units = team.share((m.bands() + per_unit - 1) / per_unit);
+  const int end = units.end * per_unit < m.bands() ? units.end * per_unit : m.bands();
+#ifdef __AMX_INT8__
+  const bool use_tiles = tiles && count >= kMinTileRows;
+  if (use_tiles) configure_tiles();
+#else
+  (void)tiles;
+  (void)room;
+#endif
+  for (int band = units.begin * per_unit; band < end; band += kBandsAtOnce) {
+    const int bands = end - band < kBandsAtOnce ? end - band : kBandsAtOnce;
+#ifdef __AMX_INT8__
+    if (use_tiles) {
+      unit_tiles<F>(m, band, bands, x, count, room, sink);
+      continue;
+    }
+#endif
+    unit_rows<F>(m, band, bands, x, count, sink);
+  }
+#ifdef __AMX_INT8__
+  if (use_tiles) release_tiles();
+#endif
+}
+
+// Rows of a register tile of floats, next to one band; a single row takes four bands, to hide latency.
+constexpr int kFloatRows = 5;
+
+template <Format F, class Sink>
+static void unit_floats(const Matrix& m, int band, int bands, const float* x, int ld, int count, const Sink& sink) {
+  alignas(64) float product[kBandsAtOnce][kFloatRows * 16];
+  int row = 0;
+  for (; row + kFloatRows <= count; row += kFloatRows) {
+    const float* from = x + static_cast<size_t>(row) * ld;
+    for (int b = 0; b < bands; ++b) dot_float<F, kFloatRows, 1>(m, band + b, from, ld, product[b], 0);
+    sink(band, bands, row, kFloatRows, product[0], kFloatRows * 16);
+  }
+  for (; row < count; ++row) {
+    const float* from = x + static_cast<size_t>(row) * ld;
+    if (bands == kBandsAtOnce) {
+      dot_float<F, 1, kBandsAtOnce>(m, band, from, ld, product[0], kFloatRows * 16);
+    } else {
+      for (int b = 0; b < bands; ++b) dot_float<F, 1, 1>(m, band + b, from, ld, product[b], 0);
+    }
+    sink(band, bands, row, 1, product[0], kFloatRows * 16);
+  }
+}
+
+template <Format F, class Sink>
+static void floating(const Matrix& m, const float* x, int ld, int count, const Sink& sink, const Team& team) {
+  const int per_unit = Sink::kUnit;
+  const Range units = team.share((m.bands() + per_unit - 1) / per_unit);
+  const int end = units.end * per_unit < m.bands() ? units.end * per_unit : m.bands();
+  for (int band = units.begin * per_unit; band < end; band += kBandsAtOnce) {
+    unit_floats<F>(m, band, end - band < kBandsAtOnce ? end - band : kBandsAtOnce, x, ld, count, sink);
+  }
+}
+
+// What a matrix is multiplied with: quantized rows, or floats where its weights are floats.
+struct Input {
+  const Rows* rows;
+  const float* x;
+  int ld;
+};
+
+struct Resources {
+  uint8_t* room;  // panel_bytes of kBandsAtOnce bands, per thread
+  bool tiles;     // use the matrix unit
+};
+
+// sink(product of `count` rows with m), this thread's share of the bands.
+template <class Sink>
+static void multiply(const Matrix& m, const Input& in, int count, const Resources& r, const Sink& sink, const Team& team) {
+  switch (m.format) {
+    case Format::kInt8:
+      return quantized<Format::kInt8>(m, *in.rows, count, r.room, r.tiles, sink, team);
+    case Format::kInt8Channel:
+      return quantized<Format::kInt8Channel>(m, *in.rows, count, r.room, r.tiles, sink, team);
+    case Format::kInt4:
+      return quantized<Format::kInt4>(m, *in.rows, count, r.room, r.tiles, sink, team);
+    case Format::kQ4K:
+      return quantized<Format::kQ4K>(m, *in.rows, count, r.room, r.tiles, sink, team);
+    case Format::kQ6K:
+      return quantized<Format::kQ6K>(m, *in.rows, count, r.room, r.tiles, sink, team);
+    case Format::kFp16:
+      return floating<Format::kFp16>(m, in.x, in.ld, count, sink, team);
+    case Format::kBf16:
+      return floating<Format::kBf16>(m, in.x, in.ld, count, sink, team);
+  }
+}
+
+}  // namespace DS_ISA
+}  // namespace deepseek

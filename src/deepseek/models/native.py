@@ -1,0 +1,159 @@
+"""A decoder whose steps run in the native extension, all layers in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepseek.errors import ConfigurationError
+from deepseek.kernels.cpu.extension import native
+from deepseek.layers.attention import Attention
+from deepseek.layers.linear import GatedMLP, Linear
+from deepseek.layers.norm import RMSNorm
+from deepseek.models.base import Batch
+from deepseek.models.decoder import Decoder, DecoderLayer
+
+_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+_FIRST_POSITIONS = 4096
+
+
+def native_obstacle(config: Any) -> str | None:
+    """Why a model of this (parsed) config cannot run natively, or None."""
+    if getattr(config, "experts", 0):
+        return "mixture-of-experts layers have no native kernel yet"
+    if (head_dim := config.head_dim) % 16 or head_dim > 512:
+        return f"heads of {head_dim} dimensions: native attention takes multiples of 16 up to 512"
+    if (config.heads * head_dim) % 16 or config.activation not in _ACTIVATIONS:
+        return f"activation {config.activation!r}"
+    return None
+
+
+class NativeDecoder:
+    """Runs the layers of ``decoder``, whose weights :class:`deepseek.models.native_weights.NativeWeights` loaded.
+
+    Satisfies :class:`deepseek.models.base.Model`. A row's result does not depend on which other rows are in its batch,
+    on how its prompt was cut into chunks, on the number of threads, or on the instruction set.
+    """
+
+    row_invariant = True
+
+    def __init__(self, decoder: Decoder, *, threads: int, kv_dtype: str = "fp16", isa: str = "auto") -> None:
+        self.architecture = decoder.architecture
+        self.vocab_size = decoder.vocab_size
+        self.max_context = decoder.max_context
+        self.cache_specs = decoder.cache_specs
+        self.dtype = torch.float32
+        self.device = torch.device("cpu")
+        self.weights_bytes = decoder.weights_bytes
+        self.kv_dtype = kv_dtype
+        self._rotaries = decoder.rotaries
+        self._positions = 0
+        (head,) = decoder.head.weight
+        self._model = native().Decoder(
+            isa=isa,
+            threads=threads,
+            hidden=decoder.norm.weight.shape[0],
+            vocab=decoder.vocab_size,
+            embedding=decoder.embedding.weight,
+            embedding_scale=decoder.embedding.scale,
+            head=head,
+            norm=decoder.norm.weight.tolist(),
+            eps=decoder.norm.eps,
+            softcap=decoder.head.softcap or 0.0,
+            layers=[_describe(layer) for layer in decoder.layers],
+        )
+        self.isa: str = self._model.isa
+
+    def page_bytes(self, page_size: int) -> int:
+        each = 1 if self.kv_dtype == "int8" else 2
+        scales = 8 if self.kv_dtype == "int8" else 0
+        return page_size * sum(spec.elements * each + spec.heads * scales for spec in self.cache_specs)
+
+    def new_cache(self, num_pages: int, page_size: int) -> Any:
+        """Raises ConfigurationError for a page size that is no multiple of 16, or above 256."""
+        if page_size % 16 or page_size > 256:
+            raise ConfigurationError(
+                f"page_size must be a multiple of 16 up to 256 for native kernels, not {page_size}."
+            )
+        return self._model.new_cache(num_pages, page_size, self.kv_dtype == "int8")
+
+    def forward(self, batch: Batch, cache: Any) -> Tensor:
+        """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
+        layout = batch.layout
+        self._rotate_up_to(max(layout.context_lens))
+        starts = torch.tensor(layout.query_starts, dtype=torch.int32)
+        lengths = torch.tensor(layout.context_lens, dtype=torch.int32)
+        width = max(len(pages) for pages in layout.pages)
+        pages = torch.tensor([own + (0,) * (width - len(own)) for own in layout.pages], dtype=torch.int32)
+        positions = batch.positions.to(torch.int32)
+        rows = len(batch.token_ids)
+        wanted = batch.logits_rows
+        logits = torch.empty(rows if wanted is None else len(wanted), self.vocab_size)
+        self._model.forward(
+            cache,
+            rows,
+            batch.token_ids.data_ptr(),
+            positions.data_ptr(),
+            layout.num_sequences,
+            layout.page_size,
+            starts.data_ptr(),
+            lengths.data_ptr(),
+            pages.data_ptr(),
+            width,
+            layout.write_slots.data_ptr(),
+            len(logits),
+            0 if wanted is None else wanted.data_ptr(),
+            logits.data_ptr(),
+        )
+        return logits
+
+    def _rotate_up_to(self, positions: int) -> None:
+        """Have tables of cos and sin for so many positions."""
+        if positions <= self._positions:
+            return
+        self._positions = max(positions, 2 * self._positions, _FIRST_POSITIONS)
+        for index, rotary in enumerate(self._rotaries):
+            cos, sin = rotary(torch.arange(self._positions))
+            self._model.set_rotary(index, cos.contiguous().numpy(), sin.contiguous().numpy())
+
+
+def _describe(layer: DecoderLayer) -> Any:
+    spec = native().LayerSpec()
+    attention, mlp = layer.attention, layer.feed_forward
+    assert isinstance(attention, Attention), attention
+    assert isinstance(mlp, GatedMLP), mlp
+    spec.before_attention, spec.before_feed_forward = (
+        _weight(layer.before_attention),
+        _weight(layer.before_feed_forward),
+    )
+    spec.after_attention, spec.after_feed_forward = _weight(layer.after_attention), _weight(layer.after_feed_forward)
+    spec.eps = layer.before_attention.eps
+    spec.query_norm, spec.key_norm = _weight(attention.query_norm), _weight(attention.key_norm)
+    spec.head_eps = attention.query_norm.eps if attention.query_norm else 0.0
+    spec.qkv, spec.output = _linear(attention.qkv), _linear(attention.output)
+    spec.gate_up, spec.down = _linear(mlp.gate_up, alternate=True), _linear(mlp.down)
+    shape = attention.shape
+    spec.heads, spec.kv_heads, spec.head_dim = shape.heads, shape.kv_heads, shape.head_dim
+    spec.scale, spec.window, spec.rotary = shape.scale, shape.window or 0, layer.rotary
+    spec.inner, spec.activation = mlp.down.weight[0].shape[1], _ACTIVATIONS[mlp.kind]
+    return spec
+
+
+def _weight(norm: RMSNorm | None) -> list[float]:
+    values: list[float] = [] if norm is None else norm.weight.tolist()
+    return values
+
+
+def _linear(linear: Linear, *, alternate: bool = False) -> Any:
+    spec = native().LinearSpec()
+    spec.parts = linear.weight
+    bias = linear.bias
+    if bias is not None and alternate:
+        inner = bias.shape[0] // 2
+        padded = torch.zeros(2, -(-inner // 32) * 32)
+        padded[:, :inner] = bias.view(2, inner)
+        bias = padded.view(2, -1, 32).transpose(0, 1).reshape(-1)
+    spec.bias = [] if bias is None else bias.tolist()
+    return spec

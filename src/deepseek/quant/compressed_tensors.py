@@ -1,0 +1,149 @@
+"""Writing the compressed-tensors layout, which :mod:`deepseek.hub.compressed_tensors` and other engines read.
+
+A tied embedding is one INT8 matrix of both modules: ``lm_head.weight`` is left out, as in every tied checkpoint, but
+its scales are written for both, because a reader that quantizes module by module looks for them under both names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deepseek.errors import CheckpointError, DiskSpaceError
+from deepseek.hub.checkpoint import QuantizedMatrix
+from deepseek.hub.compressed_tensors import METHOD, pack_int4
+from deepseek.hub.safetensors_checkpoint import INDEX, WEIGHTS
+from deepseek.quant.plan import EMBEDDING, HEAD, ROUTER, Plan, Shapes
+from deepseek.quant.schemes import GROUP
+
+SHARD_BYTES = 4 * 10**9
+
+
+def stored_tensors(name: str, matrix: QuantizedMatrix, scale_dtype: torch.dtype, *, tied: bool) -> dict[str, Tensor]:
+    """What is written for ``name`` (``M.weight``); ``matrix`` is of one of our schemes."""
+    module = name.removesuffix(".weight")
+    scale = matrix.scale.to(scale_dtype)
+    if matrix.bits == 8:
+        tensors = {name: matrix.q, f"{module}.weight_scale": scale}
+        if tied and name == EMBEDDING:
+            tensors[HEAD.removesuffix("weight") + "weight_scale"] = scale.clone()
+        return tensors
+    assert matrix.minimum is not None
+    zero = (matrix.minimum / matrix.scale).round().to(torch.uint8)
+    return {
+        f"{module}.weight_packed": pack_int4(matrix.q),
+        f"{module}.weight_scale": scale,
+        f"{module}.weight_zero_point": pack_int4(zero.T).T.contiguous(),
+        f"{module}.weight_shape": torch.tensor(matrix.shape, dtype=torch.int64),
+    }
+
+
+def quantization_config(plan: Plan, shapes: Shapes, *, tied: bool) -> dict[str, Any]:
+    """The ``quantization_config`` of config.json for a model quantized by ``plan``.
+
+    INT8 layers get INT8 inputs, with a scale for each 32 of them, as this engine computes (a scale for a whole token
+    would drown small values beside the few huge ones that language models have); a scale per token where a width is
+    no multiple of 32.
+    """
+    modules = {bits: [] for bits in (4, 8, 16)}  # type: dict[int, list[str]]
+    for name, bits in plan.bits.items():
+        modules[bits].append(name.removesuffix(".weight"))
+    vocabulary = [EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".weight")]
+    by_row = [name for name in vocabulary if name in modules[8] or (tied and vocabulary[0] in modules[8])]
+    groups: dict[str, dict[str, Any]] = {}
+    if by_row:  # ids go in, not activations; and logits deserve exact inputs
+        groups["vocabulary"] = _group(by_row, 8, None)
+    rest = {bits: [name for name in names if name not in vocabulary] for bits, names in modules.items()}
+    grouped = all(shapes[f"{module}.weight"][1] % GROUP == 0 for module in rest[8])
+    first, second = (8, 4) if len(rest[8]) >= len(rest[4]) else (4, 8)
+    if rest[second]:
+        groups[f"int{second}"] = _group(rest[second], second, grouped)
+    if rest[first]:  # named layers come first: a layer gets the first group that fits it
+        groups[f"int{first}"] = _group(["Linear"], first, grouped)
+    ignore = [*modules[16], *([vocabulary[1]] if tied and vocabulary[0] in modules[16] else [])]
+    if any(name.endswith(ROUTER) for name in plan.floating):
+        ignore.append("re:.*mlp\\.gate$")
+    formats = {group["format"] for group in groups.values()}
+    return {
+        "quant_method": METHOD,
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "config_groups": groups,
+        "ignore": ignore,
+    }
+
+
+def _group(targets: list[str], bits: int, grouped: bool | None) -> dict[str, Any]:
+    """``grouped``: whether INT8 inputs have scales per 32 or per token; None for inputs that stay as they are."""
+    common = {"num_bits": bits, "type": "int", "dynamic": False}
+    if bits == 4:
+        weights = {**common, "symmetric": False, "strategy": "group", "group_size": GROUP}
+        return {"targets": targets, "weights": weights, "format": "pack-quantized"}
+    weights = {**common, "symmetric": True, "strategy": "channel"}
+    group: dict[str, Any] = {"targets": targets, "weights": weights, "format": "int-quantized"}
+    if grouped is not None:
+        scales: dict[str, Any] = {"strategy": "group", "group_size": GROUP} if grouped else {"strategy": "token"}
+        group["input_activations"] = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, **scales}
+    return group
+
+
+class ShardWriter:
+    """Writes tensors as they come, in shards of about 4 GB, so that no more than one shard is in memory.
+
+    Raises DiskSpaceError where the disk is full, CheckpointError where writing fails otherwise.
+    """
+
+    def __init__(self, folder: Path, limit: int = SHARD_BYTES) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = 0
+        self._shards: list[list[str]] = []
+        self.bytes = 0
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors that belong together stay in one shard."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if self._pending and self._pending_bytes + size > self._limit:
+            self._flush()
+        self._pending.update(tensors)
+        self._pending_bytes += size
+
+    def finish(self) -> None:
+        """Write what is left, and the index where there is more than one shard."""
+        self._flush()
+        count = len(self._shards)
+        if count == 1:
+            self._path(0).rename(self._folder / WEIGHTS)
+            return
+        weight_map = {}
+        for index, names in enumerate(self._shards):
+            shard = f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+            self._path(index).rename(self._folder / shard)
+            weight_map.update(dict.fromkeys(names, shard))
+        content = {"metadata": {"total_size": self.bytes}, "weight_map": weight_map}
+        (self._folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"shard-{index}.safetensors"
+
+    def _flush(self) -> None:
+        path = self._path(len(self._shards))
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in self._pending.items()}, path, {"format": "pt"})
+        except SafetensorError as error:
+            if "StorageFull" in str(error) or "code: 28" in str(error):
+                raise DiskSpaceError(f"the disk of {self._folder.parent} is full; free some room.") from error
+            raise CheckpointError(f"{path} cannot be written: {error}.") from error
+        self._shards.append(list(self._pending))
+        self.bytes += self._pending_bytes
+        self._pending, self._pending_bytes = {}, 0

@@ -1,0 +1,373 @@
+"""`deepseek quantize`: a model in, a folder of INT8 or INT4 weights and a quality report out."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepseek.errors import CheckpointError, ConfigurationError, DeepSeekError, DiskSpaceError
+from deepseek.hub.open import open_checkpoint
+from deepseek.hub.progress import RichProgress
+from deepseek.hub.resolve import ModelFiles, resolve
+from deepseek.machine import describe_machine
+from deepseek.quality import load_model_of, scoring_config
+from deepseek.threads import wait_politely
+
+if TYPE_CHECKING:
+    import torch
+
+    from deepseek.hub.checkpoint import Checkpoint
+    from deepseek.quant.calibration import Calibration
+    from deepseek.quant.plan import Plan, Shapes
+    from deepseek.quant.report import ReferenceLogits
+
+logger = logging.getLogger(__name__)
+
+REPORT = "quality.json"
+CALIBRATION_TOKENS = 8192
+_SAMPLE_TOKENS = 128
+_HELD_OUT_TOKENS = 1024
+_WORST, _BEST = 8, 160
+"""Units whose divergence is measured in INT8, and in INT4."""
+_INT4_FOR_FP16 = 2.4
+"""Weights that must go from 8 to 4.6 bits for one to go from 8 to 16."""
+
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+)
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Study:
+    """What calibration found: ``found`` decides the plan, ``held_out`` is what the result is judged by."""
+
+    found: Calibration
+    held_out: ReferenceLogits
+
+
+def quantize_model(
+    model: str,
+    kind: str,
+    output: Path,
+    *,
+    calibration: Path | None = None,
+    tokens: int = CALIBRATION_TOKENS,
+    offline: bool = False,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """Quantize ``model`` to ``kind`` (``int8`` or ``int4``) and write it to the folder ``output``.
+
+    Args:
+        model: any name that :func:`deepseek.hub.resolve.resolve` knows.
+        calibration: plain text, or JSONL with a "text" field. A quarter of its windows judges the result; the others
+            weigh errors and choose which matrices keep more or get fewer bits. Without it the choice is by the
+            weights alone, and no report on quality is written.
+        tokens: of the calibration text that are used.
+        say: hears of progress.
+
+    Returns the report, which lies beside the weights as ``quality.json`` if there was calibration.
+
+    Raises:
+        ConfigurationError: ``kind``, ``output`` (not empty) or ``calibration`` cannot be used.
+        HubError, CheckpointError, TokenizerError: the model cannot be had or read; a matrix with NaN is named.
+        DiskSpaceError: no room. Whatever goes wrong, nothing is left under ``output``.
+    """
+    wait_politely()
+    from deepseek.models.registry import parse_config
+    from deepseek.quant.plan import HEAD, KINDS
+    from deepseek.quant.windows import read_texts
+
+    if kind not in KINDS:
+        raise ConfigurationError(f"a model can be quantized to {' or '.join(KINDS)}, not to {kind!r}.")
+    _check_output(output)
+    texts = None if calibration is None else read_texts(calibration)
+    files = resolve(model, offline=offline, progress=RichProgress())
+    checkpoint = open_checkpoint(files.path)
+    try:
+        parse_config(checkpoint.config)
+        tied = checkpoint.config.get("tie_word_embeddings") is True
+        shapes = {name: shape for name, shape in checkpoint.shapes.items() if not (tied and name == HEAD)}
+        study = None if texts is None else _study(files, checkpoint, texts, kind, tokens, say)
+        try:
+            with _written_whole(output) as folder:
+                plan = _choose(shapes, kind, tied, study, say)
+                dtype = _float_dtype(checkpoint.config)
+                _write_weights(checkpoint, shapes, plan, study, folder, tied, dtype, say)
+                _write_companions(files.path, checkpoint.config, plan, shapes, folder, tied, dtype)
+                report = _report(files, shapes, plan, folder)
+                if study is not None:
+                    say("comparing with the unquantized model on text that calibration did not see")
+                    report |= _judge(folder, study)
+                    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        finally:
+            if study is not None:
+                study.held_out.__exit__(None, None, None)
+    finally:
+        checkpoint.close()
+    return report
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigurationError(f"{output} exists and is not an empty folder: choose another name, or remove it.")
+
+
+@contextmanager
+def _written_whole(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` that gets its name when everything in it is written, and is removed otherwise."""
+    output = output.absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    except OSError as error:
+        raise ConfigurationError(f"{output} cannot be written: {error.strerror or error}.") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        os.rename(folder, output)  # noqa: PTH104  # replaces an empty folder, fails on any other
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskSpaceError(f"the disk of {output.parent} is full; free some room.") from error
+        raise ConfigurationError(f"{output} cannot be written: {error.strerror or error}.") from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _study(files: ModelFiles, checkpoint: Checkpoint, texts: list[str], kind: str, tokens: int, say: Say) -> Study:
+    """Run the unquantized model over the calibration text."""
+    import torch
+
+    from deepseek.kernels.registry import bind
+    from deepseek.models.registry import load_model
+    from deepseek.quant import calibration
+    from deepseek.quant.windows import cut_windows
+    from deepseek.tokenizer.load import load_tokenizer
+
+    windows = cut_windows(texts, load_tokenizer(files.path), tokens=tokens)
+    if len(windows) < 2:
+        raise ConfigurationError("the calibration text is too short: it must have at least two windows of 256 tokens.")
+    held_out = windows[3::4] or windows[-1:]
+    windows = [window for window in windows if window not in held_out] or windows[:1]
+    say(f"loading {files.name} unquantized")
+    named = calibration.NamedCheckpoint(checkpoint)
+    ops = calibration.CalibrationOps(bind("cpu", "torch"), named)
+    model = load_model(named, ops=ops, dtype=torch.float32, device="cpu")
+    say(f"measuring inputs on {sum(map(len, windows))} tokens")
+    study = Study(calibration.measure_importance(model, ops, windows), _reference(held_out, model.vocab_size))
+    try:
+        if kind == "int8":
+            say("measuring what INT8 and INT4 do to each matrix")
+            sample = _sample(windows)
+            calibration.measure_errors(model, ops, study.found, sample)
+            worst, best = _candidates(study.found)
+            calibration.measure_divergence(model, ops, study.found, sample, int8=worst, int4=best, say=say)
+        say(f"the unquantized model's answers on {sum(map(len, study.held_out.windows))} other tokens")
+        study.held_out.record(model)
+    except BaseException:
+        study.held_out.__exit__(None, None, None)
+        raise
+    del model, ops
+    gc.collect()
+    return study
+
+
+def _reference(windows: list[list[int]], vocab_size: int) -> ReferenceLogits:
+    from deepseek.quant.report import ReferenceLogits
+
+    kept: list[list[int]] = []
+    for window in windows:
+        if sum(map(len, kept)) < _HELD_OUT_TOKENS:
+            kept.append(window)
+    return ReferenceLogits(kept, vocab_size)
+
+
+def _sample(windows: list[list[int]]) -> list[list[int]]:
+    """The first tokens of a few windows from all over the text."""
+    count = min(4, len(windows))
+    return [windows[index * len(windows) // count][: _SAMPLE_TOKENS // count] for index in range(count)]
+
+
+def _candidates(found: Calibration) -> tuple[list[str], list[str]]:
+    """(units that INT8 hurts most, units to try in INT4) by output error: whose divergence is worth measuring."""
+    worst = sorted(found.error8, key=lambda unit: -found.error8[unit])[:_WORST]
+    best = sorted(found.error4, key=lambda unit: found.error4[unit])[:_BEST]
+    return worst, best
+
+
+def _choose(shapes: Shapes, kind: str, tied: bool, study: Study | None, say: Say) -> Plan:
+    from deepseek.quant.plan import make_plan, units_of
+
+    units = units_of(shapes)
+    weights = {unit: sum(math.prod(shapes[name]) for name in names) for unit, names in units.items()}
+    if study is None:
+        # The weights alone do not tell which matter: few large units touch the fewest places.
+        return make_plan(kind, shapes, tied=tied, cheapest=sorted(units, key=lambda unit: (-weights[unit], unit)))
+    found = study.found
+    harm = {unit: cost / weights[unit] for unit, cost in found.kl4.items()}
+    others = sorted((unit for unit in units if unit not in harm), key=lambda unit: found.error4.get(unit, math.inf))
+    cheapest = [*sorted(harm, key=harm.__getitem__), *others]
+    plan = make_plan(kind, shapes, tied=tied, cheapest=cheapest)
+    if kind == "int8":
+        sensitive = _sensitive(found, weights, plan, harm)
+        plan = make_plan(kind, shapes, tied=tied, cheapest=cheapest, sensitive=sensitive)
+    for unit, reason in plan.reasons.items():
+        say(f"{unit}: {reason}")
+    return plan
+
+
+def _sensitive(found: Calibration, weights: Mapping[str, int], plan: Plan, harm: Mapping[str, float]) -> dict[str, str]:
+    """Units to keep floating, with the reason: INT8 costs much, and more than INT4 would elsewhere to pay for them."""
+    from deepseek.quant.calibration import SENSITIVE_KL
+
+    price = max((harm[unit] for unit in plan.reasons if unit in harm), default=0.0) * _INT4_FOR_FP16
+    return {
+        unit: f"INT8 alone costs a KL divergence of {cost:.1e} nats per token"
+        for unit, cost in found.kl8.items()
+        if cost > SENSITIVE_KL and cost / weights[unit] > price
+    }
+
+
+def _float_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """What stays floating is stored as BF16 if the model was, else as FP16."""
+    import torch
+
+    return torch.bfloat16 if (config.get("dtype") or config.get("torch_dtype")) == "bfloat16" else torch.float16
+
+
+def _write_weights(
+    checkpoint: Checkpoint,
+    shapes: Shapes,
+    plan: Plan,
+    study: Study | None,
+    folder: Path,
+    tied: bool,
+    dtype: torch.dtype,
+    say: Say,
+) -> None:
+    import torch
+
+    from deepseek.quant.compressed_tensors import ShardWriter, stored_tensors
+    from deepseek.quant.plan import plan_size, unit_of
+    from deepseek.quant.schemes import quantize
+
+    needed, free = plan_size(plan, shapes, tied=tied), shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiskSpaceError(
+            f"the weights take {needed / 2**30:.1f} GiB and {folder.parent} has {free / 2**30:.1f} GiB free."
+        )
+    importance = {} if study is None else study.found.importance
+    say(f"writing {needed / 2**20:.0f} MiB of weights")
+    writer = ShardWriter(folder)
+    for name in shapes:
+        tensor = checkpoint.load(name, torch.float32)
+        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+            raise CheckpointError(f"tensor {name!r} holds NaN or infinity: the checkpoint is damaged.")
+        bits = plan.bits.get(name, 16)
+        if bits == 16:
+            stored = tensor.to(dtype)
+            if not all(torch.isfinite(extreme) for extreme in torch.aminmax(stored)):
+                raise CheckpointError(f"tensor {name!r} has values beyond the range of {dtype}.")
+            writer.add({name: stored})
+            continue
+        matrix = quantize(tensor, bits, importance.get(unit_of(name)), scale_dtype=dtype)
+        writer.add(stored_tensors(name, matrix, dtype, tied=tied))
+    writer.finish()
+
+
+def _write_companions(
+    source: Path,
+    config: Mapping[str, Any],
+    plan: Plan,
+    shapes: Shapes,
+    folder: Path,
+    tied: bool,
+    dtype: torch.dtype,
+) -> None:
+    """config.json, and the tokenizer's files: copied from a folder, written from a GGUF file's metadata."""
+    from deepseek.quant.compressed_tensors import quantization_config
+
+    ours = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
+    ours["dtype"] = str(dtype).removeprefix("torch.")
+    ours["quantization_config"] = quantization_config(plan, shapes, tied=tied)
+    if ours.get("rope_factors"):
+        logger.warning(
+            "config.json keeps this GGUF file's rope_factors, which this engine reads and others do not know: they "
+            "would compute long contexts wrongly."
+        )
+    (folder / "config.json").write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+    if source.is_dir():
+        for name in _COPIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        templates = source / "additional_chat_templates"
+        if templates.is_dir():
+            shutil.copytree(
+                templates, folder / templates.name, ignore=lambda _, names: [n for n in names if n[-6:] != ".jinja"]
+            )
+        return
+    from deepseek.hub.gguf_file import GGUFFile
+    from deepseek.tokenizer.to_folder import write_tokenizer
+
+    file = GGUFFile(source)
+    try:
+        write_tokenizer(file.metadata, source.name, folder)
+    finally:
+        file.close()
+
+
+def _report(files: ModelFiles, shapes: Shapes, plan: Plan, folder: Path) -> dict[str, Any]:
+    from deepseek.quant.plan import float_size
+    from deepseek.quant.report import weights_size
+
+    size, float16 = weights_size(folder), float_size(shapes)
+    return {
+        "model": files.name,
+        "kind": plan.kind,
+        "size_bytes": size,
+        "fp16_size_bytes": float16,
+        "size_ratio": size / float16,
+        "precision": plan.summary(shapes),
+        "machine": describe_machine(),
+    }
+
+
+def _judge(folder: Path, study: Study) -> dict[str, Any]:
+    from deepseek.quant.report import text_figures
+
+    try:
+        model, _, dtype = load_model_of(scoring_config(str(folder), "fp32", offline=True))
+    except DeepSeekError as error:
+        raise CheckpointError(f"what was written cannot be read back: {error}") from error
+    figures = text_figures(study.held_out.compare(model))
+    return {
+        "calibration_tokens": study.found.tokens,
+        "held_out_text": figures,
+        "computed_in": dtype,
+        "divergence_of_one_unit": {"int8": study.found.kl8, "int4": study.found.kl4},
+    }

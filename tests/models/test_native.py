@@ -1,0 +1,149 @@
+"""Models on the native kernels: against torch in fp32, and the promise that a row depends on nothing around it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from deepseek.errors import BackendUnavailableError, CheckpointError, ConfigurationError
+from deepseek.kernels.cpu.extension import native, obstacle
+from deepseek.kernels.registry import bind
+from deepseek.models.decoder import Decoder
+from deepseek.models.native import NativeDecoder
+from deepseek.models.registry import load_model, load_native_model
+from tests.parity import tiny
+from tests.parity.driver import Driver
+
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native kernels: {obstacle()}")
+
+MODELS = [
+    "llama-wide",
+    "llama-wide-biases",
+    "qwen2-wide-window",
+    "qwen3-wide",
+    "gemma3",
+    "gemma3-untied-scaled-softcap",
+]
+PROMPT = [(7 * i * i + 3) % tiny.VOCAB for i in range(70)]
+
+
+@cache
+def checkpoint(name: str) -> tiny.MemoryCheckpoint:
+    return tiny.checkpoint(tiny.build(name))
+
+
+@cache
+def truth(name: str) -> Decoder:
+    return load_model(checkpoint(name), ops=bind("cpu", "reference"), dtype=torch.float32, device="cpu")
+
+
+def load(
+    name: str, scheme: str = "fp16", *, threads: int = 1, kv_dtype: str = "fp16", isa: str = "auto"
+) -> NativeDecoder:
+    return load_native_model(checkpoint(name), scheme=scheme, kv_dtype=kv_dtype, threads=threads, isa=isa)
+
+
+def isas() -> list[str]:
+    return list(native().available_isas()) if obstacle() is None else []
+
+
+def logits(model: NativeDecoder | Decoder, chunks: tuple[int, ...] = (len(PROMPT),)) -> torch.Tensor:
+    """Of all rows of the prompt, computed in chunks."""
+    driver = Driver(model, page_size=16, num_pages=16, shuffle=True)
+    results, start = [], 0
+    for count in chunks:
+        results += driver.step([(0, PROMPT[start : start + count])])
+        start += count
+    assert start == len(PROMPT)
+    return torch.cat(results)
+
+
+def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("name", MODELS)
+def test_fp16_is_close_to_fp32(name: str, isa: str) -> None:
+    assert distance(logits(load(name, isa=isa)), logits(truth(name))) < 5e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_quantized_is_close_to_its_own_weights_in_fp32(name: str) -> None:
+    """int8 rounds weights to 1/254 of their range, and activations as much again."""
+    assert distance(logits(load(name, "int8")), logits(truth(name))) < 0.06
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["llama-wide", "gemma3"])
+def test_a_row_depends_on_nothing_around_it(name: str, scheme: str) -> None:
+    expected = logits(load(name, scheme))
+    for chunks in ((1,) * 70, (33, 37), (16, 16, 16, 16, 6), (69, 1)):
+        assert torch.equal(logits(load(name, scheme), chunks), expected), chunks
+    for isa in isas():
+        for threads in (1, 2, 3):
+            assert torch.equal(logits(load(name, scheme, isa=isa, threads=threads)), expected), (isa, threads)
+    driver = Driver(load(name, scheme, threads=2), page_size=16, num_pages=64, shuffle=True)
+    others = [(i, PROMPT[i : 2 * i + 3]) for i in range(1, 9)]
+    together = driver.step([*others[:4], (0, PROMPT[:40]), *others[4:]])[4]
+    assert torch.equal(together, expected[:40])
+    rest = driver.step([(0, PROMPT[40:]), *((i, [5]) for i, _ in others)])[0]
+    assert torch.equal(rest, expected[40:])
+
+
+@pytest.mark.parametrize("name", ["llama-wide", "gemma3"])
+def test_int8_cache(name: str) -> None:
+    model = load(name, kv_dtype="int8")
+    assert model.page_bytes(16) < load(name).page_bytes(16)
+    assert distance(logits(model), logits(truth(name))) < 0.03
+    assert torch.equal(logits(model, (33, 37)), logits(model))
+
+
+def test_selected_rows() -> None:
+    driver = Driver(load("llama-wide"), page_size=16)
+    (some,) = driver.step([(0, PROMPT[:20])], rows=[3, 19, 3])
+    assert torch.equal(some, logits(load("llama-wide"))[[3, 19, 3]])
+
+
+def test_positions_beyond_the_first_table() -> None:
+    """Rotation tables grow; both ends of a long prompt are right."""
+    prompt = [i % tiny.VOCAB for i in range(5000)]
+    model = Driver(load("llama-wide", threads=2), page_size=64, num_pages=100)
+    model.step([(0, prompt[:10])])
+    native_rows = torch.cat([model.step([(0, prompt[10:4990])], last_only=True)[0], *model.step([(0, prompt[4990:])])])
+    reference = Driver(truth("llama-wide"), page_size=64, num_pages=100)
+    reference.step([(0, prompt[:4990])], last_only=True)
+    assert distance(native_rows[1:], torch.cat(reference.step([(0, prompt[4990:])]))) < 5e-3
+
+
+def test_page_sizes_that_do_not_fit() -> None:
+    for page_size in (8, 24, 512):
+        with pytest.raises(ConfigurationError, match="page_size"):
+            load("llama-wide").new_cache(4, page_size)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "deepseek-v3"])
+def test_models_without_native_kernels_are_refused_by_name(name: str) -> None:
+    with pytest.raises(BackendUnavailableError, match="cannot run this model"):
+        load(name)
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_must_be_finite(scheme: str, value: float) -> None:
+    tensor = "model.layers.1.self_attn.q_proj.weight"
+    broken = tiny.MemoryCheckpoint(checkpoint("llama-wide").config, dict(checkpoint("llama-wide").tensors))
+    broken.tensors[tensor] = broken.tensors[tensor].clone()
+    broken.tensors[tensor][3, 5] = value
+    with pytest.raises(CheckpointError, match=tensor):
+        load_native_model(broken, scheme=scheme, kv_dtype="fp16", threads=1)
+
+
+def test_a_weight_beyond_fp16_is_refused() -> None:
+    tensor = "model.layers.1.self_attn.q_proj.weight"
+    broken = tiny.MemoryCheckpoint(checkpoint("llama-wide").config, dict(checkpoint("llama-wide").tensors))
+    broken.tensors[tensor] = torch.full_like(broken.tensors[tensor], 1e6)
+    with pytest.raises(CheckpointError, match=tensor):
+        load_native_model(broken, scheme="fp16", kv_dtype="fp16", threads=1)
