@@ -57,66 +57,56 @@ static inline void configure_tiles() {
 
 static inline void release_tiles() { _tile_release(); }
 
-// out[16][16] = rows of the tile times the band. The multiplications of the next group run while the sums of this one
-// are scaled.
+// out[16][16] = rows of the tile times the band. Two products are under way in the matrix unit (two groups, or the halves
+// of one with 6-bit weights) while the two before are scaled and added; they are fetched after that, when they are done.
 template <Format F>
 static inline void dot_tile(const Panel& p, int groups, const Rows& x, int tile, float* out) {
-  constexpr int parts = F == Format::kQ6K ? 2 : 1;
-  alignas(64) int32_t dots[2][parts][256];
+  constexpr bool halves = F == Format::kQ6K;
+  constexpr int step = halves ? 1 : 2;
+  alignas(64) int32_t dots[2][256];
   const int8_t* q = x.q + static_cast<size_t>(tile) * 16 * x.ld;
+  const int8_t* quads = p.quads;
   const float* by = x.scale + static_cast<size_t>(tile) * groups * 16;
   const float* sum = x.sum + static_cast<size_t>(tile) * groups * 16;
-  auto issue_even = [&](int g) {
-    _tile_zero(0);
-    if constexpr (parts == 1) {
-      _tile_loadd(2, q + g * 32, x.ld);
-      _tile_loadd(4, p.quads + g * 512, 64);
-      _tile_dpbssd(0, 2, 4);
-      _tile_stored(0, dots[0][0], 64);
-    } else {
-      _tile_loadd(6, q + g * 32, x.ld);
-      _tile_loadd(7, p.quads + g * 512, 64);
-      _tile_dpbssd(0, 6, 7);
-      _tile_stored(0, dots[0][0], 64);
-      _tile_zero(1);
-      _tile_loadd(6, q + g * 32 + 16, x.ld);
-      _tile_loadd(7, p.quads + g * 512 + 256, 64);
-      _tile_dpbssd(1, 6, 7);
-      _tile_stored(1, dots[0][parts - 1], 64);
-    }
-  };
-  auto issue_odd = [&](int g) {
-    _tile_zero(1);
-    if constexpr (parts == 1) {
-      _tile_loadd(3, q + g * 32, x.ld);
-      _tile_loadd(5, p.quads + g * 512, 64);
-      _tile_dpbssd(1, 3, 5);
-      _tile_stored(1, dots[1][0], 64);
-    } else {
-      _tile_loadd(6, q + g * 32, x.ld);
-      _tile_loadd(7, p.quads + g * 512, 64);
-      _tile_dpbssd(1, 6, 7);
-      _tile_stored(1, dots[1][0], 64);
-      _tile_zero(0);
-      _tile_loadd(6, q + g * 32 + 16, x.ld);
-      _tile_loadd(7, p.quads + g * 512 + 256, 64);
-      _tile_dpbssd(0, 6, 7);
-      _tile_stored(0, dots[1][parts - 1], 64);
-    }
-  };
+  const size_t ld = x.ld;
   Vec acc[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) acc[i] = zero();
-  auto consume = [&](int g, int slot) {
-    asm volatile("" : : "r"(dots) : "memory");
-#pragma GCC unroll 2
-    for (int part = 0; part < parts; ++part) {
-      const Vec scale = load(p.scales + (g * parts + part) * 16);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        const Vec dot{_mm512_cvtepi32_ps(_mm512_load_si512(dots[slot][part] + i * 16))};
-        acc[i] = fma(dot, mul(scale, set1(by[g * 16 + i])), acc[i]);
+
+  auto issue = [&](int g, bool both) __attribute__((always_inline)) {
+    _tile_zero(0);
+    if constexpr (halves) {
+      _tile_zero(1);
+      _tile_loadd(6, q + g * 32, ld);
+      _tile_loadd(7, quads + g * 512, 64);
+      _tile_dpbssd(0, 6, 7);
+      _tile_loadd(6, q + g * 32 + 16, ld);
+      _tile_loadd(7, quads + g * 512 + 256, 64);
+      _tile_dpbssd(1, 6, 7);
+    } else {
+      _tile_loadd(2, q + g * 32, ld);
+      _tile_loadd(4, quads + g * 512, 64);
+      _tile_dpbssd(0, 2, 4);
+      if (both) {
+        _tile_zero(1);
+        _tile_loadd(3, q + g * 32 + 32, ld);
+        _tile_loadd(5, quads + g * 512 + 512, 64);
+        _tile_dpbssd(1, 3, 5);
       }
+    }
+  };
+  auto fetch = [&](bool both) __attribute__((always_inline)) {
+    _tile_stored(0, dots[0], 64);
+    if (both) _tile_stored(1, dots[1], 64);
+    // The compiler does not know that these instructions write memory.
+    asm volatile("" : : "r"(dots) : "memory");
+  };
+  auto add_scaled = [&](int g, int slot) __attribute__((always_inline)) {
+    const Vec scale = load(p.scales + (halves ? 2 * g + slot : g) * 16);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      const Vec dot{_mm512_cvtepi32_ps(_mm512_load_si512(dots[slot] + i * 16))};
+      acc[i] = fma(dot, mul(scale, set1(by[g * 16 + i])), acc[i]);
     }
     if constexpr (has_minimum<F>) {
       const Vec minimum = load(p.minima + g * 16);
@@ -124,20 +114,32 @@ static inline void dot_tile(const Panel& p, int groups, const Rows& x, int tile,
       for (int i = 0; i < 16; ++i) acc[i] = fnma(minimum, set1(sum[g * 16 + i]), acc[i]);
     }
   };
-  issue_even(0);
-  int g = 0;
-  for (; g + 2 < groups; g += 2) {
-    issue_odd(g + 1);
-    consume(g, 0);
-    issue_even(g + 2);
-    consume(g + 1, 1);
-  }
-  if (g + 1 < groups) {
-    issue_odd(g + 1);
-    consume(g, 0);
-    consume(g + 1, 1);
+  auto consume = [&](int g) __attribute__((always_inline)) {
+    add_scaled(g, 0);
+    add_scaled(halves ? g : g + 1, 1);
+  };
+
+  if (groups < step) {
+    issue(0, false);
+    fetch(false);
+    add_scaled(0, 0);
   } else {
-    consume(g, 0);
+    issue(0, true);
+    fetch(true);
+    int g = 0;
+    for (; g + 2 * step <= groups; g += step) {
+      issue(g + step, true);
+      consume(g);
+      fetch(true);
+    }
+    if (g + step < groups) {
+      issue(g + step, false);
+      consume(g);
+      fetch(false);
+      add_scaled(g + step, 0);
+    } else {
+      consume(g);
+    }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) store(out + i * 16, acc[i]);

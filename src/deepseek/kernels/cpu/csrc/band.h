@@ -47,6 +47,25 @@ static inline void load_scales(const Matrix& m, const uint8_t* meta, int g, Vec&
 template <Format F>
 constexpr bool has_minimum = F == Format::kInt4 || F == Format::kQ4K;
 
+// How far ahead weights are asked for. Bands lie one after another, so this reaches into the next one; the processor's own
+// prefetchers stop at every 4 KiB and lose half of the speed.
+constexpr int kAhead = 8192;
+
+static inline void prefetch(const uint8_t* p, int bytes) {
+  for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i + kAhead), _MM_HINT_T0);
+}
+
+// Asks for what lies kAhead behind group g of a band.
+template <Format F>
+static inline void prefetch_group(const Matrix& m, const uint8_t* quants, const uint8_t* meta, int g) {
+  constexpr int bytes = F == Format::kInt8 || F == Format::kInt8Channel ? 512 : 256;
+  prefetch(quants + g * bytes, bytes);
+  if constexpr (F == Format::kQ6K) prefetch(quants + m.groups * 256 + g * 128, 128);
+  if constexpr (F == Format::kInt8) prefetch(meta + g * 32, g % 2 ? 0 : 64);
+  if constexpr (F == Format::kInt4) prefetch(meta + g * 64, 64);
+  if constexpr (F == Format::kQ4K || F == Format::kQ6K) prefetch(meta + g * 32, g % 2 ? 0 : 64);
+}
+
 static inline int32_t four(const int8_t* p) {
   int32_t value;
   std::memcpy(&value, p, 4);
@@ -99,6 +118,7 @@ static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, 
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i) acc[i] = zero();
   for (int g = 0; g < m.groups; ++g, q += kGroup) {
+    if constexpr (M <= 4) prefetch_group<F>(m, quants, meta, g);
     __m512i quad[8];
     load_quads<F>(m, quants, g, quad);
     Vec scale, second, minimum;
@@ -174,6 +194,7 @@ static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, 
   for (int i = 0; i < M; ++i) acc[0][i] = acc[1][i] = _mm256_setzero_ps();
   const __m256i mask = _mm256_set1_epi8(15), bits = _mm256_set1_epi8(0x30);
   for (int g = 0; g < m.groups; ++g, q += kGroup) {
+    prefetch_group<F>(m, quants, meta, g);
     Vec scales, seconds, minima;
     load_scales<F>(m, meta, g, scales, seconds, minima);
 #pragma GCC unroll 2
