@@ -25,9 +25,10 @@ static inline Panel unpack_band(const Matrix& m, int band, uint8_t* room) {
   int8_t* quads = reinterpret_cast<int8_t*>(room);
   float* scales = reinterpret_cast<float*>(room + static_cast<size_t>(m.groups) * 512);
   float* minima = scales + static_cast<size_t>(m.groups) * 32;
+  ScaleReader<F> reader(meta);
   for (int g = 0; g < m.groups; ++g) {
     Vec scale, second, minimum;
-    load_scales<F>(m, meta, g, scale, second, minimum);
+    reader.read(g, scale, second, minimum);
     store(scales + g * parts * 16, scale);
     if constexpr (parts == 2) store(scales + g * 32 + 16, second);
     if constexpr (has_minimum<F>) store(minima + g * 16, minimum);

@@ -9,40 +9,62 @@
 namespace deepseek {
 namespace DS_ISA {
 
-// Scales (and minima) of group g of a band, as floats. 6-bit weights have two scales per group.
+#define DS_INLINE inline __attribute__((always_inline))
+
+// Reads a band's scales and minima, group by group in order, as floats. 6-bit weights have two scales per group.
 template <Format F>
-static inline void load_scales(const Matrix& m, const uint8_t* meta, int g, Vec& scale, Vec& second, Vec& minimum) {
-  if constexpr (F == Format::kInt8) {
-    scale = load_fp16(reinterpret_cast<const uint16_t*>(meta + g * 32));
-  } else if constexpr (F == Format::kInt8Channel) {
-    scale = load(reinterpret_cast<const float*>(meta));
-  } else if constexpr (F == Format::kInt4) {
-    scale = load_fp16(reinterpret_cast<const uint16_t*>(meta + g * 64));
-    minimum = load_fp16(reinterpret_cast<const uint16_t*>(meta + g * 64 + 32));
-  } else if constexpr (F == Format::kQ4K) {
-    const uint8_t* super = meta + g / kSuper * 256;
-    const __m128i low_mask = _mm_set1_epi8(15), high_mask = _mm_set1_epi8(0x30);
-    const __m128i low_shift = _mm_cvtsi32_si128(g & 4), high_shift = _mm_cvtsi32_si128((g & 6));
-    auto six = [&](const uint8_t* part) {
-      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(part + (g & 3) * 16));
-      const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(part + 64 + (g & 1) * 16));
-      const __m128i lows = _mm_and_si128(_mm_srl_epi16(low, low_shift), low_mask);
-      const __m128i highs = _mm_and_si128(_mm_slli_epi16(_mm_srl_epi16(high, high_shift), 4), high_mask);
-      return from_uint8(_mm_or_si128(lows, highs));
-    };
-    scale = mul(six(super), load_fp16(reinterpret_cast<const uint16_t*>(super + 192)));
-    minimum = mul(six(super + 96), load_fp16(reinterpret_cast<const uint16_t*>(super + 224)));
-  } else {
-    const uint8_t* super = meta + g / kSuper * 288;
-    const Vec d = load_fp16(reinterpret_cast<const uint16_t*>(super + 256));
-    const int8_t* scales = reinterpret_cast<const int8_t*>(super) + g % kSuper * 32;
-    scale = mul(load_int8(scales), d);
-    second = mul(load_int8(scales + 16), d);
+struct ScaleReader {
+  const uint8_t* meta;
+  Vec d, dmin;                      // of the superblock
+  alignas(32) uint8_t six[2][128];  // q4_k: its scales and minima, [group][16]
+
+  explicit ScaleReader(const uint8_t* band_meta) : meta(band_meta) {}
+
+  DS_INLINE void read(int g, Vec& scale, Vec& second, Vec& minimum) {
+    if constexpr (F == Format::kInt8) {
+      scale = load_fp16(reinterpret_cast<const uint16_t*>(meta + g * 32));
+    } else if constexpr (F == Format::kInt8Channel) {
+      scale = load(reinterpret_cast<const float*>(meta));
+    } else if constexpr (F == Format::kInt4) {
+      scale = load_fp16(reinterpret_cast<const uint16_t*>(meta + g * 64));
+      minimum = load_fp16(reinterpret_cast<const uint16_t*>(meta + g * 64 + 32));
+    } else if constexpr (F == Format::kQ4K) {
+      if (g % kSuper == 0) unpack(meta + g / kSuper * 256);
+      scale = mul(load_uint8(six[0] + g % kSuper * 16), d);
+      minimum = mul(load_uint8(six[1] + g % kSuper * 16), dmin);
+    } else {
+      const uint8_t* super = meta + g / kSuper * 288;
+      if (g % kSuper == 0) d = load_fp16(reinterpret_cast<const uint16_t*>(super + 256));
+      const int8_t* scales = reinterpret_cast<const int8_t*>(super) + g % kSuper * 32;
+      scale = mul(load_int8(scales), d);
+      second = mul(load_int8(scales + 16), d);
+    }
+    (void)second;
+    (void)minimum;
   }
-  (void)m;
-  (void)second;
-  (void)minimum;
-}
+
+ private:
+  DS_INLINE void unpack(const uint8_t* super) {
+    d = load_fp16(reinterpret_cast<const uint16_t*>(super + 192));
+    dmin = load_fp16(reinterpret_cast<const uint16_t*>(super + 224));
+    unpack_part(super, six[0]);
+    unpack_part(super + 96, six[1]);
+  }
+
+  // 64 bytes of low four bits (groups 0 to 3, and 4 to 7 above them), then 32 of high bits: group pair p at bit 2p.
+  static DS_INLINE void unpack_part(const uint8_t* part, uint8_t* out) {
+    const __m256i low = _mm256_set1_epi8(15), high = _mm256_set1_epi8(0x30);
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part + 32));
+    const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part + 64));
+    const __m256i lows[4] = {a, b, _mm256_srli_epi16(a, 4), _mm256_srli_epi16(b, 4)};
+    const __m256i highs[4] = {_mm256_slli_epi16(h, 4), _mm256_slli_epi16(h, 2), h, _mm256_srli_epi16(h, 2)};
+    for (int p = 0; p < 4; ++p) {
+      const __m256i both = _mm256_or_si256(_mm256_and_si256(lows[p], low), _mm256_and_si256(highs[p], high));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out + 32 * p), both);
+    }
+  }
+};
 
 template <Format F>
 constexpr bool has_minimum = F == Format::kInt4 || F == Format::kQ4K;
@@ -51,13 +73,13 @@ constexpr bool has_minimum = F == Format::kInt4 || F == Format::kQ4K;
 // prefetchers stop at every 4 KiB and lose half of the speed.
 constexpr int kAhead = 8192;
 
-static inline void prefetch(const uint8_t* p, int bytes) {
+static DS_INLINE void prefetch(const uint8_t* p, int bytes) {
   for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i + kAhead), _MM_HINT_T0);
 }
 
 // Asks for what lies kAhead behind group g of a band.
 template <Format F>
-static inline void prefetch_group(const Matrix& m, const uint8_t* quants, const uint8_t* meta, int g) {
+static DS_INLINE void prefetch_group(const Matrix& m, const uint8_t* quants, const uint8_t* meta, int g) {
   constexpr int bytes = F == Format::kInt8 || F == Format::kInt8Channel ? 512 : 256;
   prefetch(quants + g * bytes, bytes);
   if constexpr (F == Format::kQ6K) prefetch(quants + m.groups * 256 + g * 128, 128);
@@ -80,7 +102,7 @@ static inline __m512i load512(const uint8_t* p) { return _mm512_loadu_si512(p); 
 
 // The eight quads of group g as unsigned bytes (int8 shifted by 128, 6 bits by 32).
 template <Format F>
-static inline void load_quads(const Matrix& m, const uint8_t* quants, int g, __m512i quad[8]) {
+static DS_INLINE void load_quads(const Matrix& m, const uint8_t* quants, int g, __m512i quad[8]) {
   if constexpr (F == Format::kInt8 || F == Format::kInt8Channel) {
     const __m512i flip = _mm512_set1_epi8(-128);
     for (int j = 0; j < 8; ++j) quad[j] = _mm512_xor_si512(load512(quants + g * 512 + j * 64), flip);
@@ -117,12 +139,13 @@ static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, 
   Vec acc[M];
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i) acc[i] = zero();
+  ScaleReader<F> scales(meta);
   for (int g = 0; g < m.groups; ++g, q += kGroup) {
     if constexpr (M <= 4) prefetch_group<F>(m, quants, meta, g);
     __m512i quad[8];
     load_quads<F>(m, quants, g, quad);
     Vec scale, second, minimum;
-    load_scales<F>(m, meta, g, scale, second, minimum);
+    scales.read(g, scale, second, minimum);
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
       const int8_t* a = q + i * x.ld;
@@ -193,10 +216,11 @@ static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, 
 #pragma GCC unroll 4
   for (int i = 0; i < M; ++i) acc[0][i] = acc[1][i] = _mm256_setzero_ps();
   const __m256i mask = _mm256_set1_epi8(15), bits = _mm256_set1_epi8(0x30);
+  ScaleReader<F> reader(meta);
   for (int g = 0; g < m.groups; ++g, q += kGroup) {
     prefetch_group<F>(m, quants, meta, g);
     Vec scales, seconds, minima;
-    load_scales<F>(m, meta, g, scales, seconds, minima);
+    reader.read(g, scales, seconds, minima);
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
       Dot<F> dot[M];
