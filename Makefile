@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow check format bench bench-engine bench-speculation bench-invariance bench-peers bench-quality \
+.PHONY: help serve chat test test-slow test-sanitized check format bench bench-engine bench-speculation bench-invariance bench-peers bench-quality \
         peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
 
 help:  ## this list
@@ -45,6 +45,15 @@ test-slow: $(DEV_STAMP)  ## tests that take minutes or need the larger models
 	$(BIN)/deepseek pull gemma-3-270m
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
+test-sanitized: $(DEV_STAMP)  ## the native kernels' tests under address and undefined-behaviour sanitizers
+	$(BIN)/python -m pip install -q nanobind
+	cmake -S . -B build/sanitized -DDEEPSEEK_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
+	cmake --build build/sanitized -j 2
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
+	  DEEPSEEK_NATIVE=$(CURDIR)/build/sanitized \
+	  $(BIN)/python -m pytest tests/kernels/test_native_matrix.py tests/kernels/test_native_attention.py tests/models/test_native.py --timeout 3600
+
 check: $(DEV_STAMP)  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,6 +75,7 @@ bench-speculation: $(DEV_STAMP)  ## code edits with and without speculation, in 
 	$(BIN)/python -m benchmarks.speculation --model $(MODEL) --json benchmarks/results/speculation.json
 
 bench-invariance: $(RUNTIME_STAMP)  ## do seeded answers change with what else is in the batch?
+	$(BIN)/python -m benchmarks.batch_invariance --dtype auto
 	$(BIN)/python -m benchmarks.batch_invariance --dtype fp32
 	$(BIN)/python -m benchmarks.batch_invariance --dtype bf16
 

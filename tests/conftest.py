@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ from deepseek.hub.resolve import resolve
 from deepseek.threads import wait_politely
 
 wait_politely()
+
+# `make test-sanitized` puts another build of the extension in place.
+if folder := os.environ.get("DEEPSEEK_NATIVE"):
+    import deepseek.kernels.cpu
+
+    deepseek.kernels.cpu.__path__.insert(0, folder)
 
 TEST_MODEL = "smollm2-135m-instruct"
 

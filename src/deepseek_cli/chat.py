@@ -29,7 +29,7 @@ def chat(
     top_p: Annotated[float, typer.Option(help="nucleus sampling")] = 0.9,
     max_tokens: Annotated[int | None, typer.Option(help="longest answer")] = None,
     seed: Annotated[int | None, typer.Option(help="same seed, same answer")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or int4")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="tokens of conversation kept")] = None,
 ) -> None:
     """Talk to a model in the terminal. The answer streams; the history is kept until /clear."""

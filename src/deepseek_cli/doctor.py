@@ -12,6 +12,7 @@ def doctor() -> None:
 
     from deepseek.engine.memory import available_memory
     from deepseek.hub.cache import cache_dir
+    from deepseek.kernels.cpu.extension import native, obstacle
     from deepseek.kernels.registry import bind
     from deepseek.machine import describe_machine, measure_bandwidth
 
@@ -24,7 +25,13 @@ def doctor() -> None:
     machine.add_row("model cache", str(cache_dir()))
     console.print(machine)
 
-    kernels = Table(title="Kernels on cpu", title_justify="left")
+    reason = obstacle()
+    if reason is None:
+        isas = ", ".join(native().available_isas())
+        console.print(f"Native kernels: {isas}. int8, int4, K-quants and fp16 run on the first.\n")
+    else:
+        console.print(f"Native kernels: none; {reason}.\n", style="yellow")
+    kernels = Table(title="Torch kernels on cpu", title_justify="left")
     for column in ("op", "backend", "why"):
         kernels.add_column(column)
     for binding in bind("cpu").bindings.values():

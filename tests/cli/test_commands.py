@@ -65,7 +65,10 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
 
 
 def test_chat_answers_once(test_model: Path) -> None:
-    result = deepseek("chat", str(test_model), "-p", "What is the capital of France?", "--temperature", "0")
+    # In fp16: "The" is ahead of another word by 0.08 here, which rounding of activations to int8 turns around.
+    result = deepseek(
+        "chat", str(test_model), "-p", "What is the capital of France?", "--temperature", "0", "--dtype", "fp16"
+    )
     assert result.returncode == 0, result.stderr
     assert "capital" in result.stdout or "Paris" in result.stdout
 
@@ -83,7 +86,7 @@ def test_chat_keeps_history_and_obeys_commands(test_model: Path) -> None:
 def test_doctor_says_what_each_kernel_got() -> None:
     result = deepseek("doctor")
     assert result.returncode == 0, result.stderr
-    for word in ("read bandwidth", "paged_attention", "torch", "best that runs here", "features"):
+    for word in ("read bandwidth", "Native kernels", "paged_attention", "torch", "best that runs here", "features"):
         assert word in result.stdout
 
 
@@ -95,7 +98,7 @@ def test_bench_engine_writes_its_figures(test_model: Path, tmp_path: Path) -> No
     for key in ("prefill_tok_s", "decode_tok_s", "batch32_output_tok_s", "ttft_ms", "peak_memory_bytes"):
         assert figures[key] > 0
     assert figures["machine"]["cores"] >= 1
-    assert figures["settings"]["dtype"] in ("float32", "bfloat16")
+    assert figures["settings"]["dtype"] in ("as stored", "float32", "bfloat16")
 
 
 def test_bench_peers_names_what_is_missing(test_model: Path, tmp_path: Path) -> None:
