@@ -240,7 +240,8 @@ def test_no_pip(model, monkeypatch):
 
 
 SCRIPT = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background ignores it
 from deepseek.hub import package_index, registry
 from deepseek.hub.progress import Silent
 from deepseek.hub.registry import KnownModel, Wheel
