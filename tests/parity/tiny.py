@@ -45,6 +45,14 @@ _MLA: dict[str, Any] = {
     "moe_intermediate_size": 20,
     "first_k_dense_replace": 1,
 }
+# Widths that native attention takes.
+_WIDE_MLA: dict[str, Any] = {
+    **_MLA,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+}
 _YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
 _DEEPSEEK_YARN = {**_YARN, "beta_fast": 32, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707}
 _LLAMA3 = {
@@ -126,6 +134,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
             },
+        },
+    ),
+    "deepseek-v2-wide": ("DeepseekV2", {**_WIDE_MLA, "topk_method": "greedy", "rope_parameters": _DEEPSEEK_YARN}),
+    "deepseek-v3-wide": (
+        "DeepseekV3",
+        {
+            **_WIDE_MLA,
+            "q_lora_rank": 28,
+            "qk_nope_head_dim": 32,
+            "n_group": 4,
+            "topk_group": 2,
+            "attention_bias": True,
+            "rope_parameters": {**_DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
     ),
     "deepseek-v2-lite": ("DeepseekV2", {**_MLA, "topk_method": "greedy", "rope_parameters": _DEEPSEEK_YARN}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,12 +30,13 @@ class LatentShape:
 class LatentAttention:
     """Keys and values of all heads are linear in one latent per token; the cache holds [latent | rotated shared key].
 
-    Args:
+    Attributes:
         query_down, query_norm: the low-rank query path's first half; None when queries are projected directly.
         query: [heads * (nope + rope), hidden or query rank].
         latent_down: [rank + rope, hidden].
         latent_norm: norm of the latent.
-        key_up: [heads, nope, rank]; value_up: [heads, value_dim, rank].
+        key_up: [heads, nope, rank]; value_up: [heads, value_dim, rank]; as
+            :meth:`deepseek.models.weights.WeightSource.latent_up` packed them.
         output: [hidden, heads * value_dim].
         mode: ``auto``, ``expanded`` or ``absorbed``; see :meth:`deepseek.kernels.ops.Ops.mla_attention`.
     """
@@ -49,21 +51,21 @@ class LatentAttention:
         query: Linear,
         latent_down: Linear,
         latent_norm: RMSNorm,
-        key_up: Tensor,
-        value_up: Tensor,
+        key_up: Any,
+        value_up: Any,
         output: Linear,
         mode: str = "auto",
     ) -> None:
         self._ops = ops
-        self._shape = shape
-        self._query_down = query_down
-        self._query_norm = query_norm
-        self._query = query
-        self._latent_down = latent_down
-        self._latent_norm = latent_norm
-        self._key_up = key_up
-        self._value_up = value_up
-        self._output = output
+        self.shape = shape
+        self.query_down = query_down
+        self.query_norm = query_norm
+        self.query = query
+        self.latent_down = latent_down
+        self.latent_norm = latent_norm
+        self.key_up = key_up
+        self.value_up = value_up
+        self.output = output
         self.mode = mode
 
     def __call__(
@@ -75,20 +77,20 @@ class LatentAttention:
         value_cache: Tensor | None,
     ) -> Tensor:
         """``x`` [T, hidden] -> [T, hidden]; writes the rows' latents to ``key_cache``."""
-        ops, shape = self._ops, self._shape
+        ops, shape = self._ops, self.shape
         rows, (cos, sin) = x.shape[0], rotation
         compressed = x
-        if self._query_down is not None and self._query_norm is not None:
-            compressed = self._query_norm(self._query_down(x))
-        query = self._query(compressed).view(rows, shape.heads, shape.nope_dim + shape.rope_dim)
+        if self.query_down is not None and self.query_norm is not None:
+            compressed = self.query_norm(self.query_down(x))
+        query = self.query(compressed).view(rows, shape.heads, shape.nope_dim + shape.rope_dim)
         query_nope = query[..., : shape.nope_dim]
         query_rope = ops.rotary(query[..., shape.nope_dim :], cos, sin, shape.interleaved)
-        down = self._latent_down(x).unsqueeze(1)
-        latent = self._latent_norm(down[..., : shape.rank])
+        down = self.latent_down(x).unsqueeze(1)
+        latent = self.latent_norm(down[..., : shape.rank])
         key_rope = ops.rotary(down[..., shape.rank :], cos, sin, shape.interleaved)
         entry = torch.cat([latent, key_rope], dim=-1)
         ops.write_kv(entry, None, key_cache, None, layout.write_slots)
         attended = ops.mla_attention(
-            query_nope, query_rope, key_cache, self._key_up, self._value_up, layout, shape.scale, self.mode
+            query_nope, query_rope, key_cache, self.key_up, self.value_up, layout, shape.scale, self.mode
         )
-        return self._output(attended.reshape(rows, shape.heads * shape.value_dim))
+        return self.output(attended.reshape(rows, shape.heads * shape.value_dim))

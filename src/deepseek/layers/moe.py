@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,10 +63,12 @@ def route(logits: Tensor, routing: Routing, bias: Tensor | None = None) -> tuple
 class MixtureOfExperts:
     """Routed experts plus, where the model has them, shared experts that see every token.
 
-    Args:
+    Attributes:
         router: fp32 [experts, hidden].
         bias: fp32 [experts], or None.
-        gate_up: [experts, 2 * inner, hidden]; down: [experts, hidden, inner].
+        gate_up: [experts, 2 * inner, hidden]; down: [experts, hidden, inner]; as
+            :meth:`deepseek.models.weights.WeightSource.stacked` packed them.
+        inner: width of an expert.
     """
 
     def __init__(
@@ -75,25 +78,27 @@ class MixtureOfExperts:
         *,
         router: Tensor,
         bias: Tensor | None,
-        gate_up: Tensor,
-        down: Tensor,
+        gate_up: Any,
+        down: Any,
+        inner: int,
         shared: GatedMLP | None,
         kind: str,
     ) -> None:
         self._ops = ops
-        self._routing = routing
-        self._router = router
-        self._bias = bias
-        self._gate_up = gate_up
-        self._down = down
-        self._shared = shared
-        self._kind = kind
+        self.routing = routing
+        self.router = router
+        self.bias = bias
+        self.gate_up = gate_up
+        self.down = down
+        self.inner = inner
+        self.shared = shared
+        self.kind = kind
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = self._ops.linear(x.float(), self._router)
-        ids, weights = route(logits, self._routing, self._bias)
-        routed = self._ops.moe(x, self._gate_up, self._down, ids, weights, self._kind)
-        return routed if self._shared is None else routed.add_(self._shared(x))
+        logits = self._ops.linear(x.float(), self.router)
+        ids, weights = route(logits, self.routing, self.bias)
+        routed = self._ops.moe(x, self.gate_up, self.down, ids, weights, self.kind)
+        return routed if self.shared is None else routed.add_(self.shared(x))
 
 
 FeedForward = Callable[[Tensor], Tensor]

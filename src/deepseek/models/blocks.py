@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
 from deepseek.kernels.ops import Ops
 from deepseek.layers.attention import Attention, AttentionShape
@@ -65,7 +65,7 @@ def build_attention(
     return Attention(ops, shape, qkv, output, query_norm, key_norm)
 
 
-def load_experts(source: WeightSource, prefix: str, count: int, hidden: int, inner: int) -> tuple[Tensor, Tensor]:
+def load_experts(source: WeightSource, prefix: str, count: int, hidden: int, inner: int) -> tuple[Any, Any]:
     """(gate and up [count, 2 * inner, hidden], down [count, hidden, inner]) of ``prefix``.0 ... ``prefix``.count-1."""
     gate_up = source.stacked(
         [(f"{prefix}.{e}.gate_proj.weight", f"{prefix}.{e}.up_proj.weight") for e in range(count)], inner, hidden

@@ -200,8 +200,9 @@ def _attention(config: DeepseekConfig, source: WeightSource, ops: Ops, prefix: s
         query_down = build_linear(source, ops, f"{prefix}.q_a_proj", rank, hidden, bias=config.bias)
         query_norm = build_norm(source, ops, f"{prefix}.q_a_layernorm", rank, LATENT_NORM_EPS)
         query = build_linear(source, ops, f"{prefix}.q_b_proj", query_rows, rank)
-    up = source.tensor(f"{prefix}.kv_b_proj.weight", (shape.heads * (shape.nope_dim + shape.value_dim), shape.rank))
-    up = up.view(shape.heads, shape.nope_dim + shape.value_dim, shape.rank)
+    key_up, value_up = source.latent_up(
+        f"{prefix}.kv_b_proj.weight", shape.heads, shape.nope_dim, shape.value_dim, shape.rank
+    )
     return LatentAttention(
         ops,
         shape,
@@ -212,8 +213,8 @@ def _attention(config: DeepseekConfig, source: WeightSource, ops: Ops, prefix: s
             source, ops, f"{prefix}.kv_a_proj_with_mqa", shape.rank + shape.rope_dim, hidden, bias=config.bias
         ),
         latent_norm=build_norm(source, ops, f"{prefix}.kv_a_layernorm", shape.rank, LATENT_NORM_EPS),
-        key_up=up[:, : shape.nope_dim],
-        value_up=up[:, shape.nope_dim :],
+        key_up=key_up,
+        value_up=value_up,
         output=build_linear(source, ops, f"{prefix}.o_proj", hidden, shape.heads * shape.value_dim, bias=config.bias),
     )
 
@@ -231,5 +232,13 @@ def _feed_forward(config: DeepseekConfig, source: WeightSource, ops: Ops, prefix
     if config.shared_experts:
         shared = build_mlp(source, ops, f"{prefix}.shared_experts", hidden, inner * config.shared_experts, kind)
     return MixtureOfExperts(
-        ops, config.routing, router=router, bias=bias, gate_up=gate_up, down=down, shared=shared, kind=kind
+        ops,
+        config.routing,
+        router=router,
+        bias=bias,
+        gate_up=gate_up,
+        down=down,
+        inner=inner,
+        shared=shared,
+        kind=kind,
     )

@@ -9,25 +9,46 @@ from torch import Tensor
 
 from deepseek.errors import ConfigurationError
 from deepseek.kernels.cpu.extension import native
-from deepseek.layers.attention import Attention
-from deepseek.layers.linear import GatedMLP, Linear
-from deepseek.layers.norm import RMSNorm
+from deepseek.layers.mla import LatentShape
 from deepseek.models.base import Batch
-from deepseek.models.decoder import Decoder, DecoderLayer
+from deepseek.models.decoder import Decoder
+from deepseek.models.native_layers import ACTIVATIONS, describe_layer
 
-_ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 _FIRST_POSITIONS = 4096
+_MAX_HEAD, _MAX_LATENT, _MAX_EXPERTS = 512, 1024, 1024
 
 
 def native_obstacle(config: Any) -> str | None:
     """Why a model of this (parsed) config cannot run natively, or None."""
-    if getattr(config, "experts", 0):
-        return "mixture-of-experts layers have no native kernel yet"
-    if (head_dim := config.head_dim) % 16 or head_dim > 512:
-        return f"heads of {head_dim} dimensions: native attention takes multiples of 16 up to 512"
-    if (config.heads * head_dim) % 16 or config.activation not in _ACTIVATIONS:
+    if (experts := getattr(config, "experts", 0)) > _MAX_EXPERTS:
+        return f"{experts} experts: native kernels take up to {_MAX_EXPERTS}"
+    config = getattr(config, "dense", config)
+    if config.activation not in ACTIVATIONS:
         return f"activation {config.activation!r}"
+    if isinstance(shape := getattr(config, "attention", None), LatentShape):
+        return _latent_obstacle(shape)
+    if (head_dim := config.head_dim) % 16 or head_dim > _MAX_HEAD:
+        return f"heads of {head_dim} dimensions: native attention takes multiples of 16 up to {_MAX_HEAD}"
     return None
+
+
+def _latent_obstacle(shape: LatentShape) -> str | None:
+    if shape.rank % 16 or shape.rope_dim % 16 or shape.rank + shape.rope_dim > _MAX_LATENT:
+        return (
+            f"latents of {shape.rank} + {shape.rope_dim} dimensions: native attention takes multiples of 16 up to "
+            f"{_MAX_LATENT} in all"
+        )
+    if shape.value_dim % 16:
+        return f"values of {shape.value_dim} dimensions: native attention takes multiples of 16"
+    return None
+
+
+def check_cache_dtype(config: Any, kv_dtype: str) -> None:
+    """Raises ConfigurationError where a model of this (parsed) config has no cache of ``kv_dtype``."""
+    if kv_dtype == "int8" and isinstance(getattr(config, "attention", None), LatentShape):
+        raise ConfigurationError(
+            "kv_dtype int8: the cache of latent attention (MLA) has no such form; use kv_dtype fp16 or auto."
+        )
 
 
 class NativeDecoder:
@@ -62,7 +83,7 @@ class NativeDecoder:
             norm=decoder.norm.weight.tolist(),
             eps=decoder.norm.eps,
             softcap=decoder.head.softcap or 0.0,
-            layers=[_describe(layer) for layer in decoder.layers],
+            layers=[describe_layer(layer) for layer in decoder.layers],
         )
         self.isa: str = self._model.isa
 
@@ -117,43 +138,3 @@ class NativeDecoder:
         for index, rotary in enumerate(self._rotaries):
             cos, sin = rotary(torch.arange(self._positions))
             self._model.set_rotary(index, cos.contiguous().numpy(), sin.contiguous().numpy())
-
-
-def _describe(layer: DecoderLayer) -> Any:
-    spec = native().LayerSpec()
-    attention, mlp = layer.attention, layer.feed_forward
-    assert isinstance(attention, Attention), attention
-    assert isinstance(mlp, GatedMLP), mlp
-    spec.before_attention, spec.before_feed_forward = (
-        _weight(layer.before_attention),
-        _weight(layer.before_feed_forward),
-    )
-    spec.after_attention, spec.after_feed_forward = _weight(layer.after_attention), _weight(layer.after_feed_forward)
-    spec.eps = layer.before_attention.eps
-    spec.query_norm, spec.key_norm = _weight(attention.query_norm), _weight(attention.key_norm)
-    spec.head_eps = attention.query_norm.eps if attention.query_norm else 0.0
-    spec.qkv, spec.output = _linear(attention.qkv), _linear(attention.output)
-    spec.gate_up, spec.down = _linear(mlp.gate_up, alternate=True), _linear(mlp.down)
-    shape = attention.shape
-    spec.heads, spec.kv_heads, spec.head_dim = shape.heads, shape.kv_heads, shape.head_dim
-    spec.scale, spec.window, spec.rotary = shape.scale, shape.window or 0, layer.rotary
-    spec.inner, spec.activation = mlp.down.weight[0].shape[1], _ACTIVATIONS[mlp.kind]
-    return spec
-
-
-def _weight(norm: RMSNorm | None) -> list[float]:
-    values: list[float] = [] if norm is None else norm.weight.tolist()
-    return values
-
-
-def _linear(linear: Linear, *, alternate: bool = False) -> Any:
-    spec = native().LinearSpec()
-    spec.parts = linear.weight
-    bias = linear.bias
-    if bias is not None and alternate:
-        inner = bias.shape[0] // 2
-        padded = torch.zeros(2, -(-inner // 32) * 32)
-        padded[:, :inner] = bias.view(2, inner)
-        bias = padded.view(2, -1, 32).transpose(0, 1).reshape(-1)
-    spec.bias = [] if bias is None else bias.tolist()
-    return spec

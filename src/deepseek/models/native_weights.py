@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -43,6 +43,7 @@ class NativeWeights(WeightSource):
         self._native = native()
         self._scheme = scheme
         self.requantized: list[str] = []
+        self._pool = self._native.Pool()
 
     def matrix(self, names: Sequence[str], rows: Sequence[int], columns: int, *, gated: bool = False) -> list[Any]:
         parts = [self._part(name, (count, columns)) for name, count in zip(names, rows, strict=True)]
@@ -62,6 +63,31 @@ class NativeWeights(WeightSource):
             matrices.append(matrix)
             start = stop
         return matrices
+
+    def stacked(self, names: Iterable[Sequence[str]], rows: int, columns: int) -> list[Any]:
+        """Per expert one matrix, in memory that they share."""
+        matrices = []
+        for group in names:
+            parts = [self._part(name, (rows, columns)) for name in group]
+            if len(parts) > 1:
+                matrices.append(self._gated(group, parts, columns, self._pool))
+                continue
+            matrix = self._new(self._format(parts[0]), rows, columns, self._pool)
+            self._put(matrix, group[0], parts[0], 0, alternate=False)
+            matrices.append(matrix)
+        return matrices
+
+    def latent_up(self, name: str, heads: int, nope: int, value_dim: int, rank: int) -> tuple[list[Any], list[Any]]:
+        """Floats in any scheme, per head: keys transposed, [rank, nope], as they take queries into latent space."""
+        up = self._load(name, (heads * (nope + value_dim), rank), torch.float32).view(heads, nope + value_dim, rank)
+        format = "bf16" if self._scheme == "bf16" else "fp16"
+        keys, values = [], []
+        for head in up:
+            keys.append(self._new(format, rank, nope, self._pool))
+            self._put(keys[-1], name, head[:nope].T, 0, alternate=False)
+            values.append(self._new(format, value_dim, rank, self._pool))
+            self._put(values[-1], name, head[nope:], 0, alternate=False)
+        return keys, values
 
     def embedding(self, name: str, vocab: int, hidden: int) -> Any:
         (matrix,) = self._table(name, vocab, hidden)
@@ -93,19 +119,25 @@ class NativeWeights(WeightSource):
         self._put(matrix, name, part, 0, alternate=False)
         return [matrix]
 
-    def _gated(self, names: Sequence[str], parts: list[RawTensor | QuantizedMatrix | Tensor], columns: int) -> Any:
+    def _gated(
+        self,
+        names: Sequence[str],
+        parts: list[RawTensor | QuantizedMatrix | Tensor],
+        columns: int,
+        pool: Any | None = None,
+    ) -> Any:
         """Gate and up in turns of 32 rows, in one format: where the checkpoint has two, both become int8."""
         if len({self._format(part) for part in parts}) > 1:
             parts = [self._quantized_again(name, part) for name, part in zip(names, parts, strict=True)]
         inner = parts[0].shape[0]
-        matrix = self._new(self._format(parts[0]), 2 * (-(-inner // 32) * 32), columns)
+        matrix = self._new(self._format(parts[0]), 2 * (-(-inner // 32) * 32), columns, pool)
         for index, (name, part) in enumerate(zip(names, parts, strict=True)):
             self._put(matrix, name, part, 32 * index, alternate=True)
         return matrix
 
-    def _new(self, format: str | None, rows: int, columns: int) -> Any:
+    def _new(self, format: str | None, rows: int, columns: int, pool: Any | None = None) -> Any:
         assert format is not None, "parts without a native format were quantized"
-        matrix = self._native.Matrix(format, rows, columns)
+        matrix = self._native.Matrix(format, rows, columns, pool)
         self.bytes += matrix.nbytes
         return matrix
 

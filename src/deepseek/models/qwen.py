@@ -99,6 +99,7 @@ def build_qwen3_moe(config: QwenMoeConfig, source: WeightSource, ops: Ops) -> De
             bias=None,
             gate_up=gate_up,
             down=down,
+            inner=config.expert_intermediate,
             shared=None,
             kind=dense.activation,
         )

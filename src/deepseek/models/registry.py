@@ -16,7 +16,7 @@ from deepseek.models.decoder import Decoder
 from deepseek.models.deepseek import build_deepseek, parse_deepseek_v2, parse_deepseek_v3
 from deepseek.models.gemma import build_gemma3, parse_gemma3
 from deepseek.models.llama import build_dense, parse_llama
-from deepseek.models.native import NativeDecoder, native_obstacle
+from deepseek.models.native import NativeDecoder, check_cache_dtype, native_obstacle
 from deepseek.models.native_weights import NativeWeights
 from deepseek.models.qwen import build_qwen3_moe, parse_qwen2, parse_qwen3, parse_qwen3_moe
 from deepseek.models.weights import LoadProgress, WeightSource
@@ -104,11 +104,13 @@ def load_native_model(
     """Build the checkpoint's model for the native CPU kernels, with matrices as ``scheme`` says
     (:class:`deepseek.models.native_weights.NativeWeights`) and a cache of ``kv_dtype`` (fp16, int8).
 
-    Raises as :func:`load_model`, and BackendUnavailableError where native kernels cannot run.
+    Raises as :func:`load_model`, BackendUnavailableError where native kernels cannot run, and ConfigurationError where
+    the model has no cache of ``kv_dtype``.
     """
     family = FAMILIES[architecture_of(checkpoint.config)]
     config = family.parse(checkpoint.config)
     if (reason := native_obstacle(config)) is not None:
         raise BackendUnavailableError(f"native kernels cannot run this model: {reason}.")
+    check_cache_dtype(config, kv_dtype)
     decoder = family.build(config, NativeWeights(checkpoint, scheme, progress), bind("cpu"))
     return NativeDecoder(decoder, threads=threads, kv_dtype=kv_dtype, isa=isa)

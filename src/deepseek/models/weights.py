@@ -78,8 +78,9 @@ class WeightSource:
             return self._pack(embedding)
         return self.matrix(["lm_head.weight"], [vocab], hidden)
 
-    def stacked(self, names: Iterable[Sequence[str]], rows: int, columns: int) -> Tensor:
-        """[len(names), len(group) * rows, columns]: per expert one fused matrix."""
+    def stacked(self, names: Iterable[Sequence[str]], rows: int, columns: int) -> Any:
+        """Per expert one fused matrix: [len(names), len(group) * rows, columns], as the kernels want it. Groups of two
+        are gate and up."""
         groups = list(names)
         result = torch.empty(len(groups), len(groups[0]) * rows, columns, dtype=self.dtype, device=self.device)
         for index, group in enumerate(groups):
@@ -87,6 +88,12 @@ class WeightSource:
                 result[index, part * rows : (part + 1) * rows] = self._load(name, (rows, columns), self.dtype)
         self.bytes += result.nbytes
         return result
+
+    def latent_up(self, name: str, heads: int, nope: int, value_dim: int, rank: int) -> tuple[Any, Any]:
+        """What expands MLA's latents, [heads * (nope + value_dim), rank] in the checkpoint: that to keys [heads, nope,
+        rank] and that to values [heads, value_dim, rank], as the kernels want them."""
+        up = self.tensor(name, (heads * (nope + value_dim), rank)).view(heads, nope + value_dim, rank)
+        return up[:, :nope], up[:, nope:]
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
         """Refuse a checkpoint with tensors the model did not ask for, but for those that match ``ignore`` patterns."""

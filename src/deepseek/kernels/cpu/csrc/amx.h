@@ -67,8 +67,8 @@ static inline void dot_tile(const Panel& p, int groups, const Rows& x, int tile,
   alignas(64) int32_t dots[2][256];
   const int8_t* q = x.q + static_cast<size_t>(tile) * 16 * x.ld;
   const int8_t* quads = p.quads;
-  const float* by = x.scale + static_cast<size_t>(tile) * groups * 16;
-  const float* sum = x.sum + static_cast<size_t>(tile) * groups * 16;
+  const float* by = x.scale + static_cast<size_t>(tile) * x.groups * 16;
+  const float* sum = x.sum + static_cast<size_t>(tile) * x.groups * 16;
   const size_t ld = x.ld;
   Vec acc[16];
 #pragma GCC unroll 16

@@ -8,8 +8,6 @@
 namespace deepseek {
 namespace {
 
-int padded(int n, int to) { return (n + to - 1) / to * to; }
-
 // Linux lends the tile registers on request, once per process and before threads use them.
 bool request_tiles() {
   constexpr int kRequest = 0x1023, kTileData = 18;
@@ -38,37 +36,6 @@ std::vector<float> pad(std::vector<float> values, int to) {
   return values;
 }
 
-// Hands out pieces of one allocation; with null memory it only counts.
-class Arena {
- public:
-  explicit Arena(char* base) : base_(base) {}
-  template <class T>
-  T* take(size_t count) {
-    used_ = (used_ + 63) / 64 * 64;
-    T* result = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    used_ += count * sizeof(T);
-    return result;
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
-
-RowsMemory take_rows(Arena& arena, int rows, int ld) {
-  const size_t padded_rows = padded(rows, 16), groups = ld / kGroup;
-  RowsMemory r;
-  r.ld = ld;
-  r.groups = ld / kGroup;
-  r.q = arena.take<int8_t>(padded_rows * ld);
-  r.scale = arena.take<float>(padded_rows * groups);
-  r.sum = arena.take<float>(padded_rows * groups);
-  r.zero128 = arena.take<int32_t>(padded_rows * groups);
-  r.zero32 = arena.take<int32_t>(padded_rows * groups * 2);
-  return r;
-}
-
 Workspace lay_out(Arena& arena, const Buffers::Shape& s) {
   Workspace w{};
   w.hidden_ld = padded(s.hidden, kGroup);
@@ -85,6 +52,8 @@ Workspace lay_out(Arena& arena, const Buffers::Shape& s) {
   w.input = take_rows(arena, s.rows, w.hidden_ld);
   w.attended_rows = take_rows(arena, s.rows, w.attended_ld);
   w.inner_rows = take_rows(arena, s.rows, w.inner_ld);
+  w.experts = s.experts.lay_out(arena, s.rows);
+  w.latent = s.latent.lay_out(arena, s.rows);
   w.attention = {arena.take<float>(s.scratch_floats), s.scratch_floats};
   w.rooms = arena.take<uint8_t>(s.room_bytes * s.threads);
   w.room_bytes = s.room_bytes;
@@ -112,20 +81,9 @@ const Kernels& kernels_for(const std::string& isa) {
   return chosen == "avx512" ? kernels_avx512() : kernels_avx2();
 }
 
-PackedMatrix::PackedMatrix(Format format, int rows, int cols) {
-  const bool blocks = format == Format::kQ4K || format == Format::kQ6K;
-  if (rows < 1 || cols < 1) throw std::invalid_argument("a matrix needs at least one row and one column");
-  if (blocks && cols % (kGroup * kSuper)) throw std::invalid_argument("K-quants come in blocks of 256 columns");
-  const int groups = padded(cols, kGroup) / kGroup;
-  const size_t quants = band_quant_bytes(format, groups), band = quants + band_meta_bytes(format, groups);
-  matrix = {format, rows, cols, groups, quants, (band + 63) / 64 * 64, nullptr};
-  memory_ = Memory(matrix.band_bytes * matrix.bands());
-  matrix.data = memory_.as<uint8_t>();
-}
-
 const Workspace& Buffers::fit(const Shape& s) {
   const bool fits = s.hidden == shape_.hidden && s.qkv == shape_.qkv && s.attended == shape_.attended &&
-                    s.inner == shape_.inner && s.rows <= shape_.rows && s.room_bytes <= shape_.room_bytes &&
+                    s.inner == shape_.inner && s.experts == shape_.experts && s.latent == shape_.latent && s.rows <= shape_.rows && s.room_bytes <= shape_.room_bytes &&
                     s.scratch_floats <= shape_.scratch_floats && s.threads <= shape_.threads;
   if (fits) return work_;
   Arena count(nullptr);
@@ -138,9 +96,20 @@ const Workspace& Buffers::fit(const Shape& s) {
 }
 
 Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool int8) {
+  for (const LayerSpec& spec : specs) {
+    if (spec.latent && int8) throw std::invalid_argument("latent caches are fp16");
+  }
   auto lay_out = [&](Arena& arena) {
     layers.clear();
+    latents.clear();
     for (const LayerSpec& spec : specs) {
+      latents.push_back({});
+      if (spec.latent) {
+        const int rank = spec.latent->rank, rope = spec.latent->rope;
+        latents.back() = {rank, rope, page_size, arena.take<uint16_t>(static_cast<size_t>(pages) * page_size * (rank + rope))};
+        layers.push_back({});
+        continue;
+      }
       const size_t heads = static_cast<size_t>(pages) * spec.kv_heads, values = heads * spec.head_dim * page_size;
       KvCache cache{spec.kv_heads, spec.head_dim, spec.head_dim, page_size, int8, nullptr, nullptr, nullptr, nullptr};
       const size_t size = int8 ? 1 : 2;
@@ -168,13 +137,14 @@ Decoder::Decoder(const std::string& isa, int threads, int hidden, int vocab, Mat
       head_(std::move(head)),
       norm_(pad(std::move(norm), kGroup)),
       specs_(std::move(layers)) {
-  shape_ = {hidden, 0, 0, 0, 0, 0, threads, head_->matrix.groups, 0, 0};
+  shape_.hidden = hidden;
+  shape_.threads = threads;
+  shape_.groups = head_->matrix.groups;
   int rotaries = 1;
   for (LayerSpec& s : specs_) {
     for (auto* weights : {&s.before_attention, &s.after_attention, &s.before_feed_forward, &s.after_feed_forward})
       *weights = pad(std::move(*weights), kGroup);
-    for (auto* linear : {&s.qkv, &s.output, &s.gate_up, &s.down}) {
-      linear->bias = pad(std::move(linear->bias), 4 * kBand);
+    for (const auto* linear : {&s.qkv, &s.output, &s.gate_up, &s.down}) {
       for (const MatrixPtr& part : linear->parts) shape_.groups = std::max(shape_.groups, part->matrix.groups);
     }
     auto norm_of = [&](const std::vector<float>& w, float e) { return Norm{w.empty() ? nullptr : w.data(), e}; };
@@ -185,11 +155,29 @@ Decoder::Decoder(const std::string& isa, int threads, int hidden, int vocab, Mat
     layer.after_feed_forward = norm_of(s.after_feed_forward, s.eps);
     layer.query_norm = norm_of(s.query_norm, s.head_eps);
     layer.key_norm = norm_of(s.key_norm, s.head_eps);
-    layer.qkv = linear(s.qkv);
-    layer.output = linear(s.output);
-    layer.down = linear(s.down);
-    layer.gate_up = s.gate_up.parts.at(0)->matrix;
-    layer.gate_up_bias = s.gate_up.bias.empty() ? nullptr : s.gate_up.bias.data();
+    layer.output = s.output.plain();
+    if (s.latent) {
+      layer.latent = s.latent->plain(s.heads);
+      shape_.latent.cover(*layer.latent, s.heads);
+      shape_.attended = std::max(shape_.attended, s.heads * s.latent->value_dim);
+      for (const LinearSpec* linear : {&s.latent->query_down, &s.latent->query, &s.latent->down}) {
+        for (const MatrixPtr& part : linear->parts) shape_.groups = std::max(shape_.groups, part->matrix.groups);
+      }
+    } else {
+      layer.qkv = s.qkv.plain();
+    }
+    if (s.experts) {
+      layer.experts = s.experts->plain(hidden);
+      shape_.experts.cover(*layer.experts, hidden);
+      shape_.groups = std::max(shape_.groups, std::max(padded(hidden, kGroup), layer.experts->inner) / kGroup);
+    }
+    if (!s.gate_up.parts.empty()) {
+      layer.down = s.down.plain();
+      layer.gate_up = s.gate_up.parts[0]->matrix;
+      layer.gate_up_bias = s.gate_up.plain().bias;
+    } else if (!s.experts) {
+      throw std::invalid_argument("a layer without experts needs gate_up and down");
+    }
     layer.heads = s.heads;
     layer.kv_heads = s.kv_heads;
     layer.head_dim = s.head_dim;
@@ -209,19 +197,7 @@ Decoder::Decoder(const std::string& isa, int threads, int hidden, int vocab, Mat
   tables_.resize(rotaries);
   model_ = {hidden,  vocab,          embedding_->matrix,
             embedding_scale, head_->matrix, Norm{norm_.data(), eps},
-            softcap, static_cast<int>(layers_.size()), layers_.data(), rotaries_.data(), nullptr};
-}
-
-Linear Decoder::linear(const LinearSpec& spec) const {
-  Linear result{};
-  if (spec.parts.empty() || spec.parts.size() > Linear::kParts) throw std::invalid_argument("1 to 4 matrices expected");
-  for (const MatrixPtr& part : spec.parts) {
-    result.parts[result.count] = &part->matrix;
-    result.offsets[result.count++] = result.columns;
-    result.columns += part->matrix.bands() * kBand;
-  }
-  result.bias = spec.bias.empty() ? nullptr : spec.bias.data();
-  return result;
+            softcap, static_cast<int>(layers_.size()), layers_.data(), rotaries_.data(), nullptr, nullptr};
 }
 
 std::shared_ptr<Cache> Decoder::new_cache(int pages, int page_size, bool int8) const {
@@ -240,11 +216,15 @@ void Decoder::forward(Step step, Cache& cache) {
   shape.rows = padded(std::max(step.rows, step.num_logits), 64);
   shape.sequences = padded(step.layout.num_sequences, 16);
   for (size_t i = 0; i < cache.layers.size(); ++i) {
-    shape.scratch_floats = std::max(shape.scratch_floats, kv_attention_scratch(shape.rows, shape.sequences, layers_[i].heads,
-                                                                               cache.layers[i], threads_));
+    const int heads = layers_[i].heads;
+    const int64_t floats = layers_[i].latent
+                               ? mla_scratch(shape.rows, shape.sequences, heads, cache.latents[i], threads_)
+                               : kv_attention_scratch(shape.rows, shape.sequences, heads, cache.layers[i], threads_);
+    shape.scratch_floats = std::max(shape.scratch_floats, floats);
   }
   const Workspace& work = buffers_.fit(shape);
   model_.caches = cache.layers.data();
+  model_.latents = cache.latents.data();
   kernels_.forward(model_, step, work, threads_);
 }
 

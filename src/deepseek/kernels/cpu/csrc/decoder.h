@@ -6,8 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "memory.h"
-#include "model.h"
+#include "layers.h"
 
 namespace deepseek {
 
@@ -17,30 +16,18 @@ const Kernels& kernels_for(const std::string& isa);
 // Those that it runs, best first.
 std::vector<std::string> available_isas();
 
-class PackedMatrix {
- public:
-  PackedMatrix(Format format, int rows, int cols);
-  PackedMatrix(const PackedMatrix&) = delete;
-
-  Matrix matrix;
-  size_t bytes() const { return memory_.bytes(); }
-
- private:
-  Memory memory_;
-};
-
-using MatrixPtr = std::shared_ptr<PackedMatrix>;
-
 // The workspace of the largest step so far.
 class Buffers {
  public:
   struct Shape {
-    int hidden, qkv, attended, inner;
-    int rows, sequences;
-    int threads;
-    int groups;             // of the widest matrix
-    size_t room_bytes;      // per thread
-    int64_t scratch_floats;
+    int hidden = 0, qkv = 0, attended = 0, inner = 0;
+    int rows = 0, sequences = 0;
+    int threads = 1;
+    int groups = 0;         // of the widest matrix
+    size_t room_bytes = 0;  // per thread
+    int64_t scratch_floats = 0;
+    ExpertSizes experts;
+    LatentSizes latent;
   };
   // Makes room for `shape`; the result stays valid until the next call.
   const Workspace& fit(const Shape& shape);
@@ -51,25 +38,24 @@ class Buffers {
   Shape shape_{};
 };
 
-struct LinearSpec {
-  std::vector<MatrixPtr> parts;
-  std::vector<float> bias;  // empty: none
-};
-
 struct LayerSpec {
   std::vector<float> before_attention, after_attention, before_feed_forward, after_feed_forward;
   std::vector<float> query_norm, key_norm;
   float eps = 0, head_eps = 0;
-  LinearSpec qkv, output, gate_up, down;
+  LinearSpec qkv, output;
+  LinearSpec gate_up, down;              // next to experts: the shared ones, or without parts
+  std::shared_ptr<LatentSpec> latent;    // instead of qkv, or null
+  std::shared_ptr<ExpertsSpec> experts;  // or null
   int heads = 0, kv_heads = 0, head_dim = 0, window = 0, rotary = 0, inner = 0, activation = 0;
   float scale = 0;
 };
 
-// Keys and values of all layers.
+// Keys and values, or latents, of all layers.
 class Cache {
  public:
   Cache(const std::vector<LayerSpec>& layers, int pages, int page_size, bool int8);
-  std::vector<KvCache> layers;
+  std::vector<KvCache> layers;       // empty ones for latent layers, and the other way round
+  std::vector<LatentCache> latents;
   size_t bytes() const { return memory_.bytes(); }
 
  private:
@@ -91,7 +77,6 @@ class Decoder {
   struct Table {
     std::vector<float> cos, sin;
   };
-  Linear linear(const LinearSpec& spec) const;
 
   const Kernels& kernels_;
   int threads_;

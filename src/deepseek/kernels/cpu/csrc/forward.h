@@ -1,15 +1,13 @@
 // One step of a decoder, run by all threads of a team in one parallel region.
 #pragma once
 #include "attention_api.h"
-#include "linear.h"
 #include "model.h"
+#include "moe.h"
 #include "norm.h"
 #include "workspace.h"
 
 namespace deepseek {
 namespace DS_ISA {
-
-static inline Rows view(const RowsMemory& r) { return {r.q, r.ld, r.groups, r.scale, r.sum, r.zero128, r.zero32}; }
 
 // Which forms of an input the matrices want.
 struct Wanted {
@@ -23,6 +21,8 @@ static inline Wanted wanted(const Linear& linear) {
 }
 
 static inline Wanted wanted(const Matrix& m) { return {!is_float(m.format), is_float(m.format)}; }
+
+static inline Wanted both(Wanted a, Wanted b) { return {a.quantized || b.quantized, a.floats || b.floats}; }
 
 struct Forward {
   const Model& model;
@@ -97,6 +97,11 @@ struct Forward {
     attention.rope_and_write(work.qkv, work.qkv_ld, layer.heads, rotation, cache, step.layout, team);
     attention.attention(cache, work.qkv, work.qkv_ld, work.attended, work.attended_ld, layer.heads, layer.scale,
                         layer.window, step.layout, work.attention, team);
+    project_attended(layer);
+  }
+
+  // What attention found, through the output projection, onto the residual.
+  void project_attended(const Layer& layer) const {
     const Wanted want = wanted(layer.output);
     if (want.quantized) {
       const Rows rows = view(work.attended_rows);
@@ -109,16 +114,47 @@ struct Forward {
     finish(layer.output, layer.after_attention, work.attended_rows, work.attended, work.attended_ld);
   }
 
+  // Latent attention, in mla_layer.h.
+  void attend_latent(const Layer& layer, const LatentCache& cache) const;
+  void write_latents(const Layer& layer, const LatentCache& cache) const;
+  void absorb_queries(const Layer& layer) const;
+
   void feed_forward(const Layer& layer) const {
     normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, wanted(layer.gate_up));
     team.sync();
+    gate_up(layer);
+    team.sync();
+    finish(layer.down, layer.after_feed_forward, work.inner_rows, work.inner, work.inner_ld);
+  }
+
+  void gate_up(const Layer& layer) const {
     const Wanted want = wanted(layer.down);
     const Rows rows = view(work.input), inner = view(work.inner_rows);
     const Gate sink{layer.activation, layer.gate_up_bias, want.quantized ? &inner : nullptr,
                     want.floats ? work.inner : nullptr, work.inner_ld};
     multiply(layer.gate_up, Input{&rows, work.normed, padded()}, step.rows, resources, sink, team);
+  }
+
+  // Routed experts, and shared ones where there are any, onto the residual.
+  void mixture(const Layer& layer) const {
+    const Experts& e = *layer.experts;
+    const bool shared = layer.gate_up.data != nullptr;
+    Wanted want{e.quantized, true};  // the router reads floats
+    if (shared) want = both(want, wanted(layer.gate_up));
+    normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, want);
     team.sync();
-    finish(layer.down, layer.after_feed_forward, work.inner_rows, work.inner, work.inner_ld);
+    const Rows rows = view(work.input);
+    const ExpertStep experts{e, work.experts, Input{&rows, work.normed, padded()}, step.rows, resources, team};
+    route(e, work.experts, work.normed, padded(), step.rows, team);
+    experts.sort();
+    experts.gate_up();
+    if (shared) gate_up(layer);
+    team.sync();
+    experts.down();
+    if (shared) linear(layer.down, view(work.inner_rows), work.inner, work.inner_ld, work.residual, padded(), true);
+    team.sync();
+    experts.combine(work.residual, padded());
+    team.sync();
   }
 
   void logits() const {
@@ -164,8 +200,9 @@ struct Forward {
     embed();
     team.sync();
     for (int i = 0; i < model.num_layers; ++i) {
-      attend(model.layers[i], model.caches[i]);
-      feed_forward(model.layers[i]);
+      const Layer& layer = model.layers[i];
+      layer.latent ? attend_latent(layer, model.latents[i]) : attend(layer, model.caches[i]);
+      layer.experts ? mixture(layer) : feed_forward(layer);
     }
     logits();
   }

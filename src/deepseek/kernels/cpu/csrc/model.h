@@ -20,6 +20,46 @@ struct Norm {
   float eps;
 };
 
+constexpr int kMaxExperts = 1024;
+constexpr int kRouterExperts = 4;  // that the router computes at once
+
+// Which experts compute a token: the same facts as deepseek.layers.moe.Routing.
+struct Routing {
+  int experts, top_k;
+  int groups, top_groups;  // one group: no limit
+  bool sigmoid;            // of the router's logits, else softmax
+  bool best_two;           // a group is as good as the sum of its two best experts, else as its best
+  bool normalize;
+  float scale;
+};
+
+// The routed experts of a layer. Shared experts are the layer's ordinary gate_up and down.
+struct Experts {
+  Routing routing;
+  const float* router;    // [experts padded to 4][hidden padded]
+  const float* bias;      // [experts], counts in the choice only; or null
+  const Matrix* gate_up;  // [experts], rows of 32 alternate
+  const Matrix* down;     // [experts]
+  int inner;              // padded
+  int activation;
+  bool quantized, floats;              // the forms of the input that some expert wants
+  bool quantized_inner, floats_inner;  // likewise for `down`
+};
+
+// Latent attention: what it needs beyond Layer's heads, scale, rotary and output.
+struct Latent {
+  Linear query_down;  // count 0: queries are projected directly
+  Norm query_norm;
+  int query_rank;
+  Linear query;  // [heads][nope + rope]
+  Linear down;   // [rank + rope]
+  Norm norm;     // of the latent
+  const Matrix* key_up;    // [heads] of [rank][nope]: takes a query into latent space
+  const Matrix* value_up;  // [heads] of [value_dim][rank]
+  int nope, rope, rank, value_dim;
+  bool interleaved;
+};
+
 struct Layer {
   Norm before_attention, after_attention, before_feed_forward, after_feed_forward;
   Linear qkv, output;
@@ -28,7 +68,9 @@ struct Layer {
   float scale;
   int window;  // 0: none
   int rotary;
-  Matrix gate_up;  // rows of 32 alternate
+  const Latent* latent;    // null: ordinary attention, of qkv
+  const Experts* experts;  // null: dense
+  Matrix gate_up;          // rows of 32 alternate; without data where there are only routed experts
   const float* gate_up_bias;
   Linear down;
   int inner;
@@ -53,7 +95,8 @@ struct Model {
   int num_layers;
   const Layer* layers;
   const Rotary* rotaries;
-  KvCache* caches;
+  const KvCache* caches;       // per layer; that of a latent layer is empty
+  const LatentCache* latents;  // per layer
 };
 
 struct Step {

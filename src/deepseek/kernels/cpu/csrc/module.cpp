@@ -17,6 +17,7 @@ using namespace nb::literals;
 namespace deepseek {
 
 void bind_attention(nb::module_& m);
+void bind_layers(nb::module_& m);
 
 namespace {
 
@@ -123,7 +124,12 @@ nb::object multiply(const PackedMatrix& self, Array2<float> x, const std::string
   std::vector<float> in(static_cast<size_t>(rows) * ldx), out(static_cast<size_t>(rows) * ld);
   for (int r = 0; r < rows; ++r) std::copy_n(x.data() + static_cast<size_t>(r) * cols, cols, in.data() + static_cast<size_t>(r) * ldx);
   Buffers buffers;
-  const Workspace& work = buffers.fit({m.cols, 0, 0, 0, rows, 0, threads, m.groups, kernels.room_bytes(m.groups), 0});
+  Buffers::Shape shape;
+  shape.hidden = m.cols;
+  shape.rows = rows;
+  shape.threads = threads;
+  shape.room_bytes = kernels.room_bytes(m.groups);
+  const Workspace& work = buffers.fit(shape);
   {
     nb::gil_scoped_release release;
     kernels.multiply(m, in.data(), ldx, rows, work, out.data(), ld, threads);
@@ -145,10 +151,11 @@ NB_MODULE(_native, m) {
   using namespace deepseek;
   m.def("available_isas", &available_isas, "Instruction sets that this processor runs, best first.");
 
+  bind_layers(m);
   nb::class_<PackedMatrix>(m, "Matrix", "A weight matrix in the kernels' layout; see csrc/formats.h.")
-      .def("__init__", [](PackedMatrix* self, const std::string& format, int rows, int cols) {
-             new (self) PackedMatrix(format_named(format), rows, cols);
-           }, "format"_a, "rows"_a, "cols"_a)
+      .def("__init__", [](PackedMatrix* self, const std::string& format, int rows, int cols, std::shared_ptr<Pool> pool) {
+             new (self) PackedMatrix(format_named(format), rows, cols, std::move(pool));
+           }, "format"_a, "rows"_a, "cols"_a, "pool"_a.none() = nb::none())
       .def_prop_ro("format", [](const PackedMatrix& p) { return kFormats[static_cast<int>(p.matrix.format)]; })
       .def_prop_ro("shape", [](const PackedMatrix& p) { return nb::make_tuple(p.matrix.rows, p.matrix.cols); })
       .def_prop_ro("nbytes", &PackedMatrix::bytes)
@@ -165,10 +172,6 @@ NB_MODULE(_native, m) {
     return kFormats[format];
   });
 
-  nb::class_<LinearSpec>(m, "LinearSpec")
-      .def(nb::init<>())
-      .def_rw("parts", &LinearSpec::parts)
-      .def_rw("bias", &LinearSpec::bias);
   nb::class_<LayerSpec>(m, "LayerSpec")
       .def(nb::init<>())
       .def_rw("before_attention", &LayerSpec::before_attention)
@@ -183,6 +186,8 @@ NB_MODULE(_native, m) {
       .def_rw("output", &LayerSpec::output)
       .def_rw("gate_up", &LayerSpec::gate_up)
       .def_rw("down", &LayerSpec::down)
+      .def_rw("latent", &LayerSpec::latent)
+      .def_rw("experts", &LayerSpec::experts)
       .def_rw("heads", &LayerSpec::heads)
       .def_rw("kv_heads", &LayerSpec::kv_heads)
       .def_rw("head_dim", &LayerSpec::head_dim)
