@@ -1,0 +1,82 @@
+"""Which execution a checkpoint gets, and that the engine runs what native kernels make of experts and latents."""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import cache
+
+import pytest
+import torch
+
+from deepseek.config import EngineConfig
+from deepseek.engine.execution import NativeExecution, TorchExecution, choose_execution
+from deepseek.errors import BackendUnavailableError, ConfigurationError
+from deepseek.hub.checkpoint import QuantizedMatrix
+from deepseek.kernels.cpu.extension import obstacle
+from deepseek.models.registry import parse_config
+from deepseek.quant.schemes import quantize
+from tests.fakes import greedy, make_engine, run, tokens_of
+from tests.parity import tiny
+from tests.parity.driver import Driver
+
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native kernels: {obstacle()}")
+
+MODELS = ["qwen3-moe-mixed", "deepseek-v2-wide", "deepseek-v3-wide"]
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6], [7]]
+
+
+class Stored(tiny.MemoryCheckpoint):
+    """All experts as integers, like a quantized checkpoint."""
+
+    def quantized(self, name: str) -> QuantizedMatrix | None:  # type: ignore[override]
+        return quantize(self.tensors[name], 8) if re.search(r"experts\.\d+\.", name) else None
+
+    def load(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        stored = self.quantized(name)
+        return super().load(name, dtype) if stored is None else stored.dequantize(dtype)
+
+
+@cache
+def checkpoint(name: str) -> Stored:
+    plain = tiny.checkpoint(tiny.build(name))
+    return Stored(plain.config, plain.tensors)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8", "int4", "fp16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_experts_and_latents_run_natively(name: str, dtype: str) -> None:
+    stored = checkpoint(name)
+    config = EngineConfig(model=name, dtype=dtype, threads=2)
+    execution = choose_execution(config, stored, parse_config(stored.config))
+    assert isinstance(execution, NativeExecution)
+    assert execution.scheme == dtype
+    model = execution.load(stored, name, None)
+    assert execution.backends(model)["model"].startswith("native")
+    engine = make_engine(model, page_size=16, max_batch_tokens=8)  # type: ignore[arg-type]
+    for index, prompt in enumerate(PROMPTS):
+        engine.add(greedy(str(index), prompt, max_tokens=12))
+    events = run(engine)
+    alone = [Driver(model, page_size=16).greedy([prompt], 12)[0] for prompt in PROMPTS]
+    assert [tokens_of(events, str(index)) for index in range(len(PROMPTS))] == alone
+
+
+def test_latents_in_int8_are_refused_before_anything_is_loaded() -> None:
+    stored = checkpoint("deepseek-v2-wide")
+    config = EngineConfig(model="m", dtype="int8", kv_dtype="int8")
+    execution = choose_execution(config, stored, parse_config(stored.config))
+    heard: list[int] = []
+    with pytest.raises(ConfigurationError, match="kv_dtype fp16 or auto"):
+        execution.load(stored, "m", lambda done, _: heard.append(done))
+    assert heard == []
+
+
+def test_widths_without_native_kernels(caplog: pytest.LogCaptureFixture) -> None:
+    """Refused where native kernels are asked for, else computed by torch, with a warning."""
+    stored = checkpoint("deepseek-v3")
+    parsed = parse_config(stored.config)
+    with pytest.raises(BackendUnavailableError, match=r"latents of 24 \+ 8 dimensions"):
+        choose_execution(EngineConfig(model="m", dtype="int8"), stored, parsed)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(choose_execution(EngineConfig(model="m"), stored, parsed), TorchExecution)
+    assert "latents of 24 + 8" in caplog.text
