@@ -2,6 +2,10 @@
 #pragma once
 #include <cstddef>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "workspace.h"
 
 namespace deepseek {
@@ -17,6 +21,12 @@ class Arena {
     used_ = (used_ + 63) / 64 * 64;
     T* result = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
     used_ += count * sizeof(T);
+#ifdef __SANITIZE_ADDRESS__
+    constexpr size_t gap = 256;  // nobody's: touching it is an error
+    const size_t begin = (used_ + 7) / 8 * 8;
+    if (base_) __asan_poison_memory_region(base_ + begin, gap);
+    used_ = begin + gap;
+#endif
     return result;
   }
   size_t used() const { return used_; }

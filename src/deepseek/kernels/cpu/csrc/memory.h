@@ -1,6 +1,9 @@
 // Zeroed memory, aligned to pages, on huge pages where the system grants them: weights are read from end to end, and
 // with small pages address translation costs a tenth of the time.
 #pragma once
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 #include <sys/mman.h>
 
 #include <cstddef>
@@ -26,6 +29,9 @@ class Memory {
     return *this;
   }
   ~Memory() {
+#ifdef __SANITIZE_ADDRESS__
+    if (data_) __asan_unpoison_memory_region(data_, bytes_);  // see Arena
+#endif
     if (data_) munmap(data_, bytes_);
   }
 
