@@ -19,11 +19,12 @@ from deepseek.kernels.cpu.extension import native, obstacle
 from deepseek.kernels.registry import bind
 from deepseek.models.blocks import load_experts
 from deepseek.models.decoder import Decoder
-from deepseek.models.native import NativeDecoder
+from deepseek.models.native import NativeDecoder, native_obstacle
 from deepseek.models.native_weights import NativeWeights
-from deepseek.models.registry import load_model, load_native_model
+from deepseek.models.registry import load_model, load_native_model, parse_config
 from deepseek.quant.schemes import quantize
 from tests.hub.test_gguf_checkpoint import COMMON, write
+from tests.models.published import PUBLISHED
 from tests.models.simulated import simulated
 from tests.parity import tiny
 from tests.parity.driver import Driver
@@ -243,6 +244,11 @@ def test_page_sizes_that_do_not_fit() -> None:
 def test_models_without_native_kernels_are_refused_by_name(name: str) -> None:
     with pytest.raises(BackendUnavailableError, match="cannot run this model"):
         load(name)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_run_natively(name: str) -> None:
+    assert native_obstacle(parse_config(PUBLISHED[name])) is None
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "int8", "int4"])

@@ -141,56 +141,9 @@ Decoder::Decoder(const std::string& isa, int threads, int hidden, int vocab, Mat
   shape_.threads = threads;
   shape_.groups = head_->matrix.groups;
   int rotaries = 1;
-  for (LayerSpec& s : specs_) {
-    for (auto* weights : {&s.before_attention, &s.after_attention, &s.before_feed_forward, &s.after_feed_forward})
-      *weights = pad(std::move(*weights), kGroup);
-    for (const auto* linear : {&s.qkv, &s.output, &s.gate_up, &s.down}) {
-      for (const MatrixPtr& part : linear->parts) shape_.groups = std::max(shape_.groups, part->matrix.groups);
-    }
-    auto norm_of = [&](const std::vector<float>& w, float e) { return Norm{w.empty() ? nullptr : w.data(), e}; };
-    Layer layer{};
-    layer.before_attention = norm_of(s.before_attention, s.eps);
-    layer.after_attention = norm_of(s.after_attention, s.eps);
-    layer.before_feed_forward = norm_of(s.before_feed_forward, s.eps);
-    layer.after_feed_forward = norm_of(s.after_feed_forward, s.eps);
-    layer.query_norm = norm_of(s.query_norm, s.head_eps);
-    layer.key_norm = norm_of(s.key_norm, s.head_eps);
-    layer.output = s.output.plain();
-    if (s.latent) {
-      layer.latent = s.latent->plain(s.heads);
-      shape_.latent.cover(*layer.latent, s.heads);
-      shape_.attended = std::max(shape_.attended, s.heads * s.latent->value_dim);
-      for (const LinearSpec* linear : {&s.latent->query_down, &s.latent->query, &s.latent->down}) {
-        for (const MatrixPtr& part : linear->parts) shape_.groups = std::max(shape_.groups, part->matrix.groups);
-      }
-    } else {
-      layer.qkv = s.qkv.plain();
-    }
-    if (s.experts) {
-      layer.experts = s.experts->plain(hidden);
-      shape_.experts.cover(*layer.experts, hidden);
-      shape_.groups = std::max(shape_.groups, std::max(padded(hidden, kGroup), layer.experts->inner) / kGroup);
-    }
-    if (!s.gate_up.parts.empty()) {
-      layer.down = s.down.plain();
-      layer.gate_up = s.gate_up.parts[0]->matrix;
-      layer.gate_up_bias = s.gate_up.plain().bias;
-    } else if (!s.experts) {
-      throw std::invalid_argument("a layer without experts needs gate_up and down");
-    }
-    layer.heads = s.heads;
-    layer.kv_heads = s.kv_heads;
-    layer.head_dim = s.head_dim;
-    layer.scale = s.scale;
-    layer.window = s.window;
-    layer.rotary = s.rotary;
-    layer.inner = s.inner;
-    layer.activation = s.activation;
-    layers_.push_back(layer);
-    shape_.qkv = std::max(shape_.qkv, layer.qkv.columns);
-    shape_.attended = std::max(shape_.attended, s.heads * s.head_dim);
-    shape_.inner = std::max(shape_.inner, padded(s.inner, kGroup));
-    rotaries = std::max(rotaries, s.rotary + 1);
+  for (LayerSpec& spec : specs_) {
+    layers_.push_back(plain(spec));
+    rotaries = std::max(rotaries, spec.rotary + 1);
   }
   shape_.room_bytes = kernels_.room_bytes(shape_.groups);
   rotaries_.resize(rotaries);
@@ -198,6 +151,61 @@ Decoder::Decoder(const std::string& isa, int threads, int hidden, int vocab, Mat
   model_ = {hidden,  vocab,          embedding_->matrix,
             embedding_scale, head_->matrix, Norm{norm_.data(), eps},
             softcap, static_cast<int>(layers_.size()), layers_.data(), rotaries_.data(), nullptr, nullptr};
+}
+
+Layer Decoder::plain(LayerSpec& s) {
+  auto padded_norm = [](std::vector<float>& weights, float eps) {
+    weights = pad(std::move(weights), kGroup);
+    return Norm{weights.empty() ? nullptr : weights.data(), eps};
+  };
+  Layer layer{};
+  layer.before_attention = padded_norm(s.before_attention, s.eps);
+  layer.after_attention = padded_norm(s.after_attention, s.eps);
+  layer.before_feed_forward = padded_norm(s.before_feed_forward, s.eps);
+  layer.after_feed_forward = padded_norm(s.after_feed_forward, s.eps);
+  layer.query_norm = {s.query_norm.empty() ? nullptr : s.query_norm.data(), s.head_eps};
+  layer.key_norm = {s.key_norm.empty() ? nullptr : s.key_norm.data(), s.head_eps};
+  layer.heads = s.heads;
+  layer.kv_heads = s.kv_heads;
+  layer.head_dim = s.head_dim;
+  layer.scale = s.scale;
+  layer.window = s.window;
+  layer.rotary = s.rotary;
+  layer.inner = s.inner;
+  layer.activation = s.activation;
+  layer.output = use(s.output);
+  int attended = s.heads * s.head_dim;
+  if (s.latent) {
+    layer.latent = s.latent->plain(s.heads);
+    attended = s.heads * s.latent->value_dim;
+    shape_.latent.cover(*layer.latent, s.heads);
+    if (!s.latent->query_down.parts.empty()) use(s.latent->query_down);
+    use(s.latent->query);
+    use(s.latent->down);
+  } else {
+    layer.qkv = use(s.qkv);
+  }
+  if (s.experts) {
+    layer.experts = s.experts->plain(shape_.hidden);
+    shape_.experts.cover(*layer.experts, shape_.hidden);
+    shape_.groups = std::max(shape_.groups, std::max(shape_.experts.hidden, shape_.experts.inner) / kGroup);
+  }
+  if (!s.gate_up.parts.empty()) {
+    layer.gate_up = s.gate_up.parts[0]->matrix;
+    layer.gate_up_bias = use(s.gate_up).bias;
+    layer.down = use(s.down);
+  } else if (!s.experts) {
+    throw std::invalid_argument("a layer without experts needs gate_up and down");
+  }
+  shape_.qkv = std::max(shape_.qkv, layer.qkv.columns);
+  shape_.attended = std::max(shape_.attended, attended);
+  shape_.inner = std::max(shape_.inner, padded(s.inner, kGroup));
+  return layer;
+}
+
+Linear Decoder::use(LinearSpec& spec) {
+  for (const MatrixPtr& part : spec.parts) shape_.groups = std::max(shape_.groups, part->matrix.groups);
+  return spec.plain();
 }
 
 std::shared_ptr<Cache> Decoder::new_cache(int pages, int page_size, bool int8) const {

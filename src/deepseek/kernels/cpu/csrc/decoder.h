@@ -78,6 +78,10 @@ class Decoder {
     std::vector<float> cos, sin;
   };
 
+  // The layer as plain data, which points into its description, and room for it in the workspace.
+  Layer plain(LayerSpec& spec);
+  Linear use(LinearSpec& spec);
+
   const Kernels& kernels_;
   int threads_;
   MatrixPtr embedding_, head_;
