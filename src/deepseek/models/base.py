@@ -52,12 +52,15 @@ class Batch:
         positions: int64 [T].
         layout: where the rows' keys and values lie.
         logits_rows: int64 [R], the rows whose next-token logits are wanted, or None for all of them.
+        narrow_rows: the first so many rows are computed the same way however many there are; the others may be computed
+            in another arithmetic that is faster for many rows. Each kind of row depends on nothing around it.
     """
 
     token_ids: Tensor
     positions: Tensor
     layout: PagedLayout
     logits_rows: Tensor | None
+    narrow_rows: int = 0
 
 
 class Model(Protocol):

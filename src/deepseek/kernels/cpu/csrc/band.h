@@ -274,6 +274,17 @@ static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, 
 
 #endif
 
+// Columns k and k + 1 of a floating band.
+template <Format F>
+static DS_INLINE void load_pair(const uint16_t* w, int k, Vec& even, Vec& odd) {
+  if constexpr (F == Format::kFp16) {
+    even = load_fp16(w + k * 16);
+    odd = load_fp16(w + k * 16 + 16);
+  } else {
+    load_bf16_pairs(w + k * 16, even, odd);
+  }
+}
+
 // Floating weights: out[b][i][16] for B bands and M rows of fp32 activations, summed column by column.
 template <Format F, int M, int B>
 static inline void dot_float(const Matrix& m, int band, const float* x, int ld, float* out, int band_stride) {
@@ -286,15 +297,16 @@ static inline void dot_float(const Matrix& m, int band, const float* x, int ld, 
     for (int i = 0; i < M; ++i) acc[b][i] = zero();
   }
   const int cols = m.padded_cols();
-  for (int k = 0; k < cols; ++k) {
-    Vec by[M];
+  for (int k = 0; k < cols; k += 2) {
+    Vec even[B], odd[B];
 #pragma GCC unroll 8
-    for (int i = 0; i < M; ++i) by[i] = set1(x[static_cast<size_t>(i) * ld + k]);
+    for (int b = 0; b < B; ++b) load_pair<F>(w[b], k, even[b], odd[b]);
 #pragma GCC unroll 8
-    for (int b = 0; b < B; ++b) {
-      const Vec weight = F == Format::kFp16 ? load_fp16(w[b] + k * 16) : load_bf16(w[b] + k * 16);
+    for (int i = 0; i < M; ++i) {
+      const float* at = x + static_cast<size_t>(i) * ld + k;
+      const Vec first = set1(at[0]), second = set1(at[1]);
 #pragma GCC unroll 8
-      for (int i = 0; i < M; ++i) acc[b][i] = fma(weight, by[i], acc[b][i]);
+      for (int b = 0; b < B; ++b) acc[b][i] = fma(odd[b], second, fma(even[b], first, acc[b][i]));
     }
   }
 #pragma GCC unroll 8

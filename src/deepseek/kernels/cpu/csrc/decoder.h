@@ -84,6 +84,7 @@ class Decoder {
   std::shared_ptr<Cache> new_cache(int pages, int page_size, bool int8) const;
   // Tables of rotation `index`, [positions][half]; kept until replaced.
   void set_rotary(int index, std::vector<float> cos, std::vector<float> sin, int half);
+  // All rows of `step` from narrow_rows on are wide, where the instruction set has wide rows.
   void forward(Step step, Cache& cache);
   const char* isa() const { return kernels_.name; }
 
@@ -92,6 +93,7 @@ class Decoder {
     std::vector<float> cos, sin;
   };
   Linear linear(const LinearSpec& spec) const;
+  void sort_logits(Step& step);
 
   const Kernels& kernels_;
   int threads_;
@@ -104,6 +106,8 @@ class Decoder {
   Buffers buffers_;
   Buffers::Shape shape_{};
   Model model_{};
+  std::vector<int64_t> logits_rows_;
+  std::vector<int32_t> logits_to_;
 };
 
 }  // namespace deepseek

@@ -23,27 +23,21 @@ void forward(const Model& model, const Step& step, const Workspace& work, int th
 }
 
 template <bool Tiles>
-void multiply_rows(const Matrix& matrix, const float* x, int ldx, int rows, const Workspace& work, float* y, int ld,
+void multiply_rows(const Matrix& matrix, const float* x, int ldx, int rows, int narrow, const Workspace& work, float* y, int ld,
                    int threads) {
+  if (!Tiles) narrow = rows;
   parallel(threads, [&](const Team& team) {
     const Resources resources{work.rooms + team.rank * work.room_bytes, Tiles};
-    const Rows quantized = view(work.input);
-    if (!is_float(matrix.format)) {
-      const Range share = team.share(rows);
-      for (int t = share.begin; t < share.end; ++t) quantize_row(quantized, t, x + static_cast<size_t>(t) * ldx);
-      team.sync();
-    }
-    multiply(matrix, Input{&quantized, x, ldx}, rows, resources, Store{y, ld, nullptr, false}, team);
+    const Activations packed = view(work.input, narrow);
+    const Range share = team.share(rows);
+    for (int t = share.begin; t < share.end; ++t) packed.put_row(t, x + static_cast<size_t>(t) * ldx);
+    team.sync();
+    multiply(matrix, Input{&packed, x, ldx}, rows, resources, Store{y, ld, nullptr, false}, team);
   });
 }
 
 size_t room_bytes(int groups) {
-#ifdef __AMX_INT8__
-  return (kBandsAtOnce * panel_bytes(groups) + 4095) / 4096 * 4096;
-#else
-  (void)groups;
-  return 0;
-#endif
+  return (room_for(groups) + 4095) / 4096 * 4096;
 }
 
 }  // namespace
@@ -51,19 +45,19 @@ size_t room_bytes(int groups) {
 
 #ifdef __AVX512F__
 const Kernels& kernels_avx512() {
-  static const Kernels table{"avx512", attention_avx512, avx512::forward<false>, avx512::multiply_rows<false>,
+  static const Kernels table{"avx512", false, attention_avx512, avx512::forward<false>, avx512::multiply_rows<false>,
                              avx512::room_bytes};
   return table;
 }
 
 const Kernels& kernels_amx() {
-  static const Kernels table{"amx", attention_avx512, avx512::forward<true>, avx512::multiply_rows<true>,
+  static const Kernels table{"amx", true, attention_avx512, avx512::forward<true>, avx512::multiply_rows<true>,
                              avx512::room_bytes};
   return table;
 }
 #else
 const Kernels& kernels_avx2() {
-  static const Kernels table{"avx2", attention_avx2, avx2::forward<false>, avx2::multiply_rows<false>,
+  static const Kernels table{"avx2", false, attention_avx2, avx2::forward<false>, avx2::multiply_rows<false>,
                              avx2::room_bytes};
   return table;
 }

@@ -7,11 +7,12 @@ namespace deepseek {
 
 struct Kernels {
   const char* name;
+  bool wide;  // computes wide rows; elsewhere all rows are narrow
   const AttentionKernels& (*attention)();
   // One step of a model on at most `threads` threads.
   void (*forward)(const Model& model, const Step& step, const Workspace& work, int threads);
-  // y [rows][ld] = x [rows][ldx] times the matrix; x is quantized first where the weights are integers.
-  void (*multiply)(const Matrix& matrix, const float* x, int ldx, int rows, const Workspace& work, float* y, int ld,
+  // y [rows][ld] = x [rows][ldx] times the matrix, the first `narrow` rows as narrow ones.
+  void (*multiply)(const Matrix& matrix, const float* x, int ldx, int rows, int narrow, const Workspace& work, float* y, int ld,
                    int threads);
   // Bytes that unpacked weights with up to `groups` groups of columns take per thread.
   size_t (*room_bytes)(int groups);

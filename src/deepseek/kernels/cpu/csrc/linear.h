@@ -2,6 +2,7 @@
 #pragma once
 #include "amx.h"
 #include "team.h"
+#include "wide.h"
 
 namespace deepseek {
 namespace DS_ISA {
@@ -43,12 +44,12 @@ struct Store {
   }
 };
 
-// Gate and up rows alternate in 32s: four bands make 32 inner values, quantized or kept as floats for the next matrix.
+// Gate and up rows alternate in 32s: four bands make 32 inner values, packed or kept as floats for the next matrix.
 struct Gate {
   int kind;
   const float* bias;
-  const Rows* rows;  // or null
-  float* y;          // or null
+  const Activations* packed;  // or null
+  float* y;                   // or null
   int ld;
 
   static constexpr int kUnit = 4;
@@ -63,7 +64,7 @@ struct Gate {
           if (bias) v[part] = add(v[part], load(bias + (band + b + part) * kBand));
         }
         const Vec first = gated(v[0], v[2], kind), second = gated(v[1], v[3], kind);
-        if (rows) quantize_group(*rows, row0 + i, group, first, second);
+        if (packed) packed->put(row0 + i, group, first, second);
         if (y) {
           float* to = y + static_cast<size_t>(row0 + i) * ld + group * kGroup;
           store(to, first);
@@ -115,12 +116,18 @@ static void unit_tiles(const Matrix& m, int band, int bands, const Rows& x, int 
 }
 #endif
 
+// This thread's share of the bands; sinks take some only together.
+template <class Sink>
+static Range share_bands(const Matrix& m, const Team& team) {
+  constexpr int unit = Sink::kUnit;
+  const Range units = team.share((m.bands() + unit - 1) / unit);
+  return {units.begin * unit, units.end * unit < m.bands() ? units.end * unit : m.bands()};
+}
+
 template <Format F, class Sink>
 static void quantized(const Matrix& m, const Rows& x, int count, uint8_t* room, bool tiles, const Sink& sink,
                       const Team& team) {
-  const int per_unit = Sink::kUnit;
-  const Range units = team.share((m.bands() + per_unit - 1) / per_unit);
-  const int end = units.end * per_unit < m.bands() ? units.end * per_unit : m.bands();
+  const Range share = share_bands<Sink>(m, team);
 #ifdef __AMX_INT8__
   const bool use_tiles = tiles && count >= kMinTileRows;
   if (use_tiles) configure_tiles();
@@ -128,8 +135,8 @@ static void quantized(const Matrix& m, const Rows& x, int count, uint8_t* room, 
   (void)tiles;
   (void)room;
 #endif
-  for (int band = units.begin * per_unit; band < end; band += kBandsAtOnce) {
-    const int bands = end - band < kBandsAtOnce ? end - band : kBandsAtOnce;
+  for (int band = share.begin; band < share.end; band += kBandsAtOnce) {
+    const int bands = share.end - band < kBandsAtOnce ? share.end - band : kBandsAtOnce;
 #ifdef __AMX_INT8__
     if (use_tiles) {
       unit_tiles<F>(m, band, bands, x, count, room, sink);
@@ -168,44 +175,78 @@ static void unit_floats(const Matrix& m, int band, int bands, const float* x, in
 
 template <Format F, class Sink>
 static void floating(const Matrix& m, const float* x, int ld, int count, const Sink& sink, const Team& team) {
-  const int per_unit = Sink::kUnit;
-  const Range units = team.share((m.bands() + per_unit - 1) / per_unit);
-  const int end = units.end * per_unit < m.bands() ? units.end * per_unit : m.bands();
-  for (int band = units.begin * per_unit; band < end; band += kBandsAtOnce) {
-    unit_floats<F>(m, band, end - band < kBandsAtOnce ? end - band : kBandsAtOnce, x, ld, count, sink);
+  const Range share = share_bands<Sink>(m, team);
+  for (int band = share.begin; band < share.end; band += kBandsAtOnce) {
+    unit_floats<F>(m, band, share.end - band < kBandsAtOnce ? share.end - band : kBandsAtOnce, x, ld, count, sink);
   }
 }
 
-// What a matrix is multiplied with: quantized rows, or floats where its weights are floats.
+// What a matrix is multiplied with: packed rows, or floats where its weights are floats (bf16 weights: narrow rows only).
 struct Input {
-  const Rows* rows;
+  const Activations* packed;
   const float* x;
   int ld;
 };
 
 struct Resources {
-  uint8_t* room;  // panel_bytes of kBandsAtOnce bands, per thread
+  uint8_t* room;  // room_bytes, per thread
   bool tiles;     // use the matrix unit
 };
+
+// Bytes that unpacked weights with up to `groups` groups of columns take.
+static inline size_t room_for(int groups) {
+#ifdef __AMX_INT8__
+  const size_t narrow = panel_bytes(groups), wide = wide_panel_bytes(groups);
+  return kBandsAtOnce * (narrow > wide ? narrow : wide);
+#else
+  (void)groups;
+  return 0;
+#endif
+}
+
+// Wide rows, where there are any: sums of `count` rows, of which the narrow ones are done.
+template <Format F, class Sink>
+static void wide(const Matrix& m, const Activations& x, int count, uint8_t* room, const Sink& sink, const Team& team) {
+#ifdef __AMX_BF16__
+  if (x.wide_rows(count) == 0) return;
+  const Range share = share_bands<Sink>(m, team);
+  configure_wide_tiles();
+  for (int band = share.begin; band < share.end; band += kBandsAtOnce) {
+    const int bands = share.end - band < kBandsAtOnce ? share.end - band : kBandsAtOnce;
+    wide_unit<F, kBandsAtOnce>(m, band, bands, x, x.wide_rows(count), room, sink);
+  }
+  release_tiles();
+#else
+  (void)m, (void)x, (void)count, (void)room, (void)sink, (void)team;
+#endif
+}
+
+template <Format F, class Sink>
+static void packed(const Matrix& m, const Activations& x, int count, const Resources& r, const Sink& sink, const Team& team) {
+  const int narrow = count - x.wide_rows(count);
+  if (narrow > 0) quantized<F>(m, x.rows, narrow, r.room, r.tiles, sink, team);
+  wide<F>(m, x, count, r.room, sink, team);
+}
 
 // sink(product of `count` rows with m), this thread's share of the bands.
 template <class Sink>
 static void multiply(const Matrix& m, const Input& in, int count, const Resources& r, const Sink& sink, const Team& team) {
   switch (m.format) {
     case Format::kInt8:
-      return quantized<Format::kInt8>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kInt8>(m, *in.packed, count, r, sink, team);
     case Format::kInt8Channel:
-      return quantized<Format::kInt8Channel>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kInt8Channel>(m, *in.packed, count, r, sink, team);
     case Format::kInt4:
-      return quantized<Format::kInt4>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kInt4>(m, *in.packed, count, r, sink, team);
     case Format::kQ4K:
-      return quantized<Format::kQ4K>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kQ4K>(m, *in.packed, count, r, sink, team);
     case Format::kQ6K:
-      return quantized<Format::kQ6K>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kQ6K>(m, *in.packed, count, r, sink, team);
     case Format::kFp16:
       return floating<Format::kFp16>(m, in.x, in.ld, count, sink, team);
     case Format::kBf16:
-      return floating<Format::kBf16>(m, in.x, in.ld, count, sink, team);
+      floating<Format::kBf16>(m, in.x, in.ld, count - in.packed->wide_rows(count), sink, team);
+      return wide<Format::kBf16>(m, *in.packed, count, r.room, sink, team);
   }
 }
 

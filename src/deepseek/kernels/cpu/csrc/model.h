@@ -58,11 +58,14 @@ struct Model {
 
 struct Step {
   int rows;
+  int narrow_rows;  // the first so many; the others are wide (see rows.h)
   const int64_t* token_ids;
   const int32_t* positions;
   Layout layout;
   int num_logits;
-  const int64_t* logits_rows;  // null: all rows
+  const int64_t* logits_rows;  // null: all rows; narrow ones first
+  int narrow_logits;
+  const int32_t* logits_to;    // which row of `logits` each goes to, or null: in order
   float* logits;               // [num_logits][vocab]
 };
 

@@ -1,4 +1,5 @@
-// Rows of activations quantized to int8, one scale per 32 columns: what the integer kernels multiply.
+// Rows of activations as the matrix kernels read them: quantized to int8, one scale per 32 columns ("narrow" rows), or, for
+// the matrix unit, rounded to bf16 ("wide" rows).
 #pragma once
 #include "formats.h"
 #include "vec.h"
@@ -44,10 +45,31 @@ static inline void quantize_group(const Rows& rows, int row, int group, Vec a, V
   rows.zero32[h + 16] = -32 * second;
 }
 
-// `x` has ld columns, zero beyond the real ones.
-static inline void quantize_row(const Rows& rows, int row, const float* x) {
-  for (int g = 0; g < rows.groups; ++g) quantize_group(rows, row, g, load(x + g * kGroup), load(x + g * kGroup + 16));
-}
+// A step's rows: the first `narrow` in int8, the others in bf16 as tiles of the matrix unit, [row / 16][group][row % 16][32].
+struct Activations {
+  Rows rows;
+  uint16_t* wide;
+  int narrow;
+
+  int wide_rows(int count) const { return count > narrow ? count - narrow : 0; }
+  const uint16_t* wide_tile(int tile) const { return wide + static_cast<size_t>(tile) * rows.groups * 512; }
+
+  void put(int row, int group, Vec a, Vec b) const {
+#ifdef __AMX_BF16__
+    if (row >= narrow) {
+      const int i = row - narrow;
+      store_bf16(wide + (static_cast<size_t>(i / 16) * rows.groups + group) * 512 + i % 16 * 32, a, b);
+      return;
+    }
+#endif
+    quantize_group(rows, row, group, a, b);
+  }
+
+  // `x` has ld columns, zero beyond the real ones.
+  void put_row(int row, const float* x) const {
+    for (int g = 0; g < rows.groups; ++g) put(row, g, load(x + g * kGroup), load(x + g * kGroup + 16));
+  }
+};
 
 }  // namespace DS_ISA
 }  // namespace deepseek

@@ -15,6 +15,7 @@ struct RowsMemory {
   float* sum;
   int32_t* zero128;
   int32_t* zero32;
+  uint16_t* wide;
 };
 
 // Leading dimensions are padded to whole groups of 32 columns; the padding stays zero.
