@@ -8,6 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 
 from deepseek.kernels.cpu.extension import native, obstacle
 
@@ -95,6 +96,45 @@ def test_the_same_bits_for_any_rows_threads_and_instructions(kind: str) -> None:
         for threads in (1, 2, 3):
             for tokens in (1, 2, 3, 5, 8, 13, 16, 37):
                 np.testing.assert_array_equal(matrix.multiply(x[:tokens], isa, threads), expected[:tokens])
+
+
+def bf16(x: Array) -> Array:
+    return torch.from_numpy(x).to(torch.bfloat16).double().numpy()
+
+
+wide_only = pytest.mark.skipif(
+    obstacle() is not None or "amx" not in native().available_isas(), reason="no matrix unit for wide rows"
+)
+
+
+@wide_only
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("columns", [256, 512, 1792])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 32, 33, 100])
+def test_wide_products(kind: str, columns: int, tokens: int) -> None:
+    """Operands rounded to bf16, sums in fp32 (fp16 weights have no wide form and are not rounded)."""
+    matrix, values = make(kind, 67, columns)
+    x = np.random.default_rng(1).standard_normal((tokens, columns)).astype(np.float32)
+    exact = x.astype(np.float64) @ values.astype(np.float64).T
+    rounded = exact if kind == "fp16" else bf16(x) @ bf16(values.astype(np.float32)).T
+    actual = matrix.multiply(x, "amx", 2, narrow=0)
+    assert np.abs(actual - rounded).max() < 2e-5 * np.abs(exact).max()
+    assert np.linalg.norm(actual - exact) < 5e-3 * np.linalg.norm(exact)
+
+
+@wide_only
+@pytest.mark.parametrize("kind", FORMATS)
+def test_wide_rows_depend_on_nothing_around_them(kind: str) -> None:
+    matrix, _ = make(kind, 67, 1792)
+    x = np.random.default_rng(2).standard_normal((70, 1792)).astype(np.float32)
+    narrow = matrix.multiply(x, "amx")
+    wide = np.concatenate([matrix.multiply(x[i : i + 1], "amx", narrow=0) for i in range(len(x))])
+    for threads in (1, 2, 3):
+        for first in (0, 1, 5, 16, 37, 70):
+            for tokens in (first, first + 1, 38, 70):
+                expected = np.concatenate([narrow[:first], wide[first:]])[:tokens]
+                actual = matrix.multiply(x[:tokens], "amx", threads, narrow=min(first, tokens))
+                np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("columns", [1, 31, 33, 40])

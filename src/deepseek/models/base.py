@@ -75,7 +75,7 @@ class Model(Protocol):
         device: where the weights are.
         weights_bytes: memory the weights take.
         row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
-            cut into chunks.
+            cut into chunks, as long as the same rows are narrow (see :class:`Batch`).
     """
 
     architecture: str

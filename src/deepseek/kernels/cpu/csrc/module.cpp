@@ -114,9 +114,10 @@ nb::object dequantize(const PackedMatrix& self) {
   return to_numpy(std::move(values), m.rows, m.cols);
 }
 
-nb::object multiply(const PackedMatrix& self, Array2<float> x, int narrow, const std::string& isa, int threads) {
+nb::object multiply(const PackedMatrix& self, Array2<float> x, const std::string& isa, int threads, std::optional<int> first) {
   const Matrix& m = self.matrix;
   const int rows = static_cast<int>(x.shape(0)), cols = static_cast<int>(x.shape(1));
+  const int narrow = first.value_or(rows);
   if (narrow < 0 || narrow > rows) throw std::invalid_argument("narrow must be 0 to the number of rows");
   if (cols != m.cols) throw std::invalid_argument("x must have as many columns as the matrix");
   const Kernels& kernels = kernels_for(isa);
@@ -158,8 +159,8 @@ NB_MODULE(_native, m) {
       .def("put_int4", &put_int4_array, "q"_a, "scale"_a, "minimum"_a.none(), "group"_a, "start"_a = 0, "alternate"_a = false)
       .def("put_float", &put_float_array, "values"_a, "start"_a = 0, "alternate"_a = false)
       .def("dequantize", &dequantize, "fp32 [rows, cols]")
-      .def("multiply", &multiply, "x"_a, "narrow"_a, "isa"_a = "auto", "threads"_a = 1,
-           "x fp32 [n, cols] times the matrix -> fp32 [n, rows], as a step computes it with its first rows narrow.");
+      .def("multiply", &multiply, "x"_a, "isa"_a = "auto", "threads"_a = 1, "narrow"_a = nb::none(),
+           "x fp32 [n, cols] times the matrix -> fp32 [n, rows], as a step computes it whose first rows are narrow (None: all).");
   m.def("format_of_gguf", [](const std::string& type) -> std::optional<std::string> {
     const int format = format_of_gguf(type.c_str());
     if (format < 0) return std::nullopt;

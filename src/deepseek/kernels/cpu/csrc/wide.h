@@ -13,17 +13,18 @@ namespace DS_ISA {
 // A band in bf16: [group][16 column pairs][16 rows][2].
 static inline size_t wide_panel_bytes(int groups) { return static_cast<size_t>(groups) * 1024; }
 
-// Two columns of sixteen rows, rounded to bf16 (ties away from zero) and side by side.
+// Two columns of sixteen rows, rounded to bf16 and side by side.
 static DS_INLINE __m512i pair_bf16(__m512 even, __m512 odd) {
-  const __m512i half = _mm512_set1_epi32(0x8000);
-  const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
-  const __m512i high = _mm512_add_epi32(_mm512_castps_si512(odd), half);
-  return _mm512_mask_blend_epi16(0xaaaaaaaa, low, high);
+  alignas(64) static constexpr uint16_t kSideBySide[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kSideBySide), both);
 }
 
 template <Format F>
 static DS_INLINE void widen_group(const Matrix& m, const uint8_t* quants, int g, ScaleReader<F>& reader, uint16_t* out) {
   Vec scale, second, minimum;
+  prefetch_group<F>(m, quants, reader.meta, g);
   reader.read(g, scale, second, minimum);
   __m512i quad[8];
   load_quads<F>(m, quants, g, quad);
