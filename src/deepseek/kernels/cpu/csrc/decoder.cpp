@@ -61,7 +61,8 @@ RowsMemory take_rows(Arena& arena, int rows, int ld) {
   RowsMemory r;
   r.ld = ld;
   r.groups = ld / kGroup;
-  r.q = arena.take<int8_t>(padded_rows * ld);
+  r.high = arena.take<int8_t>(padded_rows * ld);
+  r.low = arena.take<int8_t>(padded_rows * ld);
   r.scale = arena.take<float>(padded_rows * groups);
   r.sum = arena.take<float>(padded_rows * groups);
   r.zero128 = arena.take<int32_t>(padded_rows * groups);
@@ -262,7 +263,6 @@ void Decoder::sort_logits(Step& step) {
 }
 
 void Decoder::forward(Step step, Cache& cache) {
-  if (!kernels_.wide) step.narrow_rows = step.rows;
   sort_logits(step);
   Buffers::Shape shape = shape_;
   shape.rows = padded(std::max(step.rows, step.num_logits), 64);

@@ -84,7 +84,6 @@ class Decoder {
   std::shared_ptr<Cache> new_cache(int pages, int page_size, bool int8) const;
   // Tables of rotation `index`, [positions][half]; kept until replaced.
   void set_rotary(int index, std::vector<float> cos, std::vector<float> sin, int half);
-  // All rows of `step` from narrow_rows on are wide, where the instruction set has wide rows.
   void forward(Step step, Cache& cache);
   const char* isa() const { return kernels_.name; }
 

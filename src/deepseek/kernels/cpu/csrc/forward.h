@@ -9,8 +9,8 @@
 namespace deepseek {
 namespace DS_ISA {
 
-static inline Activations view(const RowsMemory& r, int narrow) {
-  return {{r.q, r.ld, r.groups, r.scale, r.sum, r.zero128, r.zero32}, r.wide, narrow};
+static inline Activations view(const RowsMemory& r, int narrow, bool tiles) {
+  return {{r.high, r.low, r.ld, r.groups, r.scale, r.sum, r.zero128, r.zero32}, tiles ? r.wide : nullptr, narrow};
 }
 
 // Which forms of an input the matrices want. With bf16 weights narrow rows are floats and wide ones are packed.
@@ -28,6 +28,11 @@ static inline Wanted wanted(const Linear& linear) {
   }
   return w;
 }
+
+struct Resources {
+  uint8_t* room;  // for unpacked weights
+  bool tiles;     // wide rows go to the matrix unit
+};
 
 struct Forward {
   const Model& model;
@@ -50,7 +55,7 @@ struct Forward {
     }
   }
 
-  Activations packed(const RowsMemory& rows) const { return view(rows, step.narrow_rows); }
+  Activations packed(const RowsMemory& rows) const { return view(rows, step.narrow_rows, resources.tiles); }
 
   // Norms of `count` rows of `from` (row i is from row index[i], or i), into the forms that the next matrix wants.
   void normalize(const Norm& norm, const float* from, const int64_t* index, int count, const Activations& rows,
@@ -69,7 +74,7 @@ struct Forward {
     for (int i = 0; i < linear.count; ++i) {
       const int offset = linear.offsets[i];
       const Store sink{y + offset, y_ld, linear.bias ? linear.bias + offset : nullptr, accumulate};
-      multiply(*linear.parts[i], in, step.rows, resources, sink, team);
+      multiply(*linear.parts[i], in, step.rows, resources.room, sink, team);
     }
   }
 
@@ -124,18 +129,18 @@ struct Forward {
     const Wanted want = wanted(layer.down);
     const Gate sink{layer.activation, layer.gate_up_bias, want.packed ? &inner : nullptr,
                     want.floats ? work.inner : nullptr, work.inner_ld};
-    multiply(layer.gate_up, Input{&rows, work.normed, padded()}, step.rows, resources, sink, team);
+    multiply(layer.gate_up, Input{&rows, work.normed, padded()}, step.rows, resources.room, sink, team);
     team.sync();
     finish(layer.down, layer.after_feed_forward, work.inner_rows, work.inner, work.inner_ld);
   }
 
   void logits() const {
     if (step.num_logits == 0) return;
-    const Activations rows = view(work.input, step.narrow_logits);
+    const Activations rows = view(work.input, step.narrow_logits, resources.tiles);
     normalize(model.norm, work.residual, step.logits_rows, step.num_logits, rows, wanted(model.head));
     team.sync();
     const Logits sink{step.logits, step.logits_to, model.vocab, model.softcap};
-    multiply(model.head, Input{&rows, work.normed, padded()}, step.num_logits, resources, sink, team);
+    multiply(model.head, Input{&rows, work.normed, padded()}, step.num_logits, resources.room, sink, team);
   }
 
   // Columns beyond the vocabulary are padding and are not stored.

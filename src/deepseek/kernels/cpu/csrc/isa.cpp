@@ -25,14 +25,12 @@ void forward(const Model& model, const Step& step, const Workspace& work, int th
 template <bool Tiles>
 void multiply_rows(const Matrix& matrix, const float* x, int ldx, int rows, int narrow, const Workspace& work, float* y, int ld,
                    int threads) {
-  if (!Tiles) narrow = rows;
   parallel(threads, [&](const Team& team) {
-    const Resources resources{work.rooms + team.rank * work.room_bytes, Tiles};
-    const Activations packed = view(work.input, narrow);
+    const Activations packed = view(work.input, narrow, Tiles);
     const Range share = team.share(rows);
     for (int t = share.begin; t < share.end; ++t) packed.put_row(t, x + static_cast<size_t>(t) * ldx);
     team.sync();
-    multiply(matrix, Input{&packed, x, ldx}, rows, resources, Store{y, ld, nullptr, false}, team);
+    multiply(matrix, Input{&packed, x, ldx}, rows, work.rooms + team.rank * work.room_bytes, Store{y, ld, nullptr, false}, team);
   });
 }
 
@@ -45,19 +43,19 @@ size_t room_bytes(int groups) {
 
 #ifdef __AVX512F__
 const Kernels& kernels_avx512() {
-  static const Kernels table{"avx512", false, attention_avx512, avx512::forward<false>, avx512::multiply_rows<false>,
+  static const Kernels table{"avx512", attention_avx512, avx512::forward<false>, avx512::multiply_rows<false>,
                              avx512::room_bytes};
   return table;
 }
 
 const Kernels& kernels_amx() {
-  static const Kernels table{"amx", true, attention_avx512, avx512::forward<true>, avx512::multiply_rows<true>,
+  static const Kernels table{"amx", attention_avx512, avx512::forward<true>, avx512::multiply_rows<true>,
                              avx512::room_bytes};
   return table;
 }
 #else
 const Kernels& kernels_avx2() {
-  static const Kernels table{"avx2", false, attention_avx2, avx2::forward<false>, avx2::multiply_rows<false>,
+  static const Kernels table{"avx2", attention_avx2, avx2::forward<false>, avx2::multiply_rows<false>,
                              avx2::room_bytes};
   return table;
 }

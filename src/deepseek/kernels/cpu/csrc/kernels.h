@@ -7,7 +7,6 @@ namespace deepseek {
 
 struct Kernels {
   const char* name;
-  bool wide;  // computes wide rows; elsewhere all rows are narrow
   const AttentionKernels& (*attention)();
   // One step of a model on at most `threads` threads.
   void (*forward)(const Model& model, const Step& step, const Workspace& work, int threads);

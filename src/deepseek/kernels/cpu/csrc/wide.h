@@ -61,7 +61,7 @@ static inline const uint16_t* widen_band(const Matrix& m, int band, uint8_t* roo
 }
 
 // Tile registers: 0 to 3 sums [row tile][band], 4 and 5 rows, 6 and 7 weights; all of 16 rows of 64 bytes.
-static inline void configure_wide_tiles() {
+static inline void configure_tiles() {
   alignas(64) struct {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};

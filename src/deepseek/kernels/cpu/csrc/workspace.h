@@ -8,7 +8,8 @@
 namespace deepseek {
 
 struct RowsMemory {
-  int8_t* q;
+  int8_t* high;
+  int8_t* low;
   int ld;
   int groups;
   float* scale;
