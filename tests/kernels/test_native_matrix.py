@@ -8,6 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 
 from deepseek.kernels.cpu.extension import native, obstacle
 
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native kernels:
 
 Array = np.ndarray[Any, Any]
 GGUF = {"Q8_0": "int8", "Q5_0": "int8", "Q4_0": "int4", "Q4_1": "int4", "Q4_K": "q4_k", "Q6_K": "q6_k"}
+ISAS: list[str] = native().available_isas() if obstacle() is None else []
 FORMATS = [*GGUF, "int8_channel", "int8_g64", "int4_g64", "fp16", "bf16"]
 
 
@@ -60,7 +62,7 @@ def make(kind: str, rows: int, columns: int, seed: int = 0) -> tuple[Any, Array]
 
 
 def quantized(x: Array) -> Array:
-    """What the kernels make of activations: int8 per group of 32 columns."""
+    """Wide rows without a matrix unit: int8 per group of 32 columns."""
     padded = np.pad(x, ((0, 0), (0, -x.shape[1] % 32))).reshape(len(x), -1, 32)
     scale = np.abs(padded).max(axis=2, keepdims=True) / 127
     q = np.rint(padded / np.where(scale == 0, 1, scale))
@@ -75,15 +77,15 @@ def test_values_are_kept_exactly(kind: str, rows: int) -> None:
     assert matrix.shape == (rows, 512)
 
 
-@pytest.mark.parametrize("isa", native().available_isas() if obstacle() is None else [])
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33])
 def test_products(kind: str, tokens: int, isa: str) -> None:
     matrix, values = make(kind, 67, 512)
     x = np.random.default_rng(1).standard_normal((tokens, 512)).astype(np.float32)
-    expected = (x if kind in ("fp16", "bf16") else quantized(x)).astype(np.float64) @ values.astype(np.float64).T
+    expected = x.astype(np.float64) @ values.astype(np.float64).T
     actual = matrix.multiply(x, isa)
-    assert np.abs(actual - expected).max() < 2e-3 * np.abs(expected).max()
+    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -91,10 +93,55 @@ def test_the_same_bits_for_any_rows_threads_and_instructions(kind: str) -> None:
     matrix, _ = make(kind, 67, 512)
     x = np.random.default_rng(2).standard_normal((37, 512)).astype(np.float32)
     expected = np.concatenate([matrix.multiply(x[i : i + 1], "avx2", 1) for i in range(len(x))])
-    for isa in native().available_isas():
+    for isa in ISAS:
         for threads in (1, 2, 3):
             for tokens in (1, 2, 3, 5, 8, 13, 16, 37):
                 np.testing.assert_array_equal(matrix.multiply(x[:tokens], isa, threads), expected[:tokens])
+
+
+def bf16(x: Array) -> Array:
+    return torch.from_numpy(x).to(torch.bfloat16).double().numpy()
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "amx"])
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("tokens", [1, 8, 33])
+def test_wide_products_without_a_matrix_unit(kind: str, tokens: int, isa: str) -> None:
+    matrix, values = make(kind, 67, 512)
+    x = np.random.default_rng(1).standard_normal((tokens, 512)).astype(np.float32)
+    expected = (x if kind in ("fp16", "bf16") else quantized(x)).astype(np.float64) @ values.astype(np.float64).T
+    actual = matrix.multiply(x, isa, narrow=0)
+    assert np.abs(actual - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+@pytest.mark.skipif("amx" not in ISAS, reason="no matrix unit")
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("columns", [256, 512, 1792])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 32, 33, 100])
+def test_wide_products(kind: str, columns: int, tokens: int) -> None:
+    """Operands rounded to bf16, sums in fp32 (fp16 weights have no wide form and are not rounded)."""
+    matrix, values = make(kind, 67, columns)
+    x = np.random.default_rng(1).standard_normal((tokens, columns)).astype(np.float32)
+    exact = x.astype(np.float64) @ values.astype(np.float64).T
+    rounded = exact if kind == "fp16" else bf16(x) @ bf16(values.astype(np.float32)).T
+    actual = matrix.multiply(x, "amx", 2, narrow=0)
+    assert np.abs(actual - rounded).max() < 2e-5 * np.abs(exact).max()
+    assert np.linalg.norm(actual - exact) < 5e-3 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_wide_rows_depend_on_nothing_around_them(kind: str, isa: str) -> None:
+    matrix, _ = make(kind, 67, 1792)
+    x = np.random.default_rng(2).standard_normal((70, 1792)).astype(np.float32)
+    narrow = matrix.multiply(x, isa)
+    wide = np.concatenate([matrix.multiply(x[i : i + 1], isa, narrow=0) for i in range(len(x))])
+    for threads in (1, 2, 3):
+        for first in (0, 1, 5, 16, 37, 70):
+            for tokens in (first, first + 1, 38, 70):
+                expected = np.concatenate([narrow[:first], wide[first:]])[:tokens]
+                actual = matrix.multiply(x[:tokens], isa, threads, narrow=min(first, tokens))
+                np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("columns", [1, 31, 33, 40])
@@ -106,7 +153,7 @@ def test_columns_that_fill_no_group(columns: int) -> None:
     np.testing.assert_allclose(matrix.multiply(x), np.full((6, 3), -128 * 127 * columns), rtol=1e-6)
 
 
-@pytest.mark.parametrize("isa", native().available_isas() if obstacle() is None else [])
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("weight", [-128, -127, 127, 0, 1])
 @pytest.mark.parametrize("activation", [-127.0, 127.0, 1.0])
 def test_extremes_do_not_saturate(weight: int, activation: float, isa: str) -> None:
@@ -118,7 +165,7 @@ def test_extremes_do_not_saturate(weight: int, activation: float, isa: str) -> N
     np.testing.assert_array_equal(matrix.multiply(x, isa), np.repeat(x.sum(1, keepdims=True) * weight, 16, axis=1))
 
 
-@pytest.mark.parametrize("isa", native().available_isas() if obstacle() is None else [])
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", ["Q4_1", "Q4_K", "Q6_K"])
 @pytest.mark.parametrize("byte", [0x00, 0xFF])
 def test_extremes_of_nibbles(kind: str, byte: int, isa: str) -> None:

@@ -20,7 +20,7 @@ from deepseek.models.registry import FAMILIES, architecture_of
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A packed matrix' values, and whether its inputs are rounded to int8."""
+    """A packed matrix' values, and whether its inputs are rounded."""
 
     values: Tensor
     integers: bool
@@ -30,11 +30,13 @@ class Unpacked:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """To int8, one scale per 32 columns."""
+    """As narrow rows are: to 16 bits in two parts, one scale per 32 columns."""
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32)).view(len(x), -1, 32)
-    scale = padded.abs().amax(-1, keepdim=True) * (1 / 127)
-    q = (padded / torch.where(scale == 0, 1.0, scale)).round()
-    return (q * scale).view(len(x), -1)[:, : x.shape[-1]]
+    largest = padded.abs().amax(-1, keepdim=True)
+    q = (padded * torch.where(largest == 0, 0.0, 127 * 256 / largest)).round()
+    high = (q / 256).round()
+    q = 256 * high + (q - 256 * high).clamp(-127, 127)
+    return (q * (largest * (1 / (127 * 256)))).view(len(x), -1)[:, : x.shape[-1]]
 
 
 def unpacked(matrix: Any) -> Unpacked:
@@ -97,7 +99,7 @@ def _write_kv(key: Tensor, value: Tensor | None, key_cache: Tensor, value_cache:
 
 
 def simulated(checkpoint: Checkpoint, scheme: str) -> Decoder:
-    """The checkpoint's model as native kernels compute it under ``scheme``, with an fp16 cache."""
+    """The checkpoint's model as native kernels compute narrow rows under ``scheme``, with an fp16 cache."""
     bindings = dict(bind("cpu", "reference").bindings)
     for name, function in (("linear", _linear), ("moe", _moe), ("write_kv", _write_kv)):
         bindings[name] = replace(bindings[name], function=function)

@@ -66,12 +66,14 @@ def isas() -> list[str]:
     return list(native().available_isas()) if obstacle() is None else []
 
 
-def logits(model: NativeDecoder | Decoder, chunks: tuple[int, ...] = (len(PROMPT),)) -> torch.Tensor:
+def logits(
+    model: NativeDecoder | Decoder, chunks: tuple[int, ...] = (len(PROMPT),), *, narrow: bool = True
+) -> torch.Tensor:
     """Of all rows of the prompt, computed in chunks."""
     driver = Driver(model, page_size=16, num_pages=16, shuffle=True)
     results, start = [], 0
     for count in chunks:
-        results += driver.step([(0, PROMPT[start : start + count])])
+        results += driver.step([(0, PROMPT[start : start + count])], narrow_rows=count if narrow else 0)
         start += count
     assert start == len(PROMPT)
     return torch.cat(results)
@@ -96,32 +98,48 @@ def test_quantized_is_close_to_its_own_weights_in_fp32(name: str) -> None:
 @pytest.mark.parametrize("scheme", ["fp16", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_scheme_computes_what_it_says(name: str, scheme: str) -> None:
-    """Against torch with the same weights unpacked and activations rounded in the same places. A value that lies
-    between two integers may be rounded the other way, and a row may then choose another expert."""
-    actual, expected = logits(load(name, scheme)), logits(simulated(checkpoint(name), scheme))
+    """Against torch with the same weights unpacked and activations rounded as narrow rows are. A row whose router
+    stands between two experts may choose the other one, and shows it to the rows behind it."""
+    expected = logits(simulated(checkpoint(name), scheme))
+    rows = (logits(load(name, scheme)) - expected).norm(dim=1) / expected.norm(dim=1)
     if scheme in ("fp16", "bf16"):
-        assert distance(actual, expected) < 2e-4
-        return
-    rows = (actual - expected).norm(dim=1) / expected.norm(dim=1)
-    assert rows.quantile(0.1) < 1e-5
-    assert rows.quantile(0.9) < 0.03
+        assert rows.max() < 1e-3
+    assert rows.quantile(0.5) < 1e-3
+    assert rows.quantile(0.9) < 0.02
+    wide = (logits(load(name, scheme), narrow=False) - expected).norm(dim=1) / expected.norm(dim=1)
+    assert wide.quantile(0.5) < 0.03
 
 
-@pytest.mark.parametrize("scheme", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("scheme", ["fp16", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("name", ["llama-wide", "gemma3", "qwen3-moe-mixed", "deepseek-v2-wide", "deepseek-v3-wide"])
-def test_a_row_depends_on_nothing_around_it(name: str, scheme: str) -> None:
-    expected = logits(load(name, scheme))
+def test_a_row_depends_on_nothing_around_it(name: str, scheme: str, narrow: bool) -> None:
+    expected = logits(load(name, scheme), narrow=narrow)
     for chunks in ((1,) * 70, (33, 37), (16, 16, 16, 16, 6), (69, 1)):
-        assert torch.equal(logits(load(name, scheme), chunks), expected), chunks
-    for isa in isas():
+        assert torch.equal(logits(load(name, scheme), chunks, narrow=narrow), expected), chunks
+    for isa in isas() if narrow else isas()[:1]:
         for threads in (1, 2, 3):
-            assert torch.equal(logits(load(name, scheme, isa=isa, threads=threads)), expected), (isa, threads)
+            model = load(name, scheme, isa=isa, threads=threads)
+            assert torch.equal(logits(model, narrow=narrow), expected), (isa, threads)
     driver = Driver(load(name, scheme, threads=2), page_size=16, num_pages=64, shuffle=True)
     others = [(i, PROMPT[i : 2 * i + 3]) for i in range(1, 9)]
-    together = driver.step([*others[:4], (0, PROMPT[:40]), *others[4:]])[4]
+    together = driver.step([*others[:4], (0, PROMPT[:40]), *others[4:]], narrow_rows=1000 if narrow else 0)[4]
     assert torch.equal(together, expected[:40])
-    rest = driver.step([(0, PROMPT[40:]), *((i, [5]) for i, _ in others)])[0]
+    rest = driver.step([(0, PROMPT[40:]), *((i, [5]) for i, _ in others)], narrow_rows=1000 if narrow else 0)[0]
     assert torch.equal(rest, expected[40:])
+
+
+def test_narrow_and_wide_rows_in_one_batch() -> None:
+    """The order of the wanted logits is the caller's, whatever is computed first."""
+    narrow, wide = (logits(load("llama-wide", "int8"), narrow=narrow) for narrow in (True, False))
+    driver = Driver(load("llama-wide", "int8", threads=2), page_size=16, num_pages=64)
+    rows = [75, 3, 139, 12, 70, 69]
+    (together,) = driver.step([(0, PROMPT), (1, PROMPT)], rows=rows, narrow_rows=70)
+    assert torch.equal(together, torch.stack([wide[row - 70] if row >= 70 else narrow[row] for row in rows]))
+
+
+def test_wide_rows_are_close_to_their_own_weights_in_fp32() -> None:
+    assert distance(logits(load("llama-wide", "bf16"), narrow=False), logits(truth("llama-wide"))) < 0.01
 
 
 @pytest.mark.parametrize("name", ["llama-wide", "gemma3"])
@@ -146,7 +164,7 @@ def test_experts_of_several_formats() -> None:
     (layer, *_) = simulated(kept, "auto").layers
     assert {expert.integers for expert in layer.feed_forward.gate_up} == {True, False}
     rows = logits(model) - logits(simulated(kept, "auto"))
-    assert rows.norm(dim=1).quantile(0.2) < 1e-4
+    assert rows.norm(dim=1).quantile(0.5) < 1e-2
 
 
 def test_merged_experts_of_a_gguf_file(tmp_path: Path) -> None:
@@ -184,7 +202,7 @@ def test_merged_experts_of_a_gguf_file(tmp_path: Path) -> None:
     )
     model = load_native_model(file, scheme="auto", kv_dtype="fp16", threads=2)
     rows = logits(model) - logits(simulated(file, "auto"))
-    assert rows.norm(dim=1).quantile(0.1) < 1e-4
+    assert rows.norm(dim=1).quantile(0.5) < 1e-2
 
 
 class MixedCheckpoint(tiny.MemoryCheckpoint):

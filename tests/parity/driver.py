@@ -35,9 +35,10 @@ class Driver:
         *,
         last_only: bool = False,
         rows: Sequence[int] | None = None,
+        narrow_rows: int = 0,
     ) -> list[Tensor]:
         """Append tokens to sequences, in one forward; returns per chunk the logits of its rows (or its last row), or
-        of the given ``rows`` of the batch as one tensor."""
+        of the given ``rows`` of the batch as one tensor. The first ``narrow_rows`` rows are narrow."""
         starts, tokens, positions, slots = [0], [], [], []
         for sequence, chunk in chunks:
             pages, length = self._pages.setdefault(sequence, []), self._lengths.get(sequence, 0)
@@ -59,7 +60,7 @@ class Driver:
         wanted = [end - 1 for end in starts[1:]] if last_only else rows
         selected = None if wanted is None else torch.tensor(wanted, dtype=torch.int64)
         with torch.inference_mode():
-            batch = Batch(torch.tensor(tokens), torch.tensor(positions), layout, selected)
+            batch = Batch(torch.tensor(tokens), torch.tensor(positions), layout, selected, narrow_rows)
             logits = self.model.forward(batch, self.cache)
         if rows is not None:
             return [logits]

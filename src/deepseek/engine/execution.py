@@ -119,16 +119,17 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
 
 
 def _native_scheme(config: EngineConfig, checkpoint: Checkpoint) -> str | None:
-    if config.dtype in ("fp16", "int8", "int4"):
-        return config.dtype
-    if config.dtype != "auto":
+    if config.dtype == "fp32":
         return None
+    if config.dtype != "auto":
+        return config.dtype
     if any(len(shape) == 2 and checkpoint.quantized(name) for name, shape in checkpoint.shapes.items()):
         return "auto"
-    return None if _multiplies_bf16() and config.backend == "auto" else "fp16"
+    return "bf16" if _multiplies_bf16() else "fp16"
 
 
 def _multiplies_bf16() -> bool:
+    """Whether this CPU has a matrix unit for bf16."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 

@@ -22,9 +22,11 @@ class Sequence:
         max_length: length of ``tokens`` at which the answer ends.
         score_start: first position whose log-probability is wanted; None for a generation request.
         cache_salt: salt of the prefix cache.
-        isolated: computed in forwards of its own, whose shapes depend on nothing but this request. A caller who gives a
-            seed is promised the same tokens whatever else runs, and matrix libraries round differently for different
-            numbers of rows.
+        reproducible: the caller gave a seed and is promised the same tokens whatever else runs. So how a row is computed
+            depends on its place in the request alone (see :func:`deepseek.engine.batch.arrange`), and pages of the
+            prefix cache are shared among reproducible requests, those of their prompts only.
+        isolated: reproducible, on a model whose rows depend on what else is in the batch: computed in forwards of its
+            own, whose shapes depend on nothing but this request.
         pages: held pages, enough for ``computed`` tokens and this step's.
         digests: digests of the full pages of ``tokens``, as far as they were needed.
         computed: tokens whose keys and values are in the cache.
@@ -42,6 +44,7 @@ class Sequence:
     max_length: int
     score_start: int | None
     cache_salt: str
+    reproducible: bool = False
     isolated: bool = False
     pages: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -70,6 +73,7 @@ class Sequence:
             )
         assert isinstance(request, GenerateRequest)
         params = request.params
+        reproducible = params.seed is not None
         room = max_context - len(request.prompt)
         return cls(
             request_id=request.request_id,
@@ -80,8 +84,9 @@ class Sequence:
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else end_ids),
             max_length=len(request.prompt) + min(room, params.max_tokens or room),
             score_start=None,
-            cache_salt=request.cache_salt,
-            isolated=isolate_seeds and params.seed is not None,
+            cache_salt=f"seeded {request.cache_salt}" if reproducible else request.cache_salt,
+            reproducible=reproducible,
+            isolated=isolate_seeds and reproducible,
         )
 
     @property
@@ -100,10 +105,28 @@ class Sequence:
             return 0
         return (self.target if self.score_start is None else self.score_start) - 1
 
+    @property
+    def in_prompt(self) -> bool:
+        """True if the next token to compute belongs to the prompt."""
+        return self.computed < self.prompt_length
+
+    @property
+    def next_tokens(self) -> int:
+        """Tokens that one chunk may compute: all that remain, but a reproducible sequence's prompt and its answer (which
+        is computed again after a preemption) apart."""
+        if self.reproducible and self.in_prompt:
+            return min(self.remaining, self.prompt_length - self.computed)
+        return self.remaining
+
+    @property
+    def sealable(self) -> int:
+        """Computed tokens that the prefix cache may offer to others."""
+        return min(self.computed, self.prompt_length) if self.reproducible else self.computed
+
     def isolated_chunk(self, limit: int) -> int:
         """Tokens of the next forward of an isolated sequence: the prompt in equal chunks, the answer one by one, also
         when it is computed again after a preemption."""
-        return min(self.prompt_length - self.computed, limit) if self.computed < self.prompt_length else 1
+        return min(self.prompt_length - self.computed, limit) if self.in_prompt else 1
 
     @property
     def answer_length(self) -> int:

@@ -81,7 +81,7 @@ class Scheduler:
                 num_tokens = sequence.isolated_chunk(self.max_batch_tokens) if sequence is turn else 0
             else:
                 decodes_ahead -= sequence.remaining == 1
-                num_tokens = min(sequence.remaining, budget - decodes_ahead)
+                num_tokens = min(sequence.next_tokens, budget - decodes_ahead)
             if num_tokens > 0:
                 if not self._make_room(sequence, num_tokens):
                     break  # the sequence itself, the last one running, was preempted
@@ -109,7 +109,7 @@ class Scheduler:
         sequence.computed += chunk.num_tokens + accepted
         if sequence.isolated:
             self._isolated_turns[sequence] = self._isolated_turns.pop(sequence)  # to the end of the line
-        full = sequence.computed // self.page_size
+        full = sequence.sealable // self.page_size
         if self.pool.prefix_cache and full > sequence.sealed:
             self._extend_digests(sequence)
             for index in range(sequence.sealed, full):
@@ -161,7 +161,7 @@ class Scheduler:
             if sequence.isolated:
                 self._isolated_turns[sequence] = None  # its turn comes in a later step
                 continue
-            num_tokens = min(sequence.remaining, budget)
+            num_tokens = min(sequence.next_tokens, budget)
             chunks.append(Chunk(sequence, num_tokens))
             budget -= num_tokens
             underway.update(sequence.digests[len(cached) :])

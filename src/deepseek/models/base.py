@@ -52,12 +52,15 @@ class Batch:
         positions: int64 [T].
         layout: where the rows' keys and values lie.
         logits_rows: int64 [R], the rows whose next-token logits are wanted, or None for all of them.
+        narrow_rows: the first so many rows are computed in the arithmetic that is best for few rows; the others ("wide")
+            in what is fastest for many, which may be another. Rows of either kind depend on nothing around them.
     """
 
     token_ids: Tensor
     positions: Tensor
     layout: PagedLayout
     logits_rows: Tensor | None
+    narrow_rows: int = 0
 
 
 class Model(Protocol):
@@ -72,7 +75,7 @@ class Model(Protocol):
         device: where the weights are.
         weights_bytes: memory the weights take.
         row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
-            cut into chunks.
+            cut into chunks, as long as the same rows are narrow (see :class:`Batch`).
     """
 
     architecture: str

@@ -115,6 +115,7 @@ class NativeDecoder:
         self._model.forward(
             cache,
             rows,
+            batch.narrow_rows,
             batch.token_ids.data_ptr(),
             positions.data_ptr(),
             layout.num_sequences,

@@ -78,14 +78,13 @@ class NativeWeights(WeightSource):
         return matrices
 
     def latent_up(self, name: str, heads: int, nope: int, value_dim: int, rank: int) -> tuple[list[Any], list[Any]]:
-        """Floats in any scheme, per head: keys transposed, [rank, nope], as they take queries into latent space."""
+        """fp16 in any scheme, per head: keys transposed, [rank, nope], as they take queries into latent space."""
         up = self._load(name, (heads * (nope + value_dim), rank), torch.float32).view(heads, nope + value_dim, rank)
-        format = "bf16" if self._scheme == "bf16" else "fp16"
         keys, values = [], []
         for head in up:
-            keys.append(self._new(format, rank, nope, self._pool))
+            keys.append(self._new("fp16", rank, nope, self._pool))
             self._put(keys[-1], name, head[:nope].T, 0, alternate=False)
-            values.append(self._new(format, value_dim, rank, self._pool))
+            values.append(self._new("fp16", value_dim, rank, self._pool))
             self._put(values[-1], name, head[nope:], 0, alternate=False)
         return keys, values
 

@@ -36,7 +36,7 @@ class Arena {
   size_t used_ = 0;
 };
 
-// Quantized rows of `ld` columns.
+// Rows for the matrix kernels, of `ld` columns.
 RowsMemory take_rows(Arena& arena, int rows, int ld);
 
 }  // namespace deepseek

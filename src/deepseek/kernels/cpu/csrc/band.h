@@ -130,17 +130,32 @@ static DS_INLINE void load_quads(const Matrix& m, const uint8_t* quants, int g, 
   }
 }
 
+// sum + the products of half a group's quads with an activation row.
+static DS_INLINE __m512i dot_half(__m512i sum, const __m512i* quad, const int8_t* a) {
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) sum = _mm512_dpbusd_epi32(sum, quad[j], _mm512_set1_epi32(four(a + 4 * j)));
+  return sum;
+}
+
+// The same for an activation in one or two parts.
+template <int Parts>
+static DS_INLINE __m512i dot_parts(__m512i sum, const __m512i* quad, const int8_t* high, const int8_t* low) {
+  if constexpr (Parts == 1) return dot_half(sum, quad, high);
+  return _mm512_add_epi32(dot_half(sum, quad, low), _mm512_slli_epi32(dot_half(_mm512_setzero_si512(), quad, high), 8));
+}
+
 // out[i][16] = product of rows row0 .. row0 + M - 1, which lie in one tile of 16.
-template <Format F, int M>
+template <Format F, int Parts, int M>
 static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, float* out) {
   const uint8_t *quants = m.quants(band), *meta = m.meta(band);
-  const int8_t* q = x.q + static_cast<size_t>(row0) * x.ld;
+  const size_t start = static_cast<size_t>(row0) * x.ld;
+  const int8_t *high = x.high + start, *low = x.low + start;
   const size_t base = x.at(row0, 0), half_base = x.half_at(row0, 0);
   Vec acc[M];
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i) acc[i] = zero();
   ScaleReader<F> scales(meta);
-  for (int g = 0; g < m.groups; ++g, q += kGroup) {
+  for (int g = 0; g < m.groups; ++g, high += kGroup, low += kGroup) {
     if constexpr (M <= 4) prefetch_group<F>(m, quants, meta, g);
     __m512i quad[8];
     load_quads<F>(m, quants, g, quad);
@@ -148,26 +163,26 @@ static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, 
     scales.read(g, scale, second, minimum);
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
-      const int8_t* a = q + i * x.ld;
+      const int8_t *a = high + i * x.ld, *b = low + i * x.ld;
       const size_t at = base + g * 16 + i;
       const Vec by = set1(x.scale[at]);
-      __m512i dot;
-      if constexpr (F == Format::kInt8 || F == Format::kInt8Channel) {
-        dot = _mm512_set1_epi32(x.zero128[at]);
-      } else if constexpr (F == Format::kQ6K) {
-        dot = _mm512_set1_epi32(x.zero32[half_base + g * 32 + i]);
-      } else {
-        dot = _mm512_setzero_si512();
-      }
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) dot = _mm512_dpbusd_epi32(dot, quad[j], _mm512_set1_epi32(four(a + 4 * j)));
       if constexpr (F == Format::kQ6K) {
+        const int32_t* zero = x.zero32 + half_base + g * 32 + i;
+        const __m512i first = dot_parts<Parts>(_mm512_set1_epi32(zero[0]), quad, a, b);
+        acc[i] = fma(Vec{_mm512_cvtepi32_ps(first)}, mul(scale, by), acc[i]);
+        const __m512i rest = dot_parts<Parts>(_mm512_set1_epi32(zero[16]), quad + 4, a + 16, b + 16);
+        acc[i] = fma(Vec{_mm512_cvtepi32_ps(rest)}, mul(second, by), acc[i]);
+      } else {
+        const __m512i start = has_minimum<F> ? _mm512_setzero_si512() : _mm512_set1_epi32(x.zero128[at]);
+        __m512i dot;
+        if constexpr (Parts == 1) {
+          dot = dot_half(dot_half(start, quad, a), quad + 4, a + 16);
+        } else {
+          const __m512i top = dot_half(dot_half(_mm512_setzero_si512(), quad, a), quad + 4, a + 16);
+          dot = _mm512_add_epi32(dot_half(dot_half(start, quad, b), quad + 4, b + 16), _mm512_slli_epi32(top, 8));
+        }
         acc[i] = fma(Vec{_mm512_cvtepi32_ps(dot)}, mul(scale, by), acc[i]);
-        dot = _mm512_set1_epi32(x.zero32[half_base + g * 32 + 16 + i]);
       }
-#pragma GCC unroll 4
-      for (int j = 4; j < 8; ++j) dot = _mm512_dpbusd_epi32(dot, quad[j], _mm512_set1_epi32(four(a + 4 * j)));
-      acc[i] = fma(Vec{_mm512_cvtepi32_ps(dot)}, mul(F == Format::kQ6K ? second : scale, by), acc[i]);
       if constexpr (has_minimum<F>) acc[i] = fnma(minimum, set1(x.sum[at]), acc[i]);
     }
   }
@@ -207,23 +222,24 @@ struct Dot {
   __m256i total() const { return has_minimum<F> ? widen(low) : low; }
 };
 
-template <Format F, int M>
+template <Format F, int Parts, int M>
 static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, float* out) {
   const uint8_t *quants = m.quants(band), *meta = m.meta(band);
-  const int8_t* q = x.q + static_cast<size_t>(row0) * x.ld;
+  const size_t start = static_cast<size_t>(row0) * x.ld;
+  const int8_t* q[2] = {x.high + start, x.low + start};
   const size_t base = x.at(row0, 0), half_base = x.half_at(row0, 0);
   __m256 acc[2][M];
 #pragma GCC unroll 4
   for (int i = 0; i < M; ++i) acc[0][i] = acc[1][i] = _mm256_setzero_ps();
   const __m256i mask = _mm256_set1_epi8(15), bits = _mm256_set1_epi8(0x30);
   ScaleReader<F> reader(meta);
-  for (int g = 0; g < m.groups; ++g, q += kGroup) {
+  for (int g = 0; g < m.groups; ++g, q[0] += kGroup, q[1] += kGroup) {
     prefetch_group<F>(m, quants, meta, g);
     Vec scales, seconds, minima;
     reader.read(g, scales, seconds, minima);
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      Dot<F> dot[M];
+      Dot<F> dot[Parts][M];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         __m256i first, second;
@@ -244,19 +260,26 @@ static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, 
           }
         }
 #pragma GCC unroll 4
-        for (int i = 0; i < M; ++i) dot[i].add(j, first, second, q + i * x.ld);
+        for (int i = 0; i < M; ++i) {
+          for (int part = 0; part < Parts; ++part) dot[part][i].add(j, first, second, q[part] + i * x.ld);
+        }
       }
       const __m256 scale = h ? scales.b : scales.a, second = h ? seconds.b : seconds.a, minimum = h ? minima.b : minima.a;
 #pragma GCC unroll 4
       for (int i = 0; i < M; ++i) {
         const size_t at = base + g * 16 + i;
         const __m256 by = _mm256_set1_ps(x.scale[at]);
-        __m256i total = dot[i].total();
+        const auto whole = [&](auto half) {
+          const __m256i high = half(dot[0][i]);
+          if constexpr (Parts == 1) return high;
+          return _mm256_add_epi32(_mm256_slli_epi32(high, 8), half(dot[Parts - 1][i]));
+        };
+        __m256i total = whole([](const Dot<F>& d) { return d.total(); });
         if constexpr (F == Format::kQ6K) {
           const int32_t* zero = x.zero32 + half_base + g * 32 + i;
           total = _mm256_add_epi32(total, _mm256_set1_epi32(zero[0]));
           acc[h][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_mul_ps(scale, by), acc[h][i]);
-          total = _mm256_add_epi32(dot[i].high, _mm256_set1_epi32(zero[16]));
+          total = _mm256_add_epi32(whole([](const Dot<F>& d) { return d.high; }), _mm256_set1_epi32(zero[16]));
           acc[h][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_mul_ps(second, by), acc[h][i]);
         } else {
           acc[h][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_mul_ps(scale, by), acc[h][i]);
@@ -274,6 +297,17 @@ static inline void dot_band(const Matrix& m, int band, const Rows& x, int row0, 
 
 #endif
 
+// Columns k and k + 1 of a floating band.
+template <Format F>
+static DS_INLINE void load_pair(const uint16_t* w, int k, Vec& even, Vec& odd) {
+  if constexpr (F == Format::kFp16) {
+    even = load_fp16(w + k * 16);
+    odd = load_fp16(w + k * 16 + 16);
+  } else {
+    load_bf16_pairs(w + k * 16, even, odd);
+  }
+}
+
 // Floating weights: out[b][i][16] for B bands and M rows of fp32 activations, summed column by column.
 template <Format F, int M, int B>
 static inline void dot_float(const Matrix& m, int band, const float* x, int ld, float* out, int band_stride) {
@@ -286,15 +320,16 @@ static inline void dot_float(const Matrix& m, int band, const float* x, int ld, 
     for (int i = 0; i < M; ++i) acc[b][i] = zero();
   }
   const int cols = m.padded_cols();
-  for (int k = 0; k < cols; ++k) {
-    Vec by[M];
+  for (int k = 0; k < cols; k += 2) {
+    Vec even[B], odd[B];
 #pragma GCC unroll 8
-    for (int i = 0; i < M; ++i) by[i] = set1(x[static_cast<size_t>(i) * ld + k]);
+    for (int b = 0; b < B; ++b) load_pair<F>(w[b], k, even[b], odd[b]);
 #pragma GCC unroll 8
-    for (int b = 0; b < B; ++b) {
-      const Vec weight = F == Format::kFp16 ? load_fp16(w[b] + k * 16) : load_bf16(w[b] + k * 16);
+    for (int i = 0; i < M; ++i) {
+      const float* at = x + static_cast<size_t>(i) * ld + k;
+      const Vec first = set1(at[0]), second = set1(at[1]);
 #pragma GCC unroll 8
-      for (int i = 0; i < M; ++i) acc[b][i] = fma(weight, by[i], acc[b][i]);
+      for (int b = 0; b < B; ++b) acc[b][i] = fma(odd[b], second, fma(even[b], first, acc[b][i]));
     }
   }
 #pragma GCC unroll 8

@@ -61,12 +61,14 @@ void route(ExpertsSpec& spec, Array2<const float> x, Array2<int32_t> ids, Array2
 }
 
 void moe(ExpertsSpec& spec, Array2<const float> x, Array2<const int32_t> ids, Array2<const float> weights,
-         Array2<float> out, const std::string& isa, int threads) {
+         Array2<float> out, const std::string& isa, int threads, std::optional<int> first) {
   Bench bench(spec, x, isa, threads);
   const size_t count = static_cast<size_t>(bench.rows) * spec.routing.top_k;
   if (ids.size() != count || weights.size() != count || out.size() != x.size()) {
     throw std::invalid_argument("ids and weights must be [rows, top_k], out like x");
   }
+  const int narrow = first.value_or(bench.rows);
+  if (narrow < 0 || narrow > bench.rows) throw std::invalid_argument("narrow must be 0 to the number of rows");
   for (size_t i = 0; i < count; ++i) {
     if (ids.data()[i] < 0 || ids.data()[i] >= spec.routing.experts) throw std::invalid_argument("no such expert");
   }
@@ -74,7 +76,7 @@ void moe(ExpertsSpec& spec, Array2<const float> x, Array2<const int32_t> ids, Ar
   std::copy_n(ids.data(), count, bench.work->experts.ids);
   std::copy_n(weights.data(), count, bench.work->experts.weights);
   std::vector<float> y(bench.x.size());
-  bench.kernels.mix(bench.experts, bench.x.data(), bench.ld, bench.rows, *bench.work, y.data(), bench.ld, threads);
+  bench.kernels.mix(bench.experts, bench.x.data(), bench.ld, bench.rows, narrow, *bench.work, y.data(), bench.ld, threads);
   for (int r = 0; r < bench.rows; ++r) {
     std::copy_n(y.data() + static_cast<size_t>(r) * bench.ld, bench.hidden, out.data() + static_cast<size_t>(r) * bench.hidden);
   }
@@ -124,7 +126,9 @@ void bind_layers(nb::module_& m) {
   m.def("route", &route, "experts"_a, "x"_a, "ids"_a, "weights"_a, "isa"_a = "auto", "threads"_a = 1,
         "Fills ids int32 and weights fp32 [rows, top_k] from x fp32 [rows, hidden].");
   m.def("moe", &moe, "experts"_a, "x"_a, "ids"_a, "weights"_a, "out"_a, "isa"_a = "auto", "threads"_a = 1,
-        "Fills out fp32 [rows, hidden] with the weighted sums of the chosen experts' results.");
+        "narrow"_a = nb::none(),
+        "Fills out fp32 [rows, hidden] with the weighted sums of the chosen experts' results. The first `narrow` rows are "
+        "narrow (None: all).");
 }
 
 }  // namespace deepseek

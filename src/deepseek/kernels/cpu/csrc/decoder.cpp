@@ -25,8 +25,8 @@ bool runs_amx() {
   static const bool runs = [] {
     unsigned a = 7, b = 0, c = 0, d = 0;
     asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-    const bool tiles = (d >> 24 & 1) && (d >> 25 & 1);
-    return runs_avx512() && tiles && request_tiles();
+    const bool tiles = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);
+    return runs_avx512() && __builtin_cpu_supports("avx512bf16") && tiles && request_tiles();
   }();
   return runs;
 }
@@ -219,7 +219,33 @@ void Decoder::set_rotary(int index, std::vector<float> cos, std::vector<float> s
   rotaries_[index] = {table.cos.data(), table.sin.data(), half};
 }
 
+// Narrow rows first, as in the step itself.
+void Decoder::sort_logits(Step& step) {
+  step.logits_to = nullptr;
+  step.narrow_logits = 0;
+  const auto row = [&](int i) { return step.logits_rows ? step.logits_rows[i] : i; };
+  bool sorted = true;
+  for (int i = 0; i < step.num_logits; ++i) {
+    const bool narrow = row(i) < step.narrow_rows;
+    sorted = sorted && (!narrow || step.narrow_logits == i);
+    step.narrow_logits += narrow;
+  }
+  if (sorted) return;
+  logits_rows_.clear();
+  logits_to_.clear();
+  for (const bool narrow : {true, false}) {
+    for (int i = 0; i < step.num_logits; ++i) {
+      if ((row(i) < step.narrow_rows) != narrow) continue;
+      logits_rows_.push_back(row(i));
+      logits_to_.push_back(i);
+    }
+  }
+  step.logits_rows = logits_rows_.data();
+  step.logits_to = logits_to_.data();
+}
+
 void Decoder::forward(Step step, Cache& cache) {
+  sort_logits(step);
   Buffers::Shape shape = shape_;
   shape.rows = padded(std::max(step.rows, step.num_logits), 64);
   shape.sequences = padded(step.layout.num_sequences, 16);

@@ -81,6 +81,7 @@ class Decoder {
   // The layer as plain data, which points into its description, and room for it in the workspace.
   Layer plain(LayerSpec& spec);
   Linear use(LinearSpec& spec);
+  void sort_logits(Step& step);
 
   const Kernels& kernels_;
   int threads_;
@@ -93,6 +94,8 @@ class Decoder {
   Buffers buffers_;
   Buffers::Shape shape_{};
   Model model_{};
+  std::vector<int64_t> logits_rows_;
+  std::vector<int32_t> logits_to_;
 };
 
 }  // namespace deepseek

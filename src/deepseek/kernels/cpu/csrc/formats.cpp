@@ -175,6 +175,11 @@ int six_bits(const uint8_t* part, int g, int lane) {
   return low | ((part[64 + g % 2 * 16 + lane] >> (g / 2 * 2)) & 3) << 4;
 }
 
+// Where a band keeps column k of a floating row.
+size_t float_offset(Format format, int lane, int k) {
+  return format == Format::kFp16 ? k * 32 + lane * 2 : k / 2 * 64 + lane * 4 + k % 2 * 2;
+}
+
 int nibble(const uint8_t* quants, int g, int lane, int k) {
   const uint8_t byte = quants[g * 256 + k / 4 % 4 * 64 + lane * 4 + k % 4];
   return k < 16 ? byte & 15 : byte >> 4;
@@ -221,7 +226,7 @@ void dequantize_row(const Matrix& m, int row, float* out) {
   const uint8_t *quants = m.quants(band), *meta = m.meta(band);
   if (is_float(m.format)) {
     for (int k = 0; k < m.padded_cols(); ++k) {
-      const uint16_t raw = read_u16(quants + k * 32 + lane * 2);
+      const uint16_t raw = read_u16(quants + float_offset(m.format, lane, k));
       const uint32_t wide = static_cast<uint32_t>(raw) << 16;
       if (m.format == Format::kFp16) {
         out[k] = half_to_float(raw);
@@ -359,11 +364,11 @@ int put_float(Matrix& m, const float* values, int rows, int cols, Placement plac
   return for_rows(rows, [&](int r) {
     const int target = place(r);
     const float* from = values + static_cast<size_t>(r) * cols;
-    uint8_t* out = m.data + (target / kBand) * m.band_bytes + target % kBand * 2;
+    uint8_t* out = m.data + (target / kBand) * m.band_bytes;
     for (int k = 0; k < cols; ++k) {
       const uint16_t raw = m.format == Format::kFp16 ? float_to_half(from[k]) : float_to_bf16(from[k]);
       if (m.format == Format::kFp16 ? !finite_half(raw) : (raw & 0x7f80) == 0x7f80) return false;
-      write_u16(out + k * 32, raw);
+      write_u16(out + float_offset(m.format, target % kBand, k), raw);
     }
     return true;
   });

@@ -11,7 +11,8 @@
 //                 fp16 factors                                                                   4.5
 //   q6_k          low nibbles as int4, then high bits [group][2][64]: bits 2j, 2j + 1 of part p
 //                 belong to quad 4p + j; per 8 groups int8 scales [16][16], fp16 factor [16]     6.56
-//   fp16, bf16    [column][16]                                                                  16
+//   fp16          [column][16]                                                                  16
+//   bf16          [column pair][16][2]                                                          16
 //
 // Rows are padded to whole bands and columns to whole groups with zeros.
 #pragma once

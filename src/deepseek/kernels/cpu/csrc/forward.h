@@ -9,20 +9,23 @@
 namespace deepseek {
 namespace DS_ISA {
 
-// Which forms of an input the matrices want.
+// Which forms of an input the matrices want. With bf16 weights narrow rows are floats and wide ones are packed.
 struct Wanted {
-  bool quantized, floats;
+  bool packed, floats;
 };
+
+static inline Wanted wanted(const Matrix& m) { return {m.format != Format::kFp16, is_float(m.format)}; }
 
 static inline Wanted wanted(const Linear& linear) {
   Wanted w{false, false};
-  for (int i = 0; i < linear.count; ++i) (is_float(linear.parts[i]->format) ? w.floats : w.quantized) = true;
+  for (int i = 0; i < linear.count; ++i) {
+    const Wanted part = wanted(*linear.parts[i]);
+    w = {w.packed || part.packed, w.floats || part.floats};
+  }
   return w;
 }
 
-static inline Wanted wanted(const Matrix& m) { return {!is_float(m.format), is_float(m.format)}; }
-
-static inline Wanted both(Wanted a, Wanted b) { return {a.quantized || b.quantized, a.floats || b.floats}; }
+static inline Wanted both(Wanted a, Wanted b) { return {a.packed || b.packed, a.floats || b.floats}; }
 
 struct Forward {
   const Model& model;
@@ -45,10 +48,12 @@ struct Forward {
     }
   }
 
+  Activations packed(const RowsMemory& rows) const { return view(rows, step.narrow_rows, resources.tiles); }
+
   // Norms of `count` rows of `from` (row i is from row index[i], or i), into the forms that the next matrix wants.
-  void normalize(const Norm& norm, const float* from, const int64_t* index, int count, Wanted want) const {
-    const Rows rows = view(work.input);
-    const NormOutput out{want.quantized ? &rows : nullptr, want.floats ? work.normed : nullptr, padded()};
+  void normalize(const Norm& norm, const float* from, const int64_t* index, int count, const Activations& rows,
+                 Wanted want) const {
+    const NormOutput out{want.packed ? &rows : nullptr, want.floats ? work.normed : nullptr, padded()};
     const Range share = team.share(count);
     for (int t = share.begin; t < share.end; ++t) {
       const float* x = from + static_cast<size_t>(index ? index[t] : t) * padded();
@@ -56,23 +61,24 @@ struct Forward {
     }
   }
 
-  void linear(const Linear& linear, const Rows& rows, const float* x, int ld, float* y, int y_ld, bool accumulate) const {
+  void linear(const Linear& linear, const Activations& rows, const float* x, int ld, float* y, int y_ld,
+              bool accumulate) const {
     const Input in{&rows, x, ld};
     for (int i = 0; i < linear.count; ++i) {
       const int offset = linear.offsets[i];
       const Store sink{y + offset, y_ld, linear.bias ? linear.bias + offset : nullptr, accumulate};
-      multiply(*linear.parts[i], in, step.rows, resources, sink, team);
+      multiply(*linear.parts[i], in, step.rows, resources.room, sink, team);
     }
   }
 
   // Adds the result of a sub-layer to the residual, through its own norm where the model has one.
   void finish(const Linear& out, const Norm& norm, const RowsMemory& rows, const float* x, int ld) const {
     if (norm.weight == nullptr) {
-      linear(out, view(rows), x, ld, work.residual, padded(), true);
+      linear(out, packed(rows), x, ld, work.residual, padded(), true);
       team.sync();
       return;
     }
-    linear(out, view(rows), x, ld, work.sublayer, padded(), false);
+    linear(out, packed(rows), x, ld, work.sublayer, padded(), false);
     team.sync();
     const Range share = team.share(step.rows);
     for (int t = share.begin; t < share.end; ++t) {
@@ -85,9 +91,10 @@ struct Forward {
   }
 
   void attend(const Layer& layer, const KvCache& cache) const {
-    normalize(layer.before_attention, work.residual, nullptr, step.rows, wanted(layer.qkv));
+    const Activations input = packed(work.input);
+    normalize(layer.before_attention, work.residual, nullptr, step.rows, input, wanted(layer.qkv));
     team.sync();
-    linear(layer.qkv, view(work.input), work.normed, padded(), work.qkv, work.qkv_ld, false);
+    linear(layer.qkv, input, work.normed, padded(), work.qkv, work.qkv_ld, false);
     team.sync();
     const Rotary& rotary = model.rotaries[layer.rotary];
     const Rotation rotation{step.positions,           rotary.cos,
@@ -102,12 +109,11 @@ struct Forward {
 
   // What attention found, through the output projection, onto the residual.
   void project_attended(const Layer& layer) const {
-    const Wanted want = wanted(layer.output);
-    if (want.quantized) {
-      const Rows rows = view(work.attended_rows);
+    if (wanted(layer.output).packed) {
+      const Activations rows = packed(work.attended_rows);
       const Range share = team.share(step.rows);
       for (int t = share.begin; t < share.end; ++t) {
-        quantize_row(rows, t, work.attended + static_cast<size_t>(t) * work.attended_ld);
+        rows.put_row(t, work.attended + static_cast<size_t>(t) * work.attended_ld);
       }
       team.sync();
     }
@@ -120,7 +126,7 @@ struct Forward {
   void absorb_queries(const Layer& layer) const;
 
   void feed_forward(const Layer& layer) const {
-    normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, wanted(layer.gate_up));
+    normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, packed(work.input), wanted(layer.gate_up));
     team.sync();
     gate_up(layer);
     team.sync();
@@ -128,22 +134,22 @@ struct Forward {
   }
 
   void gate_up(const Layer& layer) const {
+    const Activations rows = packed(work.input), inner = packed(work.inner_rows);
     const Wanted want = wanted(layer.down);
-    const Rows rows = view(work.input), inner = view(work.inner_rows);
-    const Gate sink{layer.activation, layer.gate_up_bias, want.quantized ? &inner : nullptr,
+    const Gate sink{layer.activation, layer.gate_up_bias, want.packed ? &inner : nullptr,
                     want.floats ? work.inner : nullptr, work.inner_ld};
-    multiply(layer.gate_up, Input{&rows, work.normed, padded()}, step.rows, resources, sink, team);
+    multiply(layer.gate_up, Input{&rows, work.normed, padded()}, step.rows, resources.room, sink, team);
   }
 
   // Routed experts, and shared ones where there are any, onto the residual.
   void mixture(const Layer& layer) const {
     const Experts& e = *layer.experts;
     const bool shared = layer.gate_up.data != nullptr;
-    Wanted want{e.quantized, true};  // the router reads floats
+    Wanted want{e.packed, true};  // the router reads floats
     if (shared) want = both(want, wanted(layer.gate_up));
-    normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, want);
+    const Activations rows = packed(work.input);
+    normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, rows, want);
     team.sync();
-    const Rows rows = view(work.input);
     const ExpertStep experts{e, work.experts, Input{&rows, work.normed, padded()}, step.rows, resources, team};
     route(e, work.experts, work.normed, padded(), step.rows, team);
     experts.sort();
@@ -151,7 +157,7 @@ struct Forward {
     if (shared) gate_up(layer);
     team.sync();
     experts.down();
-    if (shared) linear(layer.down, view(work.inner_rows), work.inner, work.inner_ld, work.residual, padded(), true);
+    if (shared) linear(layer.down, packed(work.inner_rows), work.inner, work.inner_ld, work.residual, padded(), true);
     team.sync();
     experts.combine(work.residual, padded());
     team.sync();
@@ -159,16 +165,17 @@ struct Forward {
 
   void logits() const {
     if (step.num_logits == 0) return;
-    normalize(model.norm, work.residual, step.logits_rows, step.num_logits, wanted(model.head));
+    const Activations rows = view(work.input, step.narrow_logits, resources.tiles);
+    normalize(model.norm, work.residual, step.logits_rows, step.num_logits, rows, wanted(model.head));
     team.sync();
-    const Rows rows = view(work.input);
-    const Logits sink{step.logits, model.vocab, model.softcap};
-    multiply(model.head, Input{&rows, work.normed, padded()}, step.num_logits, resources, sink, team);
+    const Logits sink{step.logits, step.logits_to, model.vocab, model.softcap};
+    multiply(model.head, Input{&rows, work.normed, padded()}, step.num_logits, resources.room, sink, team);
   }
 
   // Columns beyond the vocabulary are padding and are not stored.
   struct Logits {
     float* y;
+    const int32_t* to;  // row of y, or null: the same
     int vocab;
     float softcap;
     static constexpr int kUnit = 1;
@@ -184,12 +191,12 @@ struct Forward {
             const Vec e = exp(mul(x, set1(-2.0f)));
             v = mul(set1(softcap), sub(div(set1(2.0f), add(set1(1.0f), e)), set1(1.0f)));
           }
-          float* to = y + static_cast<size_t>(row0 + i) * vocab + column;
+          float* out = y + static_cast<size_t>(to ? to[row0 + i] : row0 + i) * vocab + column;
           if (columns == kBand) {
-            store(to, v);
+            store(out, v);
           } else {
             store(values, v);
-            for (int k = 0; k < columns; ++k) to[k] = values[k];
+            for (int k = 0; k < columns; ++k) out[k] = values[k];
           }
         }
       }

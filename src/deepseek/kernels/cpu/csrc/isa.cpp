@@ -23,30 +23,27 @@ void forward(const Model& model, const Step& step, const Workspace& work, int th
 }
 
 template <bool Tiles>
-void multiply_rows(const Matrix& matrix, const float* x, int ldx, int rows, const Workspace& work, float* y, int ld,
+void multiply_rows(const Matrix& matrix, const float* x, int ldx, int rows, int narrow, const Workspace& work, float* y, int ld,
                    int threads) {
   parallel(threads, [&](const Team& team) {
-    const Resources resources{work.rooms + team.rank * work.room_bytes, Tiles};
-    const Rows quantized = view(work.input);
-    if (!is_float(matrix.format)) {
-      const Range share = team.share(rows);
-      for (int t = share.begin; t < share.end; ++t) quantize_row(quantized, t, x + static_cast<size_t>(t) * ldx);
-      team.sync();
-    }
-    multiply(matrix, Input{&quantized, x, ldx}, rows, resources, Store{y, ld, nullptr, false}, team);
+    const Activations packed = view(work.input, narrow, Tiles);
+    const Range share = team.share(rows);
+    for (int t = share.begin; t < share.end; ++t) packed.put_row(t, x + static_cast<size_t>(t) * ldx);
+    team.sync();
+    multiply(matrix, Input{&packed, x, ldx}, rows, work.rooms + team.rank * work.room_bytes, Store{y, ld, nullptr, false}, team);
   });
 }
 
 template <bool Tiles>
-void mix(const Experts& experts, const float* x, int ldx, int rows, const Workspace& work, float* y, int ld,
+void mix(const Experts& experts, const float* x, int ldx, int rows, int narrow, const Workspace& work, float* y, int ld,
          int threads) {
   parallel(threads, [&](const Team& team) {
     const Resources resources{work.rooms + team.rank * work.room_bytes, Tiles};
-    const Rows quantized = view(work.input);
+    const Activations packed = view(work.input, narrow, Tiles);
     const Range share = team.share(rows);
-    for (int t = share.begin; t < share.end; ++t) quantize_row(quantized, t, x + static_cast<size_t>(t) * ldx);
+    for (int t = share.begin; t < share.end; ++t) packed.put_row(t, x + static_cast<size_t>(t) * ldx);
     team.sync();
-    const ExpertStep step{experts, work.experts, Input{&quantized, x, ldx}, rows, resources, team};
+    const ExpertStep step{experts, work.experts, Input{&packed, x, ldx}, rows, resources, team};
     step.sort();
     step.gate_up();
     team.sync();
@@ -61,12 +58,7 @@ void route_rows(const Experts& experts, const float* x, int ld, int rows, const 
 }
 
 size_t room_bytes(int groups) {
-#ifdef __AMX_INT8__
-  return (kBandsAtOnce * panel_bytes(groups) + 4095) / 4096 * 4096;
-#else
-  (void)groups;
-  return 0;
-#endif
+  return (room_for(groups) + 4095) / 4096 * 4096;
 }
 
 }  // namespace

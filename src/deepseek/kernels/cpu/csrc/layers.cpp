@@ -21,8 +21,13 @@ void check_shapes(const std::vector<Matrix>& matrices, int count, int rows, int 
   for (const Matrix& m : matrices) require(m.rows == rows && m.cols == cols, message);
 }
 
-bool any(const std::vector<Matrix>& matrices, bool floats) {
-  return std::any_of(matrices.begin(), matrices.end(), [&](const Matrix& m) { return is_float(m.format) == floats; });
+// Whether some matrix reads packed rows, and whether one reads floats; bf16 reads both.
+bool any_packed(const std::vector<Matrix>& matrices) {
+  return std::any_of(matrices.begin(), matrices.end(), [](const Matrix& m) { return m.format != Format::kFp16; });
+}
+
+bool any_floats(const std::vector<Matrix>& matrices) {
+  return std::any_of(matrices.begin(), matrices.end(), [](const Matrix& m) { return is_float(m.format); });
 }
 
 }  // namespace
@@ -80,7 +85,7 @@ const Experts* ExpertsSpec::plain(int hidden) {
     std::copy_n(router.data() + static_cast<size_t>(e) * hidden, hidden, router_.data() + static_cast<size_t>(e) * ld);
   }
   plain_ = {r, router_.data(), bias.empty() ? nullptr : bias.data(), gate_up_.data(), down_.data(), wide, activation,
-            any(gate_up_, false), any(gate_up_, true), any(down_, false), any(down_, true)};
+            any_packed(gate_up_), any_floats(gate_up_), any_packed(down_), any_floats(down_)};
   return &plain_;
 }
 
@@ -90,7 +95,7 @@ const Latent* LatentSpec::plain(int heads) {
   value_up_ = deepseek::plain(value_up);
   check_shapes(key_up_, heads, rank, nope, "key_up of each head must be [rank, nope]");
   check_shapes(value_up_, heads, value_dim, rank, "value_up of each head must be [value_dim, rank]");
-  require(!any(key_up_, false) && !any(value_up_, false), "key_up and value_up must hold floats");
+  require(!any_packed(key_up_) && !any_packed(value_up_), "key_up and value_up must be fp16");
   require(static_cast<int>(norm.size()) == rank, "the latent's norm must be [rank]");
   const int query_rank = static_cast<int>(query_norm.size());
   query_norm_ = query_norm;
@@ -106,11 +111,13 @@ RowsMemory take_rows(Arena& arena, int rows, int ld) {
   RowsMemory r;
   r.ld = ld;
   r.groups = ld / kGroup;
-  r.q = arena.take<int8_t>(padded_rows * ld);
+  r.high = arena.take<int8_t>(padded_rows * ld);
+  r.low = arena.take<int8_t>(padded_rows * ld);
   r.scale = arena.take<float>(padded_rows * groups);
   r.sum = arena.take<float>(padded_rows * groups);
   r.zero128 = arena.take<int32_t>(padded_rows * groups);
   r.zero32 = arena.take<int32_t>(padded_rows * groups * 2);
+  r.wide = arena.take<uint16_t>(padded_rows * ld);
   return r;
 }
 
@@ -119,7 +126,7 @@ void ExpertSizes::cover(const Experts& layer, int hidden_size) {
   top_k = std::max(top_k, layer.routing.top_k);
   hidden = padded(hidden_size, kGroup);
   inner = std::max(inner, layer.inner);
-  quantized = quantized || layer.quantized || layer.quantized_inner;
+  packed = packed || layer.packed || layer.packed_inner;
   floats = floats || layer.floats || layer.floats_inner;
 }
 
@@ -135,9 +142,10 @@ ExpertMemory ExpertSizes::lay_out(Arena& arena, int rows) const {
   m.weights = arena.take<float>(choices);
   m.position = arena.take<int32_t>(choices);
   m.counts = arena.take<int32_t>(experts);
+  m.narrow = arena.take<int32_t>(experts);
   m.starts = arena.take<int32_t>(experts);
-  m.input = take_rows(arena, quantized ? sorted : 0, hidden);
-  m.inner = take_rows(arena, quantized ? sorted : 0, inner);
+  m.input = take_rows(arena, packed ? sorted : 0, hidden);
+  m.inner = take_rows(arena, packed ? sorted : 0, inner);
   m.x = arena.take<float>(floats ? static_cast<size_t>(sorted) * hidden : 0);
   m.gated = arena.take<float>(floats ? static_cast<size_t>(sorted) * inner : 0);
   m.output = arena.take<float>(static_cast<size_t>(sorted) * hidden);

@@ -61,13 +61,13 @@ struct LatentSpec {
 // The most that any layer needs; zero: there is no such layer.
 struct ExpertSizes {
   int experts = 0, top_k = 0, hidden = 0, inner = 0;
-  bool quantized = false, floats = false;
+  bool packed = false, floats = false;
 
   void cover(const Experts& layer, int hidden_size);
   ExpertMemory lay_out(Arena& arena, int rows) const;
   bool operator==(const ExpertSizes& o) const {
     return experts == o.experts && top_k == o.top_k && hidden == o.hidden && inner == o.inner &&
-           quantized == o.quantized && floats == o.floats;
+           packed == o.packed && floats == o.floats;
   }
 };
 

@@ -1,7 +1,8 @@
 // Matrix products of a step: which thread computes which bands, and what happens to the results.
 #pragma once
-#include "amx.h"
+#include "band.h"
 #include "team.h"
+#include "wide.h"
 
 namespace deepseek {
 namespace DS_ISA {
@@ -43,12 +44,12 @@ struct Store {
   }
 };
 
-// Gate and up rows alternate in 32s: four bands make 32 inner values, quantized or kept as floats for the next matrix.
+// Gate and up rows alternate in 32s: four bands make 32 inner values, packed or kept as floats for the next matrix.
 struct Gate {
   int kind;
   const float* bias;
-  const Rows* rows;  // or null
-  float* y;          // or null
+  const Activations* packed;  // or null
+  float* y;                   // or null
   int ld;
 
   static constexpr int kUnit = 4;
@@ -63,7 +64,7 @@ struct Gate {
           if (bias) v[part] = add(v[part], load(bias + (band + b + part) * kBand));
         }
         const Vec first = gated(v[0], v[2], kind), second = gated(v[1], v[3], kind);
-        if (rows) quantize_group(*rows, row0 + i, group, first, second);
+        if (packed) packed->put(row0 + i, group, first, second);
         if (y) {
           float* to = y + static_cast<size_t>(row0 + i) * ld + group * kGroup;
           store(to, first);
@@ -76,71 +77,51 @@ struct Gate {
 
 // Bands multiplied before moving to the next rows: a tile of activations is read once for all of them.
 constexpr int kBandsAtOnce = 4;
-// Rows from which unpacking for the matrix unit pays.
-constexpr int kMinTileRows = 5;
-
-template <Format F, int M, class Sink>
+template <Format F, int Parts, int M, class Sink>
 static inline void some_rows(const Matrix& m, int band, int bands, const Rows& x, int row0, const Sink& sink) {
   alignas(64) float product[kBandsAtOnce][M * 16];
-  for (int b = 0; b < bands; ++b) dot_band<F, M>(m, band + b, x, row0, product[b]);
+  for (int b = 0; b < bands; ++b) dot_band<F, Parts, M>(m, band + b, x, row0, product[b]);
   sink(band, bands, row0, M, product[0], M * 16);
 }
 
-template <Format F, class Sink>
-static void unit_rows(const Matrix& m, int band, int bands, const Rows& x, int count, const Sink& sink) {
-  int row = 0;
-  for (; row + kMaxRows <= count; row += kMaxRows) some_rows<F, kMaxRows>(m, band, bands, x, row, sink);
-  if constexpr (kMaxRows > 4) {
-    if (count - row >= 4) {
-      some_rows<F, 4>(m, band, bands, x, row, sink);
+// Rows [row, end) times a few bands. A register tile of rows lies within sixteen rows.
+template <Format F, int Parts, class Sink>
+static void unit_rows(const Matrix& m, int band, int bands, const Rows& x, int row, int end, const Sink& sink) {
+  while (row < end) {
+    const int tile_end = row / 16 * 16 + 16, count = (end < tile_end ? end : tile_end) - row;
+    if (kMaxRows > 4 && count >= kMaxRows) {
+      some_rows<F, Parts, kMaxRows>(m, band, bands, x, row, sink);
+      row += kMaxRows;
+    } else if (count >= 4) {
+      some_rows<F, Parts, 4>(m, band, bands, x, row, sink);
       row += 4;
+    } else {
+      if (count == 1) some_rows<F, Parts, 1>(m, band, bands, x, row, sink);
+      if (count == 2) some_rows<F, Parts, 2>(m, band, bands, x, row, sink);
+      if (count == 3) some_rows<F, Parts, 3>(m, band, bands, x, row, sink);
+      row += count;
     }
   }
-  const int rest = count - row;
-  if (rest == 1) some_rows<F, 1>(m, band, bands, x, row, sink);
-  if (rest == 2) some_rows<F, 2>(m, band, bands, x, row, sink);
-  if (rest == 3) some_rows<F, 3>(m, band, bands, x, row, sink);
 }
 
-#ifdef __AMX_INT8__
-template <Format F, class Sink>
-static void unit_tiles(const Matrix& m, int band, int bands, const Rows& x, int count, uint8_t* room, const Sink& sink) {
-  Panel panels[kBandsAtOnce];
-  for (int b = 0; b < bands; ++b) panels[b] = unpack_band<F>(m, band + b, room + b * panel_bytes(m.groups));
-  alignas(64) float product[kBandsAtOnce][256];
-  for (int row = 0; row < count; row += 16) {
-    for (int b = 0; b < bands; ++b) dot_tile<F>(panels[b], m.groups, x, row / 16, product[b]);
-    sink(band, bands, row, count - row < 16 ? count - row : 16, product[0], 256);
-  }
+// This thread's share of the bands; sinks take some only together.
+template <class Sink>
+static Range share_bands(const Matrix& m, const Team& team) {
+  constexpr int unit = Sink::kUnit;
+  const Range units = team.share((m.bands() + unit - 1) / unit);
+  return {units.begin * unit, units.end * unit < m.bands() ? units.end * unit : m.bands()};
 }
-#endif
 
+// Integer rows: narrow ones, and wide ones where there is no matrix unit.
 template <Format F, class Sink>
-static void quantized(const Matrix& m, const Rows& x, int count, uint8_t* room, bool tiles, const Sink& sink,
-                      const Team& team) {
-  const int per_unit = Sink::kUnit;
-  const Range units = team.share((m.bands() + per_unit - 1) / per_unit);
-  const int end = units.end * per_unit < m.bands() ? units.end * per_unit : m.bands();
-#ifdef __AMX_INT8__
-  const bool use_tiles = tiles && count >= kMinTileRows;
-  if (use_tiles) configure_tiles();
-#else
-  (void)tiles;
-  (void)room;
-#endif
-  for (int band = units.begin * per_unit; band < end; band += kBandsAtOnce) {
-    const int bands = end - band < kBandsAtOnce ? end - band : kBandsAtOnce;
-#ifdef __AMX_INT8__
-    if (use_tiles) {
-      unit_tiles<F>(m, band, bands, x, count, room, sink);
-      continue;
-    }
-#endif
-    unit_rows<F>(m, band, bands, x, count, sink);
+static void integers(const Matrix& m, const Activations& x, int count, const Sink& sink, const Team& team) {
+  const Range share = share_bands<Sink>(m, team);
+  const int narrow = count - x.wide_rows(count);
+  for (int band = share.begin; band < share.end; band += kBandsAtOnce) {
+    const int bands = share.end - band < kBandsAtOnce ? share.end - band : kBandsAtOnce;
+    unit_rows<F, 2>(m, band, bands, x.rows, 0, narrow, sink);
+    if (x.wide == nullptr) unit_rows<F, 1>(m, band, bands, x.rows, narrow, count, sink);
   }
-#ifdef __AMX_INT8__
-  if (use_tiles) release_tiles();
-#endif
 }
 
 // Rows of a register tile of floats, next to one band; a single row takes four bands, to hide latency.
@@ -168,44 +149,71 @@ static void unit_floats(const Matrix& m, int band, int bands, const float* x, in
 
 template <Format F, class Sink>
 static void floating(const Matrix& m, const float* x, int ld, int count, const Sink& sink, const Team& team) {
-  const int per_unit = Sink::kUnit;
-  const Range units = team.share((m.bands() + per_unit - 1) / per_unit);
-  const int end = units.end * per_unit < m.bands() ? units.end * per_unit : m.bands();
-  for (int band = units.begin * per_unit; band < end; band += kBandsAtOnce) {
-    unit_floats<F>(m, band, end - band < kBandsAtOnce ? end - band : kBandsAtOnce, x, ld, count, sink);
+  const Range share = share_bands<Sink>(m, team);
+  for (int band = share.begin; band < share.end; band += kBandsAtOnce) {
+    unit_floats<F>(m, band, share.end - band < kBandsAtOnce ? share.end - band : kBandsAtOnce, x, ld, count, sink);
   }
 }
 
-// What a matrix is multiplied with: quantized rows, or floats where its weights are floats.
+// What a matrix is multiplied with: packed rows, or floats where its weights are floats (bf16 weights: narrow rows only).
 struct Input {
-  const Rows* rows;
+  const Activations* packed;
   const float* x;
   int ld;
 };
 
-struct Resources {
-  uint8_t* room;  // panel_bytes of kBandsAtOnce bands, per thread
-  bool tiles;     // use the matrix unit
-};
+// Bytes that unpacked weights with up to `groups` groups of columns take, per thread.
+static inline size_t room_for(int groups) {
+#ifdef __AMX_BF16__
+  return kBandsAtOnce * wide_panel_bytes(groups);
+#else
+  (void)groups;
+  return 0;
+#endif
+}
 
-// sink(product of `count` rows with m), this thread's share of the bands.
+// The wide rows of `count` on the matrix unit.
+template <Format F, class Sink>
+static void tiles(const Matrix& m, const Activations& x, int count, uint8_t* room, const Sink& sink, const Team& team) {
+#ifdef __AMX_BF16__
+  if (x.wide == nullptr || x.wide_rows(count) == 0) return;
+  const Range share = share_bands<Sink>(m, team);
+  configure_tiles();
+  for (int band = share.begin; band < share.end; band += kBandsAtOnce) {
+    const int bands = share.end - band < kBandsAtOnce ? share.end - band : kBandsAtOnce;
+    wide_unit<F, kBandsAtOnce>(m, band, bands, x, x.wide_rows(count), room, sink);
+  }
+  _tile_release();
+#else
+  (void)m, (void)x, (void)count, (void)room, (void)sink, (void)team;
+#endif
+}
+
+template <Format F, class Sink>
+static void packed(const Matrix& m, const Activations& x, int count, uint8_t* room, const Sink& sink, const Team& team) {
+  if (x.wide == nullptr || x.wide_rows(count) < count) integers<F>(m, x, count, sink, team);
+  tiles<F>(m, x, count, room, sink, team);
+}
+
+// sink(product of `count` rows with m), this thread's share of the bands. `room` has room_for(m.groups) bytes.
 template <class Sink>
-static void multiply(const Matrix& m, const Input& in, int count, const Resources& r, const Sink& sink, const Team& team) {
+static void multiply(const Matrix& m, const Input& in, int count, uint8_t* room, const Sink& sink, const Team& team) {
   switch (m.format) {
     case Format::kInt8:
-      return quantized<Format::kInt8>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kInt8>(m, *in.packed, count, room, sink, team);
     case Format::kInt8Channel:
-      return quantized<Format::kInt8Channel>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kInt8Channel>(m, *in.packed, count, room, sink, team);
     case Format::kInt4:
-      return quantized<Format::kInt4>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kInt4>(m, *in.packed, count, room, sink, team);
     case Format::kQ4K:
-      return quantized<Format::kQ4K>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kQ4K>(m, *in.packed, count, room, sink, team);
     case Format::kQ6K:
-      return quantized<Format::kQ6K>(m, *in.rows, count, r.room, r.tiles, sink, team);
+      return packed<Format::kQ6K>(m, *in.packed, count, room, sink, team);
     case Format::kFp16:
       return floating<Format::kFp16>(m, in.x, in.ld, count, sink, team);
     case Format::kBf16:
-      return floating<Format::kBf16>(m, in.x, in.ld, count, sink, team);
+      floating<Format::kBf16>(m, in.x, in.ld, in.packed->wide ? count - in.packed->wide_rows(count) : count, sink, team);
+      return tiles<Format::kBf16>(m, *in.packed, count, room, sink, team);
   }
 }
 

@@ -17,8 +17,8 @@ inline void Forward::write_latents(const Layer& layer, const LatentCache& cache)
   const Latent& l = *layer.latent;
   const LatentMemory& m = work.latent;
   const Wanted want = wanted(l.query);
-  const Rows rows = view(m.compressed_rows);
-  const NormOutput out{want.quantized ? &rows : nullptr, want.floats ? m.compressed : nullptr, m.compressed_ld};
+  const Activations rows = packed(m.compressed_rows);
+  const NormOutput out{want.packed ? &rows : nullptr, want.floats ? m.compressed : nullptr, m.compressed_ld};
   const Range share = team.share(step.rows);
   const Rotary& rotary = model.rotaries[layer.rotary];
   for (int t = share.begin; t < share.end; ++t) {
@@ -38,11 +38,11 @@ inline void Forward::absorb_queries(const Layer& layer) const {
   const Latent& l = *layer.latent;
   const LatentMemory& m = work.latent;
   const int from_dim = l.nope + l.rope, to_dim = l.rank + l.rope;
-  share_bands(layer.heads, team, [&](int h) { return l.key_up[h].bands(); }, [](int) { return 1; },
+  share_matrices(layer.heads, team, [&](int h) { return l.key_up[h].bands(); }, [](int) { return 1; },
               [&](int h, int first, int count) {
                 const Store sink{m.absorbed + h * to_dim + first * kBand, m.absorbed_ld, nullptr, false};
                 const Input in{nullptr, m.query + h * from_dim, m.query_ld};
-                multiply(slice(l.key_up[h], first, count), in, step.rows, resources, sink, alone());
+                multiply(slice(l.key_up[h], first, count), in, step.rows, resources.room, sink, alone());
               });
   const Rotary& rotary = model.rotaries[layer.rotary];
   const Range share = team.share(step.rows * layer.heads);
@@ -59,9 +59,9 @@ inline void Forward::attend_latent(const Layer& layer, const LatentCache& cache)
   const Latent& l = *layer.latent;
   const LatentMemory& m = work.latent;
   const bool direct = l.query_down.count == 0;
-  const Rows input = view(work.input);
+  const Activations input = packed(work.input);
   const Wanted want = both(wanted(direct ? l.query : l.query_down), wanted(l.down));
-  normalize(layer.before_attention, work.residual, nullptr, step.rows, want);
+  normalize(layer.before_attention, work.residual, nullptr, step.rows, input, want);
   team.sync();
   linear(l.down, input, work.normed, padded(), m.latent, m.latent_ld, false);
   if (direct) {
@@ -73,17 +73,17 @@ inline void Forward::attend_latent(const Layer& layer, const LatentCache& cache)
   write_latents(layer, cache);
   team.sync();
   if (!direct) {
-    linear(l.query, view(m.compressed_rows), m.compressed, m.compressed_ld, m.query, m.query_ld, false);
+    linear(l.query, packed(m.compressed_rows), m.compressed, m.compressed_ld, m.query, m.query_ld, false);
     team.sync();
   }
   absorb_queries(layer);
   attention.mla_decode(cache, m.absorbed, m.absorbed_ld, m.attended, m.attended_ld, layer.heads, layer.scale,
                        step.layout, work.attention, team);
-  share_bands(layer.heads, team, [&](int h) { return l.value_up[h].bands(); }, [](int) { return 1; },
+  share_matrices(layer.heads, team, [&](int h) { return l.value_up[h].bands(); }, [](int) { return 1; },
               [&](int h, int first, int count) {
                 const Store sink{work.attended + h * l.value_dim + first * kBand, work.attended_ld, nullptr, false};
                 const Input in{nullptr, m.attended + h * l.rank, m.attended_ld};
-                multiply(slice(l.value_up[h], first, count), in, step.rows, resources, sink, alone());
+                multiply(slice(l.value_up[h], first, count), in, step.rows, resources.room, sink, alone());
               });
   team.sync();
   project_attended(layer);

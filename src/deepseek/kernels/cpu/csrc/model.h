@@ -42,8 +42,8 @@ struct Experts {
   const Matrix* down;     // [experts]
   int inner;              // padded
   int activation;
-  bool quantized, floats;              // the forms of the input that some expert wants
-  bool quantized_inner, floats_inner;  // likewise for `down`
+  bool packed, floats;              // the forms of the input that some expert wants
+  bool packed_inner, floats_inner;  // likewise for `down`
 };
 
 // Latent attention: what it needs beyond Layer's heads, scale, rotary and output.
@@ -54,8 +54,8 @@ struct Latent {
   Linear query;  // [heads][nope + rope]
   Linear down;   // [rank + rope]
   Norm norm;     // of the latent
-  const Matrix* key_up;    // [heads] of [rank][nope]: takes a query into latent space
-  const Matrix* value_up;  // [heads] of [value_dim][rank]
+  const Matrix* key_up;    // fp16, [heads] of [rank][nope]: takes a query into latent space
+  const Matrix* value_up;  // fp16, [heads] of [value_dim][rank]
   int nope, rope, rank, value_dim;
   bool interleaved;
 };
@@ -101,11 +101,14 @@ struct Model {
 
 struct Step {
   int rows;
+  int narrow_rows;  // the first so many; the others are wide (see rows.h)
   const int64_t* token_ids;
   const int32_t* positions;
   Layout layout;
   int num_logits;
-  const int64_t* logits_rows;  // null: all rows
+  const int64_t* logits_rows;  // null: all rows; narrow ones first
+  int narrow_logits;
+  const int32_t* logits_to;    // which row of `logits` each goes to, or null: in order
   float* logits;               // [num_logits][vocab]
 };
 

@@ -115,9 +115,11 @@ nb::object dequantize(const PackedMatrix& self) {
   return to_numpy(std::move(values), m.rows, m.cols);
 }
 
-nb::object multiply(const PackedMatrix& self, Array2<float> x, const std::string& isa, int threads) {
+nb::object multiply(const PackedMatrix& self, Array2<float> x, const std::string& isa, int threads, std::optional<int> first) {
   const Matrix& m = self.matrix;
   const int rows = static_cast<int>(x.shape(0)), cols = static_cast<int>(x.shape(1));
+  const int narrow = first.value_or(rows);
+  if (narrow < 0 || narrow > rows) throw std::invalid_argument("narrow must be 0 to the number of rows");
   if (cols != m.cols) throw std::invalid_argument("x must have as many columns as the matrix");
   const Kernels& kernels = kernels_for(isa);
   const int ldx = m.padded_cols(), ld = m.bands() * kBand;
@@ -132,7 +134,7 @@ nb::object multiply(const PackedMatrix& self, Array2<float> x, const std::string
   const Workspace& work = buffers.fit(shape);
   {
     nb::gil_scoped_release release;
-    kernels.multiply(m, in.data(), ldx, rows, work, out.data(), ld, threads);
+    kernels.multiply(m, in.data(), ldx, rows, narrow, work, out.data(), ld, threads);
   }
   std::vector<float> result(static_cast<size_t>(rows) * m.rows);
   for (int r = 0; r < rows; ++r) std::copy_n(out.data() + static_cast<size_t>(r) * ld, m.rows, result.data() + static_cast<size_t>(r) * m.rows);
@@ -164,8 +166,8 @@ NB_MODULE(_native, m) {
       .def("put_int4", &put_int4_array, "q"_a, "scale"_a, "minimum"_a.none(), "group"_a, "start"_a = 0, "alternate"_a = false)
       .def("put_float", &put_float_array, "values"_a, "start"_a = 0, "alternate"_a = false)
       .def("dequantize", &dequantize, "fp32 [rows, cols]")
-      .def("multiply", &multiply, "x"_a, "isa"_a = "auto", "threads"_a = 1,
-           "x fp32 [n, cols] times the matrix -> fp32 [n, rows], as a step computes it.");
+      .def("multiply", &multiply, "x"_a, "isa"_a = "auto", "threads"_a = 1, "narrow"_a = nb::none(),
+           "x fp32 [n, cols] times the matrix -> fp32 [n, rows], as a step computes it whose first rows are narrow (None: all).");
   m.def("format_of_gguf", [](const std::string& type) -> std::optional<std::string> {
     const int format = format_of_gguf(type.c_str());
     if (format < 0) return std::nullopt;
@@ -209,16 +211,19 @@ NB_MODULE(_native, m) {
                              static_cast<int>(cos.shape(1)));
            }, "index"_a, "cos"_a, "sin"_a)
       .def("forward",
-           [](Decoder& self, Cache& cache, int rows, uintptr_t token_ids, uintptr_t positions, int sequences, int page_size,
+           [](Decoder& self, Cache& cache, int rows, int narrow_rows, uintptr_t token_ids, uintptr_t positions, int sequences, int page_size,
               uintptr_t query_starts, uintptr_t context_lens, uintptr_t pages, int pages_stride, uintptr_t write_slots,
               int num_logits, uintptr_t logits_rows, uintptr_t logits) {
              Step step{rows,
+                       narrow_rows,
                        pointer<int64_t>(token_ids),
                        pointer<int32_t>(positions),
                        Layout{sequences, rows, page_size, pointer<int32_t>(query_starts), pointer<int32_t>(context_lens),
                               pointer<int32_t>(pages), pages_stride, pointer<int64_t>(write_slots)},
                        num_logits,
                        pointer<int64_t>(logits_rows),
+                       0,
+                       nullptr,
                        reinterpret_cast<float*>(logits)};
              nb::gil_scoped_release release;
              self.forward(step, cache);

@@ -1,4 +1,4 @@
-// Root-mean-square norm (Zhang & Sennrich 2019), alone or into quantized rows.
+// Root-mean-square norm (Zhang & Sennrich 2019), alone or into rows for the matrix kernels.
 #pragma once
 #include <cmath>
 
@@ -14,9 +14,9 @@ static inline float inverse_rms(const float* x, int dim, int ld, float eps) {
   return 1.0f / std::sqrt(reduce_add(sum) / static_cast<float>(dim) + eps);
 }
 
-// Where a normalised row goes: quantized, as floats, or both.
+// Where a normalised row goes: to what the kernels multiply, as floats, or both.
 struct NormOutput {
-  const Rows* rows;  // or null
+  const Activations* packed;  // or null
   float* y;          // or null
   int ld;
 };
@@ -28,7 +28,7 @@ static inline void norm_row(const float* x, const float* weight, int dim, int ld
   for (int k = 0; k < ld; k += kGroup) {
     const Vec a = mul(mul(load(x + k), by), load(weight + k));
     const Vec b = mul(mul(load(x + k + 16), by), load(weight + k + 16));
-    if (out.rows) quantize_group(*out.rows, row, k / kGroup, a, b);
+    if (out.packed) out.packed->put(row, k / kGroup, a, b);
     if (out.y) {
       float* to = out.y + static_cast<size_t>(row) * out.ld + k;
       store(to, a);

@@ -22,7 +22,7 @@ constexpr int kSliceBands = 4;
 // Calls visit(i, first band, bands) for this thread's part of `count` matrices with bands(i) bands each, of which one
 // costs cost(i). Threads get contiguous parts of about the same cost.
 template <class Bands, class Cost, class Visit>
-static inline void share_bands(int count, const Team& team, const Bands& bands, const Cost& cost, const Visit& visit) {
+static inline void share_matrices(int count, const Team& team, const Bands& bands, const Cost& cost, const Visit& visit) {
   int64_t total = 0;
   for (int i = 0; i < count; ++i) total += (bands(i) + kSliceBands - 1) / kSliceBands * static_cast<int64_t>(cost(i));
   const int64_t begin = total * team.rank / team.size, end = total * (team.rank + 1) / team.size;

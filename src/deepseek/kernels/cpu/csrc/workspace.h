@@ -8,13 +8,15 @@
 namespace deepseek {
 
 struct RowsMemory {
-  int8_t* q;
+  int8_t* high;
+  int8_t* low;
   int ld;
   int groups;
   float* scale;
   float* sum;
   int32_t* zero128;
   int32_t* zero32;
+  uint16_t* wide;
 };
 
 // A step's rows sorted by expert: those of one expert lie together, from a multiple of sixteen on.
@@ -25,6 +27,7 @@ struct ExpertMemory {
   float* weights;     // [rows][top_k]
   int32_t* position;  // [rows][top_k]: the sorted row of a choice
   int32_t* counts;    // [experts]: its rows
+  int32_t* narrow;    // [experts]: how many of them are narrow; these come first
   int32_t* starts;    // [experts]: its first sorted row
   RowsMemory input, inner;
   float* x;       // [sorted rows][hidden_ld]; null unless some expert has floating weights, like `gated`
