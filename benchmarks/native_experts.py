@@ -114,11 +114,11 @@ def bytes_of_a_row(model: NativeDecoder, layers: int, *, dense: bool) -> float:
     return model.weights_bytes - layers * (EXPERTS - TOP_K) * inner * each
 
 
-def step(model: NativeDecoder, cache: Any, rows: int, seed: int) -> float:
+def step(model: NativeDecoder, cache: Any, rows: int, narrow: bool, seed: int) -> float:
     """Seconds of one forward of the first ``rows`` tokens of a sequence."""
     layout = PagedLayout(PAGE, (0, rows), (rows,), (tuple(range(-(-rows // PAGE))),), torch.arange(rows))
     tokens = torch.randint(0, VOCAB, (rows,), generator=torch.Generator().manual_seed(seed))
-    batch = Batch(tokens, torch.arange(rows), layout, torch.tensor([rows - 1]))
+    batch = Batch(tokens, torch.arange(rows), layout, torch.tensor([rows - 1]), rows if narrow else 0)
     start = time.perf_counter()
     model.forward(batch, cache)
     return time.perf_counter() - start
@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4, choices=[4, 8, 16])
     parser.add_argument("--rows", type=int, action="append", help="rows of a forward; default 1, 4, 32, 512")
     parser.add_argument("--seconds", type=float, default=3.0, help="per measurement")
+    parser.add_argument("--wide", type=int, default=9, help="rows from which all of a forward's are wide")
     parser.add_argument("--isa", default="auto")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -146,7 +147,7 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in models}
         while sum(map(sum, times.values())) < options.seconds or len(times["dense"]) < 5:
             for name, model in models.items():
-                times[name].append(step(model, caches[name], rows, len(times[name])))
+                times[name].append(step(model, caches[name], rows, rows < options.wide, len(times[name])))
         for name, model in models.items():
             best, size = min(times[name]), bytes_of_a_row(model, options.layers, dense=name == "dense")
             rate = f"{size / best / 1e9:6.1f}" if rows == 1 else ""
