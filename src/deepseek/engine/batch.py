@@ -25,11 +25,13 @@ class StepBatch:
         sampled: chunks whose next token is to be sampled, in the order of the first logits rows: one row for each, and
             one more for each token of its draft.
         scored: (chunk, first position scored, number of rows) of score requests, in the order of the rows after them.
+        silent: chunks without logits: more of their prompts is to come.
     """
 
     batch: Batch
     sampled: list[Chunk]
     scored: list[tuple[Chunk, int, int]]
+    silent: list[Chunk]
 
 
 def arrange(chunks: Seq[Chunk]) -> tuple[list[Chunk], int]:
@@ -63,7 +65,7 @@ def build_batch(chunks: Seq[Chunk], page_size: int, device: torch.device) -> Ste
         positions += range(first, last)
         slots += [sequence.pages[p // page_size] * page_size + p % page_size for p in range(first, last)]
         starts.append(starts[-1] + chunk.num_rows)
-    sampled, scored, rows = _logits_rows(chunks, starts)
+    sampled, scored, silent, rows = _logits_rows(chunks, starts)
     layout = PagedLayout(
         page_size=page_size,
         query_starts=tuple(starts),
@@ -72,12 +74,16 @@ def build_batch(chunks: Seq[Chunk], page_size: int, device: torch.device) -> Ste
         write_slots=_ids(slots, device),
     )
     batch = Batch(_ids(token_ids, device), _ids(positions, device), layout, _ids(rows, device), narrow_rows)
-    return StepBatch(batch, sampled, scored)
+    return StepBatch(batch, sampled, scored, silent)
 
 
-def _logits_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[Chunk], list[tuple[Chunk, int, int]], list[int]]:
+def _logits_rows(
+    chunks: Seq[Chunk], starts: Seq[int]
+) -> tuple[list[Chunk], list[tuple[Chunk, int, int]], list[Chunk], list[int]]:
+    """The chunks by what is to be done with their logits (see :class:`StepBatch`), and the rows of those."""
     sampled: list[Chunk] = []
     scored: list[tuple[Chunk, int, int]] = []
+    silent: list[Chunk] = []
     sampled_rows: list[int] = []
     scored_rows: list[int] = []
     for chunk, start in zip(chunks, starts, strict=False):
@@ -86,6 +92,8 @@ def _logits_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[Chunk], lis
             if chunk.completes:
                 sampled.append(chunk)
                 sampled_rows += range(start + chunk.num_tokens - 1, start + chunk.num_rows)
+            else:
+                silent.append(chunk)
             continue
         # The row at position p predicts position p + 1.
         first = max(sequence.computed, sequence.score_start - 1)
@@ -93,7 +101,9 @@ def _logits_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[Chunk], lis
         if count > 0:
             scored.append((chunk, first + 1, count))
             scored_rows += range(start + first - sequence.computed, start + chunk.num_tokens)
-    return sampled, scored, sampled_rows + scored_rows
+        else:
+            silent.append(chunk)
+    return sampled, scored, silent, sampled_rows + scored_rows
 
 
 def _ids(values: list[int], device: torch.device) -> Tensor:

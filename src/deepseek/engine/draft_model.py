@@ -76,9 +76,12 @@ class DraftModel:
             ready = [sequence for sequence, chunk in chunks.items() if chunk.completes]
             for chunk in chunks.values():
                 chunk.sequence.computed += chunk.num_tokens
-            guesses = sample(logits, ready, [drafts.get(sequence, []) for sequence in ready]) if ready else []
+            ahead = [drafts.get(sequence, []) for sequence in ready]
+            guesses = sample(self._model.choose_tokens, logits, ready, ahead) if ready else []
             chunks = {}
             for sequence, guess in zip(ready, guesses, strict=True):
+                if guess is None:
+                    continue
                 drafts.setdefault(sequence, []).append(guess)
                 if len(drafts[sequence]) < wanted[sequence]:
                     state = self._shadows[sequence].state
@@ -125,7 +128,9 @@ class DraftModel:
         step.batch.token_ids.clamp_(max=self._model.vocab_size - 1)
         logits = self._model.forward(step.batch, self._cache)
         # The padding may be negative: ids that the large model does not have are cut off.
-        return torch.nn.functional.pad(logits, (0, self._vocab_size - logits.shape[1]), value=float("-inf"))
+        return torch.nn.functional.pad(
+            logits, (0, self._vocab_size - logits.shape[1]), value=torch.finfo(logits.dtype).min
+        )
 
 
 def vocabulary_difference(large: Tokenizer, small: Tokenizer) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from deepseek.errors import ConfigurationError
 from deepseek.kernels.cpu.extension import native
+from deepseek.kernels.sampling import Choice
 from deepseek.layers.attention import Attention
 from deepseek.layers.linear import GatedMLP, Linear
 from deepseek.layers.norm import RMSNorm
@@ -50,6 +52,7 @@ class NativeDecoder:
         self.kv_dtype = kv_dtype
         self._rotaries = decoder.rotaries
         self._positions = 0
+        self._threads = threads
         (head,) = decoder.head.weight
         self._model = native().Decoder(
             isa=isa,
@@ -109,6 +112,11 @@ class NativeDecoder:
             logits.data_ptr(),
         )
         return logits
+
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
+        """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""
+        tokens: list[int] = native().choose_tokens(logits.numpy(), choices, self.isa, self._threads)
+        return [None if token < 0 else token for token in tokens]
 
     def _rotate_up_to(self, positions: int) -> None:
         """Have tables of cos and sin for so many positions."""

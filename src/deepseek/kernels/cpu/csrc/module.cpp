@@ -17,6 +17,7 @@ using namespace nb::literals;
 namespace deepseek {
 
 void bind_attention(nb::module_& m);
+void bind_sampling(nb::module_& m);
 
 namespace {
 
@@ -224,6 +225,7 @@ NB_MODULE(_native, m) {
              self.forward(step, cache);
            },
            "One step. The numbers are addresses of contiguous arrays; deepseek.kernels.cpu.decoder keeps them alive.");
+  bind_sampling(m);
 #ifdef DS_BIND_ATTENTION
   bind_attention(m);
 #endif

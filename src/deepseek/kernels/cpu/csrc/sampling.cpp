@@ -1,0 +1,264 @@
+// Sampling on large vocabularies. Compiled once per instruction set, with DS_ISA defined as the name of its table.
+//
+// A row is cut into blocks. Most of its tokens are never looked at twice: their block's largest logit tells that none of
+// them can be among the kept ones. Weights are e^((logit - largest) / temperature), so the largest is exactly 1.
+#include "sampling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "team.h"
+#include "vec.h"
+
+namespace deepseek {
+namespace DS_ISA {
+namespace {
+
+constexpr int kBlock = 256;
+constexpr int kBlocksPerThread = 1024;  // a thread is worth waking for so many
+constexpr double kUnlikely = 87.0;      // e^-x is taken as 0 from here on
+constexpr float kMinTemperature = 1e-6f;
+
+// n of the 16 floats at p, the others `filler`.
+Vec load_part(const float* p, int n, float filler) {
+  if (n >= kLanes) return load(p);
+  float part[kLanes];
+  for (int i = 0; i < kLanes; ++i) part[i] = i < n ? p[i] : filler;
+  return load(part);
+}
+
+// The largest of n > 0 logits; infinity if any is infinite or NaN.
+float largest_of(const float* p, int n) {
+  Vec largest = set1(p[0]), magnitude = zero();
+  for (int i = 0; i < n; i += kLanes) {
+    const Vec x = load_part(p + i, n - i, p[0]);
+    largest = max(largest, x);
+    magnitude = max_magnitude(magnitude, x);
+  }
+  return std::isfinite(reduce_max_magnitude(magnitude)) ? reduce_max(largest) : std::numeric_limits<float>::infinity();
+}
+
+// Turns logits into weights.
+struct Weigh {
+  float largest, inverse_temperature;
+
+  Vec operator()(Vec logits) const { return exp(mul(sub(logits, set1(largest)), set1(inverse_temperature))); }
+
+  // Writes the weights of n logits, and zeros up to a multiple of 16; returns their sum.
+  float operator()(const float* p, int n, float* weights) const {
+    Vec sum = zero();
+    for (int i = 0; i < n; i += kLanes) {
+      const Vec w = (*this)(load_part(p + i, n - i, -std::numeric_limits<float>::infinity()));
+      store(weights + i, w);
+      sum = add(sum, w);
+    }
+    return reduce_add(sum);
+  }
+};
+
+struct Candidate {
+  float weight;
+  int32_t token;
+};
+
+// By falling weight, equal ones by rising token.
+void sort_falling(std::vector<Candidate>& candidates) {
+  constexpr size_t kFew = 2048;
+  constexpr int kBits = 11, kDigits = 1 << kBits;
+  if (candidates.size() < kFew) {
+    std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
+      return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
+    });
+    return;
+  }
+  // Radix sort: positive floats are in the order of their bits, and candidates come in the order of their tokens.
+  std::vector<Candidate> sorted(candidates.size());
+  std::vector<uint32_t> place(kDigits);
+  for (int shift = 0; shift < 32; shift += kBits) {
+    const auto digit = [shift](const Candidate& c) {
+      uint32_t bits;
+      std::memcpy(&bits, &c.weight, sizeof bits);
+      return ~bits >> shift & (kDigits - 1);
+    };
+    std::fill(place.begin(), place.end(), 0);
+    for (const Candidate& c : candidates) ++place[digit(c)];
+    uint32_t before = 0;
+    for (uint32_t& p : place) before += std::exchange(p, before);
+    for (const Candidate& c : candidates) sorted[place[digit(c)]++] = c;
+    candidates.swap(sorted);
+  }
+}
+
+class Row {
+ public:
+  // block_largest [blocks()] and block_sums [blocks()] are memory of this row.
+  Row(const float* logits, int vocab, const Choice& choice, float* block_largest, float* block_sums)
+      : logits_(logits), vocab_(vocab), choice_(choice), block_largest_(block_largest), block_sums_(block_sums) {}
+
+  static int blocks(int vocab) { return (vocab + kBlock - 1) / kBlock; }
+
+  bool greedy() const { return choice_.temperature == 0; }
+  bool filtered() const { return choice_.top_k > 0 || choice_.top_p < 1 || choice_.min_p > 0; }
+  // Only these need the mass of the whole row.
+  bool sums_all() const { return !greedy() && choice_.top_k <= 0 && choice_.min_p <= 0; }
+
+  void scan(int block) { block_largest_[block] = largest_of(logits_ + block * kBlock, size(block)); }
+
+  void sum(int block, const Weigh& weigh) {
+    float weights[kBlock];
+    block_sums_[block] = weigh(logits_ + block * kBlock, size(block), weights);
+  }
+
+  float largest() const { return *std::max_element(block_largest_, block_largest_ + blocks(vocab_)); }
+
+  Weigh weigh() const { return {largest(), 1.0f / std::max(choice_.temperature, kMinTemperature)}; }
+
+  int32_t choose(std::vector<Candidate>& room) const {
+    if (!std::isfinite(largest())) return -1;
+    if (greedy()) return likeliest();
+    return filtered() ? draw_filtered(room) : draw_from_all();
+  }
+
+ private:
+  int size(int block) const { return std::min(kBlock, vocab_ - block * kBlock); }
+
+  // The first of the largest.
+  int32_t likeliest() const {
+    const float* best = std::max_element(block_largest_, block_largest_ + blocks(vocab_));
+    const float* block = logits_ + (best - block_largest_) * kBlock;
+    return static_cast<int32_t>(std::find(block, logits_ + vocab_, *best) - logits_);
+  }
+
+  double total() const {
+    double sum = 0;
+    for (int b = 0; b < blocks(vocab_); ++b) sum += block_sums_[b];
+    return sum;
+  }
+
+  // The token at which the cumulative weight, by rising token, passes the draw's share of the total.
+  int32_t draw_from_all() const {
+    const double target = choice_.draw * total();
+    double before = 0;
+    int chosen = 0;
+    for (int b = 0; b < blocks(vocab_); ++b) {
+      if (!(block_sums_[b] > 0)) continue;
+      chosen = b;
+      if (before + block_sums_[b] > target) break;
+      before += block_sums_[b];
+    }
+    float weights[kBlock];
+    weigh()(logits_ + chosen * kBlock, size(chosen), weights);
+    int last = 0;  // rounding may leave the target behind all weights
+    for (int i = 0; i < size(chosen); ++i) {
+      if (!(weights[i] > 0)) continue;
+      last = i;
+      if ((before += weights[i]) > target) break;
+    }
+    return chosen * kBlock + last;
+  }
+
+  // A weight that tokens have to reach to be kept, or less.
+  double least_weight() const {
+    double least = choice_.min_p;
+    const int count = blocks(vocab_);
+    const Weigh w = weigh();
+    if (choice_.top_k > 0 && choice_.top_k <= count) {
+      // So many blocks have a token of this weight or more.
+      std::vector<float> sorted(block_largest_, block_largest_ + count);
+      std::nth_element(sorted.begin(), sorted.begin() + (choice_.top_k - 1), sorted.end(), std::greater<float>());
+      const double x = (static_cast<double>(sorted[choice_.top_k - 1]) - w.largest) * w.inverse_temperature;
+      least = std::max(least, std::exp(x));
+    }
+    // All tokens below this weight together have less than the mass that top-p leaves out.
+    if (sums_all()) least = std::max(least, (1 - choice_.top_p) * total() / vocab_);
+    return least * 0.999;  // rounding
+  }
+
+  void collect(double least, std::vector<Candidate>& candidates) const {
+    const Weigh w = weigh();
+    const double distance = std::min(kUnlikely, -std::log(std::max(least, 1e-300))) / w.inverse_temperature;
+    const float floor = static_cast<float>(w.largest - distance * 1.001 - 1e-6 * std::fabs(w.largest));
+    float weights[kBlock];
+    candidates.clear();
+    for (int b = 0; b < blocks(vocab_); ++b) {
+      if (block_largest_[b] < floor) continue;
+      w(logits_ + b * kBlock, size(b), weights);
+      for (int i = 0; i < size(b); ++i) {
+        if (weights[i] >= least && weights[i] > 0) candidates.push_back({weights[i], b * kBlock + i});
+      }
+    }
+  }
+
+  // Min-p, top-k and top-p in turn; then as draw_from_all, by falling weight.
+  int32_t draw_filtered(std::vector<Candidate>& candidates) const {
+    collect(least_weight(), candidates);
+    sort_falling(candidates);
+    size_t kept = candidates.size();
+    if (choice_.top_k > 0) kept = std::min<size_t>(kept, choice_.top_k);
+    while (kept > 1 && candidates[kept - 1].weight < choice_.min_p) --kept;
+    double mass = 0;
+    if (sums_all()) {
+      mass = total();
+    } else {
+      for (size_t i = 0; i < kept; ++i) mass += candidates[i].weight;
+    }
+    double sum = 0;
+    size_t end = 0;
+    while (end < kept && (end == 0 || sum < choice_.top_p * mass)) sum += candidates[end++].weight;
+    const double target = choice_.draw * sum;
+    double before = 0;
+    for (size_t i = 0; i < end; ++i) {
+      if ((before += candidates[i].weight) > target) return candidates[i].token;
+    }
+    return candidates[end - 1].token;
+  }
+
+  const float* logits_;
+  int vocab_;
+  const Choice& choice_;
+  float* block_largest_;
+  float* block_sums_;
+};
+
+void choose_tokens(const float* logits, int rows, int vocab, const Choice* choices, int32_t* tokens, int threads) {
+  const int blocks = Row::blocks(vocab), count = rows * blocks;
+  std::vector<float> memory(2 * static_cast<size_t>(count));
+  std::vector<Row> states;
+  states.reserve(rows);
+  for (int r = 0; r < rows; ++r) {
+    float* own = memory.data() + 2 * static_cast<size_t>(r) * blocks;
+    states.emplace_back(logits + static_cast<size_t>(r) * vocab, vocab, choices[r], own, own + blocks);
+  }
+  parallel(std::min(threads, 1 + count / kBlocksPerThread), [&](const Team& team) {
+    const Range scanned = team.share(count);
+    for (int i = scanned.begin; i < scanned.end; ++i) states[i / blocks].scan(i % blocks);
+    team.sync();
+    for (int r = 0; r < rows; ++r) {
+      if (!states[r].sums_all() || !std::isfinite(states[r].largest())) continue;
+      const Weigh weigh = states[r].weigh();
+      const Range summed = team.share(blocks);
+      for (int b = summed.begin; b < summed.end; ++b) states[r].sum(b, weigh);
+    }
+    team.sync();
+    std::vector<Candidate> room;
+    for (int r = team.rank; r < rows; r += team.size) tokens[r] = states[r].choose(room);
+  });
+}
+
+}  // namespace
+}  // namespace DS_ISA
+
+#define DS_JOIN2(a, b) a##b
+#define DS_JOIN(a, b) DS_JOIN2(a, b)
+
+void DS_JOIN(choose_tokens_, DS_ISA)(const float* logits, int rows, int vocab, const Choice* choices, int32_t* tokens,
+                                     int threads) {
+  DS_ISA::choose_tokens(logits, rows, vocab, choices, tokens, threads);
+}
+
+}  // namespace deepseek
