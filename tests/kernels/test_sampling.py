@@ -108,7 +108,9 @@ def test_torch_chooses_the_same(kind: str, vocab: int) -> None:
     logits = logits_of(kind, vocab, seed=1)
     choices = [choice(0.8, draw, **options) for options in FILTERS for draw in (0.2, 0.77)]  # type: ignore[arg-type]
     rows = np.tile(logits, (len(choices), 1))
-    for chosen, ours, theirs in zip(choices, run(rows, choices), choose_tokens(torch.tensor(rows), choices), strict=True):
+    for chosen, ours, theirs in zip(
+        choices, run(rows, choices), choose_tokens(torch.tensor(rows), choices), strict=True
+    ):
         assert theirs is not None
         if ours != theirs:
             # Among equal logits torch's order is arbitrary.

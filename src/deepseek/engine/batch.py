@@ -57,20 +57,23 @@ def build_batch(chunks: Seq[Chunk], page_size: int, device: torch.device) -> Ste
     positions: list[int] = []
     slots: list[int] = []
     starts = [0]
+    context_lens: list[int] = []
     for chunk in chunks:
         sequence = chunk.sequence
-        first, last = sequence.computed, sequence.computed + chunk.num_rows
+        first = sequence.computed
+        last = first + chunk.num_rows
         token_ids += sequence.tokens[first : first + chunk.num_tokens]
         token_ids += chunk.draft
         positions += range(first, last)
         slots += [sequence.pages[p // page_size] * page_size + p % page_size for p in range(first, last)]
-        starts.append(starts[-1] + chunk.num_rows)
+        starts.append(len(token_ids))
+        context_lens.append(last)
     sampled, scored, silent, rows = _logits_rows(chunks, starts)
     layout = PagedLayout(
         page_size=page_size,
         query_starts=tuple(starts),
-        context_lens=tuple(chunk.sequence.computed + chunk.num_rows for chunk in chunks),
-        pages=tuple(tuple(chunk.sequence.pages) for chunk in chunks),
+        context_lens=tuple(context_lens),
+        pages=tuple(chunk.sequence.pages for chunk in chunks),
         write_slots=_ids(slots, device),
     )
     batch = Batch(_ids(token_ids, device), _ids(positions, device), layout, _ids(rows, device), narrow_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,7 +103,7 @@ class DraftModel:
         for sequence, length in wanted.items():
             shadow = self._shadows.get(sequence)
             if shadow is None:
-                shadow = self._shadows[sequence] = _Shadow(replace(sequence, tokens=[], pages=[], computed=0))
+                shadow = self._shadows[sequence] = _Shadow(replace(sequence, tokens=[], pages=array("i"), computed=0))
             state = shadow.state
             shadow.settle(sequence.tokens)
             num_tokens = min(state.remaining, rows)
@@ -118,7 +119,7 @@ class DraftModel:
         if missing <= 0:
             return True
         pages = self._pool.allocate(missing, state.pages[-1] if state.pages else None)
-        state.pages += pages or []
+        state.pages.extend(pages or ())
         return pages is not None
 
     def _forward(self, chunks: list[Chunk]) -> Tensor:

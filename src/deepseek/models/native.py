@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,10 +87,8 @@ class NativeDecoder:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
         layout = batch.layout
         self._rotate_up_to(max(layout.context_lens))
-        starts = torch.tensor(layout.query_starts, dtype=torch.int32)
-        lengths = torch.tensor(layout.context_lens, dtype=torch.int32)
-        width = max(len(pages) for pages in layout.pages)
-        pages = torch.tensor([own + (0,) * (width - len(own)) for own in layout.pages], dtype=torch.int32)
+        starts, lengths = array("i", layout.query_starts), array("i", layout.context_lens)
+        pages, width = _page_table(layout.pages)
         positions = batch.positions.to(torch.int32)
         rows = len(batch.token_ids)
         wanted = batch.logits_rows
@@ -102,9 +101,9 @@ class NativeDecoder:
             positions.data_ptr(),
             layout.num_sequences,
             layout.page_size,
-            starts.data_ptr(),
-            lengths.data_ptr(),
-            pages.data_ptr(),
+            starts.buffer_info()[0],
+            lengths.buffer_info()[0],
+            pages.buffer_info()[0],
             width,
             layout.write_slots.data_ptr(),
             len(logits),
@@ -126,6 +125,16 @@ class NativeDecoder:
         for index, rotary in enumerate(self._rotaries):
             cos, sin = rotary(torch.arange(self._positions))
             self._model.set_rotary(index, cos.contiguous().numpy(), sin.contiguous().numpy())
+
+
+def _page_table(lists: Sequence[Sequence[int]]) -> tuple[array[int], int]:
+    """The lists as rows of one int32 table, padded with 0 to the width that is returned too."""
+    width = max(map(len, lists))
+    table = array("i")
+    for pages in lists:
+        table.extend(pages)
+        table.frombytes(bytes(table.itemsize * (width - len(pages))))
+    return table, width
 
 
 def _describe(layer: DecoderLayer) -> Any:
