@@ -73,15 +73,18 @@ class Scheduler:
         chunks: list[Chunk] = []
         budget = self.max_batch_tokens
         preemptions = self.preemptions
-        decodes_ahead = sum(not sequence.isolated and sequence.remaining == 1 for sequence in self.running)
+        decodes = [not sequence.isolated and sequence.remaining == 1 for sequence in self.running]
+        decodes_ahead = sum(decodes)
         turn = next(iter(self._isolated_turns), None)
         index = 0
         while index < len(self.running):
             sequence = self.running[index]
-            if sequence.isolated:
+            if decodes[index]:
+                decodes_ahead -= 1
+                num_tokens = min(1, budget - decodes_ahead)
+            elif sequence.isolated:
                 num_tokens = sequence.isolated_chunk(self.max_batch_tokens) if sequence is turn else 0
             else:
-                decodes_ahead -= sequence.remaining == 1
                 num_tokens = min(sequence.next_tokens, budget - decodes_ahead)
             if num_tokens > 0:
                 if not self._make_room(sequence, num_tokens):

@@ -20,27 +20,34 @@ namespace DS_ISA {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kBlocksPerThread = 1024;  // a thread is worth waking for so many
+constexpr int kBlocksPerThread = 8192;  // waking a thread that sleeps costs as much as some thousand blocks
 constexpr double kUnlikely = 87.0;      // e^-x is taken as 0 from here on
 constexpr float kMinTemperature = 1e-6f;
 
-// n of the 16 floats at p, the others `filler`.
-Vec load_part(const float* p, int n, float filler) {
-  if (n >= kLanes) return load(p);
-  float part[kLanes];
-  for (int i = 0; i < kLanes; ++i) part[i] = i < n ? p[i] : filler;
-  return load(part);
+// A whole block that begins with the n floats at p: p itself, or a copy in `room`, filled up.
+const float* whole(const float* p, int n, float filler, float* room) {
+  if (n == kBlock) return p;
+  std::fill(std::copy_n(p, n, room), room + kBlock, filler);
+  return room;
 }
 
 // The largest of n > 0 logits; infinity if any is infinite or NaN.
 float largest_of(const float* p, int n) {
-  Vec largest = set1(p[0]), magnitude = zero();
-  for (int i = 0; i < n; i += kLanes) {
-    const Vec x = load_part(p + i, n - i, p[0]);
-    largest = max(largest, x);
-    magnitude = max_magnitude(magnitude, x);
+  float room[kBlock];
+  const float* block = whole(p, n, p[0], room);
+  constexpr int kChains = 4;  // so that no maximum waits for the one before
+  Vec largest[kChains], magnitude[kChains];
+  for (int c = 0; c < kChains; ++c) largest[c] = magnitude[c] = set1(p[0]);
+  for (int i = 0; i < kBlock; i += kChains * kLanes) {
+    for (int c = 0; c < kChains; ++c) {
+      const Vec x = load(block + i + c * kLanes);
+      largest[c] = max(largest[c], x);
+      magnitude[c] = max_magnitude(magnitude[c], x);
+    }
   }
-  return std::isfinite(reduce_max_magnitude(magnitude)) ? reduce_max(largest) : std::numeric_limits<float>::infinity();
+  const Vec all = max_magnitude(max_magnitude(magnitude[0], magnitude[1]), max_magnitude(magnitude[2], magnitude[3]));
+  if (!std::isfinite(reduce_max_magnitude(all))) return std::numeric_limits<float>::infinity();
+  return reduce_max(max(max(largest[0], largest[1]), max(largest[2], largest[3])));
 }
 
 // Turns logits into weights.
@@ -49,11 +56,12 @@ struct Weigh {
 
   Vec operator()(Vec logits) const { return exp(mul(sub(logits, set1(largest)), set1(inverse_temperature))); }
 
-  // Writes the weights of n logits, and zeros up to a multiple of 16; returns their sum.
+  // Writes the weights of n logits, and zeros up to a whole block; returns their sum.
   float operator()(const float* p, int n, float* weights) const {
+    const float* block = whole(p, n, -std::numeric_limits<float>::infinity(), weights);
     Vec sum = zero();
-    for (int i = 0; i < n; i += kLanes) {
-      const Vec w = (*this)(load_part(p + i, n - i, -std::numeric_limits<float>::infinity()));
+    for (int i = 0; i < kBlock; i += kLanes) {
+      const Vec w = (*this)(load(block + i));
       store(weights + i, w);
       sum = add(sum, w);
     }
@@ -183,13 +191,18 @@ class Row {
     const Weigh w = weigh();
     const double distance = std::min(kUnlikely, -std::log(std::max(least, 1e-300))) / w.inverse_temperature;
     const float floor = static_cast<float>(w.largest - distance * 1.001 - 1e-6 * std::fabs(w.largest));
-    float weights[kBlock];
     candidates.clear();
     for (int b = 0; b < blocks(vocab_); ++b) {
       if (block_largest_[b] < floor) continue;
-      w(logits_ + b * kBlock, size(b), weights);
-      for (int i = 0; i < size(b); ++i) {
-        if (weights[i] >= least && weights[i] > 0) candidates.push_back({weights[i], b * kBlock + i});
+      float room[kBlock], weights[kLanes];
+      const float* block = whole(logits_ + b * kBlock, size(b), -std::numeric_limits<float>::infinity(), room);
+      for (int first = 0; first < kBlock; first += kLanes) {
+        const Vec x = load(block + first);
+        if (reduce_max(x) < floor) continue;
+        store(weights, w(x));
+        for (int i = 0; i < kLanes; ++i) {
+          if (weights[i] >= least && weights[i] > 0) candidates.push_back({weights[i], b * kBlock + first + i});
+        }
       }
     }
   }
