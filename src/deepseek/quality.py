@@ -80,8 +80,8 @@ def measure_quality(
         logits = {}
         for name, texts_of in documents.items():
             windows = cut_windows(texts_of, tokenizer, tokens=tokens)
-            logits[name] = stack.enter_context(report.ReferenceLogits(windows, teacher.vocab_size))
             say(f"reference, text {name}: {sum(map(len, windows))} tokens")
+            logits[name] = stack.enter_context(report.ReferenceLogits(windows, teacher.vocab_size))
             logits[name].record(teacher)
         known = {name: report.answer_questions(teacher, tokenizer, asked) for name, asked in sets.items()}
         del teacher

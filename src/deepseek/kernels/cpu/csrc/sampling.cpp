@@ -20,7 +20,8 @@ namespace DS_ISA {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kBlocksPerThread = 8192;  // waking a thread that sleeps costs as much as some thousand blocks
+constexpr int kDrawing = 4;  // times the work of the likeliest token, about
+constexpr int kLogitsPerThread = 1 << 21;  // reading so many costs as much as waking a thread that sleeps
 constexpr double kUnlikely = 87.0;      // e^-x is taken as 0 from here on
 constexpr float kMinTemperature = 1e-6f;
 
@@ -102,65 +103,65 @@ void sort_falling(std::vector<Candidate>& candidates) {
   }
 }
 
+// One thread's memory for the row at hand.
+struct Room {
+  std::vector<float> block_largest, block_sums;
+  std::vector<Candidate> candidates;
+};
+
 class Row {
  public:
-  // block_largest [blocks()] and block_sums [blocks()] are memory of this row.
-  Row(const float* logits, int vocab, const Choice& choice, float* block_largest, float* block_sums)
-      : logits_(logits), vocab_(vocab), choice_(choice), block_largest_(block_largest), block_sums_(block_sums) {}
-
-  static int blocks(int vocab) { return (vocab + kBlock - 1) / kBlock; }
-
-  bool greedy() const { return choice_.temperature == 0; }
-  bool filtered() const { return choice_.top_k > 0 || choice_.top_p < 1 || choice_.min_p > 0; }
-  // Only these need the mass of the whole row.
-  bool sums_all() const { return !greedy() && choice_.top_k <= 0 && choice_.min_p <= 0; }
-
-  void scan(int block) { block_largest_[block] = largest_of(logits_ + block * kBlock, size(block)); }
-
-  void sum(int block, const Weigh& weigh) {
-    float weights[kBlock];
-    block_sums_[block] = weigh(logits_ + block * kBlock, size(block), weights);
+  Row(const float* logits, int vocab, const Choice& choice, Room& room)
+      : logits_(logits), vocab_(vocab), choice_(choice), blocks_((vocab + kBlock - 1) / kBlock), room_(room) {
+    room_.block_largest.resize(blocks_);
+    for (int b = 0; b < blocks_; ++b) room_.block_largest[b] = largest_of(block(b), size(b));
+    const float largest = *std::max_element(room_.block_largest.begin(), room_.block_largest.end());
+    weigh_ = {largest, 1.0f / std::max(choice_.temperature, kMinTemperature)};
   }
 
-  float largest() const { return *std::max_element(block_largest_, block_largest_ + blocks(vocab_)); }
-
-  Weigh weigh() const { return {largest(), 1.0f / std::max(choice_.temperature, kMinTemperature)}; }
-
-  int32_t choose(std::vector<Candidate>& room) const {
-    if (!std::isfinite(largest())) return -1;
-    if (greedy()) return likeliest();
-    return filtered() ? draw_filtered(room) : draw_from_all();
+  int32_t choose() {
+    if (!std::isfinite(weigh_.largest)) return -1;
+    if (choice_.temperature == 0) return likeliest();
+    if (needs_total()) total_ = sum_all();
+    const bool filtered = choice_.top_k > 0 || choice_.top_p < 1 || choice_.min_p > 0;
+    return filtered ? draw_filtered() : draw_from_all();
   }
 
  private:
-  int size(int block) const { return std::min(kBlock, vocab_ - block * kBlock); }
+  const float* block(int b) const { return logits_ + b * kBlock; }
+  int size(int b) const { return std::min(kBlock, vocab_ - b * kBlock); }
+  // Top-p alone, or nothing, is a share of the mass of the whole row.
+  bool needs_total() const { return choice_.top_k <= 0 && choice_.min_p <= 0; }
+
+  double sum_all() {
+    room_.block_sums.resize(blocks_);
+    double total = 0;
+    float weights[kBlock];
+    for (int b = 0; b < blocks_; ++b) total += room_.block_sums[b] = weigh_(block(b), size(b), weights);
+    return total;
+  }
 
   // The first of the largest.
   int32_t likeliest() const {
-    const float* best = std::max_element(block_largest_, block_largest_ + blocks(vocab_));
-    const float* block = logits_ + (best - block_largest_) * kBlock;
-    return static_cast<int32_t>(std::find(block, logits_ + vocab_, *best) - logits_);
-  }
-
-  double total() const {
-    double sum = 0;
-    for (int b = 0; b < blocks(vocab_); ++b) sum += block_sums_[b];
-    return sum;
+    const std::vector<float>& of_blocks = room_.block_largest;
+    const auto first = std::find(of_blocks.begin(), of_blocks.end(), weigh_.largest) - of_blocks.begin();
+    return static_cast<int32_t>(std::find(block(static_cast<int>(first)), logits_ + vocab_, weigh_.largest) - logits_);
   }
 
   // The token at which the cumulative weight, by rising token, passes the draw's share of the total.
   int32_t draw_from_all() const {
-    const double target = choice_.draw * total();
+    const double target = choice_.draw * total_;
     double before = 0;
     int chosen = 0;
-    for (int b = 0; b < blocks(vocab_); ++b) {
-      if (!(block_sums_[b] > 0)) continue;
+    for (int b = 0; b < blocks_; ++b) {
+      const float sum = room_.block_sums[b];
+      if (!(sum > 0)) continue;
       chosen = b;
-      if (before + block_sums_[b] > target) break;
-      before += block_sums_[b];
+      if (before + sum > target) break;
+      before += sum;
     }
     float weights[kBlock];
-    weigh()(logits_ + chosen * kBlock, size(chosen), weights);
+    weigh_(block(chosen), size(chosen), weights);
     int last = 0;  // rounding may leave the target behind all weights
     for (int i = 0; i < size(chosen); ++i) {
       if (!(weights[i] > 0)) continue;
@@ -173,33 +174,31 @@ class Row {
   // A weight that tokens have to reach to be kept, or less.
   double least_weight() const {
     double least = choice_.min_p;
-    const int count = blocks(vocab_);
-    const Weigh w = weigh();
-    if (choice_.top_k > 0 && choice_.top_k <= count) {
+    if (choice_.top_k > 0 && choice_.top_k <= blocks_) {
       // So many blocks have a token of this weight or more.
-      std::vector<float> sorted(block_largest_, block_largest_ + count);
+      std::vector<float> sorted(room_.block_largest);
       std::nth_element(sorted.begin(), sorted.begin() + (choice_.top_k - 1), sorted.end(), std::greater<float>());
-      const double x = (static_cast<double>(sorted[choice_.top_k - 1]) - w.largest) * w.inverse_temperature;
+      const double x = (static_cast<double>(sorted[choice_.top_k - 1]) - weigh_.largest) * weigh_.inverse_temperature;
       least = std::max(least, std::exp(x));
     }
     // All tokens below this weight together have less than the mass that top-p leaves out.
-    if (sums_all()) least = std::max(least, (1 - choice_.top_p) * total() / vocab_);
+    if (needs_total()) least = std::max(least, (1 - choice_.top_p) * total_ / vocab_);
     return least * 0.999;  // rounding
   }
 
+  // All tokens of this weight or more.
   void collect(double least, std::vector<Candidate>& candidates) const {
-    const Weigh w = weigh();
-    const double distance = std::min(kUnlikely, -std::log(std::max(least, 1e-300))) / w.inverse_temperature;
-    const float floor = static_cast<float>(w.largest - distance * 1.001 - 1e-6 * std::fabs(w.largest));
+    const double distance = std::min(kUnlikely, -std::log(std::max(least, 1e-300))) / weigh_.inverse_temperature;
+    const float floor = static_cast<float>(weigh_.largest - distance * 1.001 - 1e-6 * std::fabs(weigh_.largest));
     candidates.clear();
-    for (int b = 0; b < blocks(vocab_); ++b) {
-      if (block_largest_[b] < floor) continue;
+    for (int b = 0; b < blocks_; ++b) {
+      if (room_.block_largest[b] < floor) continue;
       float room[kBlock], weights[kLanes];
-      const float* block = whole(logits_ + b * kBlock, size(b), -std::numeric_limits<float>::infinity(), room);
+      const float* logits = whole(block(b), size(b), -std::numeric_limits<float>::infinity(), room);
       for (int first = 0; first < kBlock; first += kLanes) {
-        const Vec x = load(block + first);
+        const Vec x = load(logits + first);
         if (reduce_max(x) < floor) continue;
-        store(weights, w(x));
+        store(weights, weigh_(x));
         for (int i = 0; i < kLanes; ++i) {
           if (weights[i] >= least && weights[i] > 0) candidates.push_back({weights[i], b * kBlock + first + i});
         }
@@ -208,15 +207,16 @@ class Row {
   }
 
   // Min-p, top-k and top-p in turn; then as draw_from_all, by falling weight.
-  int32_t draw_filtered(std::vector<Candidate>& candidates) const {
+  int32_t draw_filtered() {
+    std::vector<Candidate>& candidates = room_.candidates;
     collect(least_weight(), candidates);
     sort_falling(candidates);
     size_t kept = candidates.size();
     if (choice_.top_k > 0) kept = std::min<size_t>(kept, choice_.top_k);
     while (kept > 1 && candidates[kept - 1].weight < choice_.min_p) --kept;
     double mass = 0;
-    if (sums_all()) {
-      mass = total();
+    if (needs_total()) {
+      mass = total_;
     } else {
       for (size_t i = 0; i < kept; ++i) mass += candidates[i].weight;
     }
@@ -234,32 +234,21 @@ class Row {
   const float* logits_;
   int vocab_;
   const Choice& choice_;
-  float* block_largest_;
-  float* block_sums_;
+  int blocks_;
+  Room& room_;
+  Weigh weigh_{};
+  double total_ = 0;
 };
 
 void choose_tokens(const float* logits, int rows, int vocab, const Choice* choices, int32_t* tokens, int threads) {
-  const int blocks = Row::blocks(vocab), count = rows * blocks;
-  std::vector<float> memory(2 * static_cast<size_t>(count));
-  std::vector<Row> states;
-  states.reserve(rows);
-  for (int r = 0; r < rows; ++r) {
-    float* own = memory.data() + 2 * static_cast<size_t>(r) * blocks;
-    states.emplace_back(logits + static_cast<size_t>(r) * vocab, vocab, choices[r], own, own + blocks);
-  }
-  parallel(std::min(threads, 1 + count / kBlocksPerThread), [&](const Team& team) {
-    const Range scanned = team.share(count);
-    for (int i = scanned.begin; i < scanned.end; ++i) states[i / blocks].scan(i % blocks);
-    team.sync();
-    for (int r = 0; r < rows; ++r) {
-      if (!states[r].sums_all() || !std::isfinite(states[r].largest())) continue;
-      const Weigh weigh = states[r].weigh();
-      const Range summed = team.share(blocks);
-      for (int b = summed.begin; b < summed.end; ++b) states[r].sum(b, weigh);
+  int64_t work = 0;
+  for (int r = 0; r < rows; ++r) work += (choices[r].temperature == 0 ? 1 : kDrawing) * static_cast<int64_t>(vocab);
+  parallel(static_cast<int>(std::min<int64_t>(threads, 1 + work / kLogitsPerThread)), [&](const Team& team) {
+    Room room;
+    const Range own = team.share(rows);
+    for (int r = own.begin; r < own.end; ++r) {
+      tokens[r] = Row(logits + static_cast<size_t>(r) * vocab, vocab, choices[r], room).choose();
     }
-    team.sync();
-    std::vector<Candidate> room;
-    for (int r = team.rank; r < rows; r += team.size) tokens[r] = states[r].choose(room);
   });
 }
 
