@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import EngineEvent, GenerateRequest, TokenEvent
+from deepseek.kernels.sampling import Choice, choose_tokens
 from deepseek.models.base import Batch, KVCache, LayerCacheSpec
 from deepseek.sampling import SamplingParams
 
@@ -86,6 +87,9 @@ class FakeModel:
             rows += [self.script(context[: start + j + 1]) for j in range(queries)]
         logits = torch.stack(rows)
         return logits if batch.logits_rows is None else logits[batch.logits_rows]
+
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
+        return choose_tokens(logits, choices)
 
 
 def make_engine(model: FakeModel, **settings: object) -> Engine:

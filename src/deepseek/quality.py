@@ -16,6 +16,7 @@ from deepseek.threads import wait_politely
 
 if TYPE_CHECKING:
     from deepseek.models.base import Model
+    from deepseek.quant.report import Question
     from deepseek.tokenizer.tokenizer import Tokenizer
 
 _CACHE_BYTES = 64 * 2**20
@@ -79,27 +80,22 @@ def measure_quality(
         logits = {}
         for name, texts_of in documents.items():
             windows = cut_windows(texts_of, tokenizer, tokens=tokens)
-            logits[name] = stack.enter_context(report.ReferenceLogits(windows, teacher.vocab_size))
             say(f"reference, text {name}: {sum(map(len, windows))} tokens")
+            logits[name] = stack.enter_context(report.ReferenceLogits(windows, teacher.vocab_size))
             logits[name].record(teacher)
         known = {name: report.answer_questions(teacher, tokenizer, asked) for name, asked in sets.items()}
         del teacher
         gc.collect()
         say(f"model: {files.name}")
         student, own_tokenizer, dtype = load_model_of(model)
-        probes = [text[:_PROBE] for texts_of in documents.values() for text in texts_of]
-        probes += [question.question for asked in sets.values() for question in asked]
-        _check_tokenizers(tokenizer, own_tokenizer, probes)
+        _check_tokenizers(tokenizer, own_tokenizer, _probes(documents, sets))
         text_results = {name: report.text_figures(stored.compare(student)) for name, stored in logits.items()}
         set_results = {
             name: report.accuracy_figures(report.answer_questions(student, tokenizer, asked), known[name])
             for name, asked in sets.items()
         }
-    size, reference_size = report.weights_size(files.path), report.weights_size(reference_files.path)
     return {
-        "size_bytes": size,
-        "reference_size_bytes": reference_size,
-        "size_ratio": size / reference_size,
+        **_sizes(files.path, reference_files.path),
         "texts": text_results,
         "questions": set_results,
         "machine": describe_machine(),
@@ -117,6 +113,19 @@ def measure_quality(
 def _label(path: Path, others: Sequence[Path]) -> str:
     """The file's name, or its path where two have the same name."""
     return path.stem if [other.stem for other in others].count(path.stem) == 1 else str(path)
+
+
+def _sizes(model: Path, reference: Path) -> dict[str, float]:
+    from deepseek.quant.report import weights_size
+
+    size, reference_size = weights_size(model), weights_size(reference)
+    return {"size_bytes": size, "reference_size_bytes": reference_size, "size_ratio": size / reference_size}
+
+
+def _probes(documents: Mapping[str, Sequence[str]], sets: Mapping[str, Sequence[Question]]) -> list[str]:
+    """Text that both tokenizers must cut alike."""
+    beginnings = [text[:_PROBE] for texts in documents.values() for text in texts]
+    return beginnings + [question.question for questions in sets.values() for question in questions]
 
 
 def _check_tokenizers(first: Tokenizer, second: Tokenizer, texts: Iterable[str]) -> None:

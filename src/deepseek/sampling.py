@@ -85,6 +85,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def shifts_logits(self) -> bool:
+        """True if there is a penalty or a bias."""
+        return bool(
+            self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty or self.logit_bias
+        )
+
 
 def _check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     if not math.isfinite(value) or value > high or value < low or (open_low and value == low):

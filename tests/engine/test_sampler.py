@@ -7,6 +7,7 @@ import torch
 from deepseek.engine.events import GenerateRequest
 from deepseek.engine.request import Sequence
 from deepseek.engine.sampler import sample, uniform
+from deepseek.kernels.sampling import choose_tokens
 from deepseek.sampling import SamplingParams
 
 
@@ -69,7 +70,7 @@ def test_the_distribution_is_the_one_asked_for(options: dict[str, float], spread
     vocab = 3000
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(3)) * spread
     states = [sequence(seed, **options) for seed in range(300)]
-    tokens = np.array(sample(logits.repeat(300, 1), states))
+    tokens = np.array(sample(choose_tokens, logits.repeat(300, 1), states))
     expected = reference(logits.numpy(), SamplingParams(**options))
     assert (expected[tokens] > 0).all()
     # The inverse of the cumulative distribution, in the sampler's order (sorted if filtered, else by id).
@@ -98,8 +99,8 @@ def test_uniform_numbers_are_uniform_and_independent() -> None:
 def test_a_seed_gives_the_same_token_whatever_else_is_in_the_batch() -> None:
     logits = torch.randn(40, 500, generator=torch.Generator().manual_seed(0))
     states = [sequence(i, top_k=(i % 3) * 20, top_p=1.0 - (i % 4) * 0.1, temperature=(i % 5) / 3) for i in range(40)]
-    together = sample(logits.clone(), states)
-    singly = [sample(logits[i : i + 1].clone(), [states[i]])[0] for i in range(40)]
+    together = sample(choose_tokens, logits.clone(), states)
+    singly = [sample(choose_tokens, logits[i : i + 1].clone(), [states[i]])[0] for i in range(40)]
     assert together == singly
 
 
@@ -108,7 +109,7 @@ def test_penalties_and_bias() -> None:
 
     def shifted(**options: object) -> list[float]:
         row = logits.clone()
-        sample(row, [sequence(temperature=0.0, prompt=(0, 2), answer=(1, 1), **options)])
+        sample(choose_tokens, row, [sequence(temperature=0.0, prompt=(0, 2), answer=(1, 1), **options)])
         return [round(v, 6) for v in row[0].tolist()]
 
     assert shifted() == [2.0, 1.0, -1.0, 0.5]
@@ -123,10 +124,10 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     logits = torch.randn(9, 200) * 20
     options = [{}, {"top_p": 0.5}, {"min_p": 0.1}]
     states = [sequence(i, temperature=temperature, **options[i % 3]) for i in range(9)]
-    assert sample(logits.clone(), states) == logits.argmax(-1).tolist()
+    assert sample(choose_tokens, logits.clone(), states) == logits.argmax(-1).tolist()
 
 
 def test_greedy_takes_the_likeliest() -> None:
     logits = torch.randn(7, 100)
     states = [sequence(temperature=0.0) for _ in range(7)]
-    assert sample(logits.clone(), states) == logits.argmax(-1).tolist()
+    assert sample(choose_tokens, logits.clone(), states) == logits.argmax(-1).tolist()

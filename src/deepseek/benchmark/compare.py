@@ -97,22 +97,12 @@ def compare(
     chosen = choose_peers(peers)
     if repeats < 1:
         raise ConfigurationError(f"repeats must be at least 1, not {repeats}.")
-    threads = config.threads or len(os.sched_getaffinity(0))
+    config = msgspec.structs.replace(config, threads=config.threads or len(os.sched_getaffinity(0)))
     configs = [msgspec.structs.replace(config, dtype=dtype) for dtype in dict.fromkeys(dtypes or (config.dtype,))]
     machine = describe_machine()
-    features = machine["features"]
-    assert isinstance(features, list)
-    settings = PeerSettings(
-        model=resolve(config.model, offline=config.offline, progress=RichProgress()).path,
-        threads=threads,
-        max_context=max(scenario.tokens for scenario in work) + 16,
-        max_requests=max(scenario.requests for scenario in work),
-        our_dtypes=tuple(each.dtype for each in configs),
-        features=frozenset(features),
-        cache=cache_dir() / "peers",
-    )
+    settings = _peer_settings(configs, work, machine)
     with ExitStack() as stack:
-        ours = [_closing(stack, Ours(msgspec.structs.replace(each, threads=threads))) for each in configs]
+        ours = [_closing(stack, Ours(each)) for each in configs]
         absent: dict[str, str] = {}
         contenders: list[Contender] = [*ours, *_open(chosen, settings, absent, stack, say)]
         runs = _rounds(contenders, ours, work, repeats, absent, say)
@@ -123,7 +113,7 @@ def compare(
         "settings": {
             "model": config.model,
             "file": settings.model.name,
-            "threads": threads,
+            "threads": settings.threads,
             "repeats": repeats,
             "scenarios": [scenario.name for scenario in work],
             "quick": quick,
@@ -134,6 +124,23 @@ def compare(
         "figures": medians(runs),
         "ratios": {name: ratios(runs, name, others=names) for name in names},
     }
+
+
+def _peer_settings(
+    configs: Sequence[EngineConfig], work: Sequence[Scenario], machine: Mapping[str, object]
+) -> PeerSettings:
+    """What peers need to know to run as ours do, with ``configs`` that differ in their dtype alone."""
+    config, features = configs[0], machine["features"]
+    assert config.threads is not None and isinstance(features, list)
+    return PeerSettings(
+        model=resolve(config.model, offline=config.offline, progress=RichProgress()).path,
+        threads=config.threads,
+        max_context=max(scenario.tokens for scenario in work) + 16,
+        max_requests=max(scenario.requests for scenario in work),
+        our_dtypes=tuple(each.dtype for each in configs),
+        features=frozenset(features),
+        cache=cache_dir() / "peers",
+    )
 
 
 def _closing(stack: ExitStack, ours: Ours) -> Ours:

@@ -26,11 +26,13 @@ class StepBatch:
         sampled: chunks whose next token is to be sampled, in the order of the first logits rows: one row for each, and
             one more for each token of its draft.
         scored: (chunk, first position scored, number of rows) of score requests, in the order of the rows after them.
+        silent: chunks without logits: more of their prompts is to come.
     """
 
     batch: Batch
     sampled: list[Chunk]
     scored: list[tuple[Chunk, int, int]]
+    silent: list[Chunk]
 
 
 def arrange(chunks: Seq[Chunk]) -> tuple[list[Chunk], int]:
@@ -56,29 +58,36 @@ def build_batch(chunks: Seq[Chunk], page_size: int, device: torch.device) -> Ste
     positions: list[int] = []
     slots: list[int] = []
     starts = [0]
+    context_lens: list[int] = []
     for chunk in chunks:
         sequence = chunk.sequence
-        first, last = sequence.computed, sequence.computed + chunk.num_rows
+        first = sequence.computed
+        last = first + chunk.num_rows
         token_ids += sequence.tokens[first : first + chunk.num_tokens]
         token_ids += chunk.draft
         positions += range(first, last)
         slots += [sequence.pages[p // page_size] * page_size + p % page_size for p in range(first, last)]
-        starts.append(starts[-1] + chunk.num_rows)
-    sampled, scored, rows = _logits_rows(chunks, starts)
+        starts.append(len(token_ids))
+        context_lens.append(last)
+    sampled, scored, silent, rows = _logits_rows(chunks, starts)
     layout = PagedLayout(
         page_size=page_size,
         query_starts=tuple(starts),
-        context_lens=tuple(chunk.sequence.computed + chunk.num_rows for chunk in chunks),
-        pages=tuple(tuple(chunk.sequence.pages) for chunk in chunks),
+        context_lens=tuple(context_lens),
+        pages=tuple(chunk.sequence.pages for chunk in chunks),
         write_slots=_ids(slots, device),
     )
     batch = Batch(_ids(token_ids, device), _ids(positions, device), layout, _ids(rows, device), narrow_rows)
-    return StepBatch(batch, sampled, scored)
+    return StepBatch(batch, sampled, scored, silent)
 
 
-def _logits_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[Chunk], list[tuple[Chunk, int, int]], list[int]]:
+def _logits_rows(
+    chunks: Seq[Chunk], starts: Seq[int]
+) -> tuple[list[Chunk], list[tuple[Chunk, int, int]], list[Chunk], list[int]]:
+    """The chunks by what is to be done with their logits (see :class:`StepBatch`), and the rows of those."""
     sampled: list[Chunk] = []
     scored: list[tuple[Chunk, int, int]] = []
+    silent: list[Chunk] = []
     sampled_rows: list[int] = []
     scored_rows: list[int] = []
     for chunk, start in zip(chunks, starts, strict=False):
@@ -87,6 +96,8 @@ def _logits_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[Chunk], lis
             if chunk.completes:
                 sampled.append(chunk)
                 sampled_rows += range(start + chunk.num_tokens - 1, start + chunk.num_rows)
+            else:
+                silent.append(chunk)
             continue
         # The row at position p predicts position p + 1.
         first = max(sequence.computed, sequence.score_start - 1)
@@ -94,7 +105,9 @@ def _logits_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[Chunk], lis
         if count > 0:
             scored.append((chunk, first + 1, count))
             scored_rows += range(start + first - sequence.computed, start + chunk.num_tokens)
-    return sampled, scored, sampled_rows + scored_rows
+        else:
+            silent.append(chunk)
+    return sampled, scored, silent, sampled_rows + scored_rows
 
 
 def _ids(values: list[int], device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,9 +77,12 @@ class DraftModel:
             ready = [sequence for sequence, chunk in chunks.items() if chunk.completes]
             for chunk in chunks.values():
                 chunk.sequence.computed += chunk.num_tokens
-            guesses = sample(logits, ready, [drafts.get(sequence, []) for sequence in ready]) if ready else []
+            ahead = [drafts.get(sequence, []) for sequence in ready]
+            guesses = sample(self._model.choose_tokens, logits, ready, ahead) if ready else []
             chunks = {}
             for sequence, guess in zip(ready, guesses, strict=True):
+                if guess is None:
+                    continue
                 drafts.setdefault(sequence, []).append(guess)
                 if len(drafts[sequence]) < wanted[sequence]:
                     state = self._shadows[sequence].state
@@ -99,7 +103,7 @@ class DraftModel:
         for sequence, length in wanted.items():
             shadow = self._shadows.get(sequence)
             if shadow is None:
-                shadow = self._shadows[sequence] = _Shadow(replace(sequence, tokens=[], pages=[], computed=0))
+                shadow = self._shadows[sequence] = _Shadow(replace(sequence, tokens=[], pages=array("i"), computed=0))
             state = shadow.state
             shadow.settle(sequence.tokens)
             num_tokens = min(state.remaining, rows)
@@ -115,7 +119,7 @@ class DraftModel:
         if missing <= 0:
             return True
         pages = self._pool.allocate(missing, state.pages[-1] if state.pages else None)
-        state.pages += pages or []
+        state.pages.extend(pages or ())
         return pages is not None
 
     def _forward(self, chunks: list[Chunk]) -> Tensor:
@@ -125,7 +129,9 @@ class DraftModel:
         step.batch.token_ids.clamp_(max=self._model.vocab_size - 1)
         logits = self._model.forward(step.batch, self._cache)
         # The padding may be negative: ids that the large model does not have are cut off.
-        return torch.nn.functional.pad(logits, (0, self._vocab_size - logits.shape[1]), value=float("-inf"))
+        return torch.nn.functional.pad(
+            logits, (0, self._vocab_size - logits.shape[1]), value=torch.finfo(logits.dtype).min
+        )
 
 
 def vocabulary_difference(large: Tokenizer, small: Tokenizer) -> str | None:

@@ -25,6 +25,7 @@ from deepseek.engine.sampler import logprobs_of, sample, scores_of
 from deepseek.engine.scheduler import Chunk, Scheduler
 from deepseek.engine.speculation import Speculation
 from deepseek.errors import ContextLengthError, InvalidRequestError
+from deepseek.kernels.sampling import finite_rows
 from deepseek.models.base import Model
 
 _NOT_FINITE = (
@@ -123,7 +124,7 @@ class Engine:
                 step = build_batch(group, self.page_size, self.model.device)
                 with torch.inference_mode():
                     logits = self.model.forward(step.batch, self.cache)
-                    events += self._results(step, logits, group)
+                    events += self._results(step, logits)
         self._steps += bool(chunks)
         return events
 
@@ -188,15 +189,17 @@ class Engine:
             for chunk in chunks
         ]
 
-    def _results(self, step: StepBatch, logits: Tensor, chunks: list[Chunk]) -> list[EngineEvent]:
-        judged = {chunk.sequence for chunk in step.sampled} | {chunk.sequence for chunk, _, _ in step.scored}
-        for chunk in chunks:
-            if chunk.sequence not in judged:
-                self.scheduler.completed(chunk)
-        finite = _finite_rows(logits)
-        count = sum(1 + len(chunk.draft) for chunk in step.sampled)
-        events = self._scored(step, logits[count:], finite[count:])
-        tokens, logprobs = _choose(step.sampled, logits[:count], finite[:count])
+    def _results(self, step: StepBatch, logits: Tensor) -> list[EngineEvent]:
+        for chunk in step.silent:
+            self.scheduler.completed(chunk)
+        events: list[EngineEvent] = []
+        if step.scored:
+            count = sum(1 + len(chunk.draft) for chunk in step.sampled)
+            events += self._scored(step, logits[count:])
+            logits = logits[:count]
+        if not step.sampled:
+            return events
+        tokens, logprobs = _choose(self.model, step.sampled, logits)
         row = 0
         for chunk in step.sampled:
             end = row + 1 + len(chunk.draft)
@@ -228,7 +231,8 @@ class Engine:
             self._remove(sequence)
         return events
 
-    def _scored(self, step: StepBatch, logits: Tensor, finite: list[bool]) -> list[EngineEvent]:
+    def _scored(self, step: StepBatch, logits: Tensor) -> list[EngineEvent]:
+        finite = finite_rows(logits)
         events: list[EngineEvent] = []
         row = 0
         for chunk, first, count in step.scored:
@@ -289,37 +293,20 @@ class Engine:
         del self._live[sequence.request_id]
 
 
-def _finite_rows(logits: Tensor) -> list[bool]:
-    """Which rows [R, vocab] hold numbers only. A finite sum proves it in one pass; an infinite one may be overflow."""
-    finite = torch.isfinite(logits.sum(dim=-1))
-    if not finite.all():
-        finite = torch.isfinite(logits).all(dim=-1)
-    return [bool(row) for row in finite.tolist()]
-
-
-def _choose(
-    chunks: list[Chunk], logits: Tensor, finite: list[bool]
-) -> tuple[list[int | None], list[TokenLogprobs | None]]:
+def _choose(model: Model, chunks: list[Chunk], logits: Tensor) -> tuple[list[int | None], list[TokenLogprobs | None]]:
     """Token and log-probabilities for each row of ``logits`` [R, vocab]: one row behind each chunk's known tokens, and
     one behind each token of its draft. None where a row is not finite, or log-probabilities were not asked for."""
     owners = [chunk.sequence for chunk in chunks for _ in range(1 + len(chunk.draft))]
     ahead = [chunk.draft[:length] for chunk in chunks for length in range(1 + len(chunk.draft))]
-    tokens: list[int | None] = [None] * len(owners)
-    logprobs: list[TokenLogprobs | None] = [None] * len(owners)
-    rows = [row for row, is_finite in enumerate(finite) if is_finite]
-    if not rows:
-        return tokens, logprobs
-    if len(rows) < len(owners):
-        logits = logits[torch.tensor(rows, device=logits.device)]
-    wanted = [i for i, row in enumerate(rows) if _top_wanted(owners[row]) is not None]
+    wanted = [row for row, sequence in enumerate(owners) if _top_wanted(sequence) is not None]
     unchanged = logits[torch.tensor(wanted, device=logits.device)] if wanted else None
-    chosen = sample(logits, [owners[row] for row in rows], [ahead[row] for row in rows])
-    for row, token in zip(rows, chosen, strict=True):
-        tokens[row] = token
+    tokens = sample(model.choose_tokens, logits, owners, ahead)
+    logprobs: list[TokenLogprobs | None] = [None] * len(owners)
     if unchanged is not None:
-        top = [_top_wanted(owners[rows[i]]) or 0 for i in wanted]
-        for i, entry in zip(wanted, logprobs_of(unchanged, [chosen[i] for i in wanted], top), strict=True):
-            logprobs[rows[i]] = entry
+        top = [_top_wanted(owners[row]) or 0 for row in wanted]
+        chosen = [tokens[row] or 0 for row in wanted]
+        for row, entry in zip(wanted, logprobs_of(unchanged, chosen, top), strict=True):
+            logprobs[row] = entry
     return tokens, logprobs
 
 

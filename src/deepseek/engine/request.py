@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 from deepseek.engine.events import EngineRequest, GenerateRequest, ScoreRequest
@@ -27,7 +28,7 @@ class Sequence:
             prefix cache are shared among reproducible requests, those of their prompts only.
         isolated: reproducible, on a model whose rows depend on what else is in the batch: computed in forwards of its
             own, whose shapes depend on nothing but this request.
-        pages: held pages, enough for ``computed`` tokens and this step's.
+        pages: held pages, enough for ``computed`` tokens and this step's; int32, as kernels read them.
         digests: digests of the full pages of ``tokens``, as far as they were needed.
         computed: tokens whose keys and values are in the cache.
         sealed: pages already made findable.
@@ -46,7 +47,7 @@ class Sequence:
     cache_salt: str
     reproducible: bool = False
     isolated: bool = False
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("i"))
     digests: list[bytes] = field(default_factory=list)
     computed: int = 0
     sealed: int = 0

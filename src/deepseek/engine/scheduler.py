@@ -10,6 +10,7 @@ batch, so that they slow the others down by one sequence's work at most.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -72,15 +73,18 @@ class Scheduler:
         chunks: list[Chunk] = []
         budget = self.max_batch_tokens
         preemptions = self.preemptions
-        decodes_ahead = sum(sequence.remaining == 1 and not sequence.isolated for sequence in self.running)
+        decodes = [not sequence.isolated and sequence.remaining == 1 for sequence in self.running]
+        decodes_ahead = sum(decodes)
         turn = next(iter(self._isolated_turns), None)
         index = 0
         while index < len(self.running):
             sequence = self.running[index]
-            if sequence.isolated:
+            if decodes[index]:
+                decodes_ahead -= 1
+                num_tokens = min(1, budget - decodes_ahead)
+            elif sequence.isolated:
                 num_tokens = sequence.isolated_chunk(self.max_batch_tokens) if sequence is turn else 0
             else:
-                decodes_ahead -= sequence.remaining == 1
                 num_tokens = min(sequence.next_tokens, budget - decodes_ahead)
             if num_tokens > 0:
                 if not self._make_room(sequence, num_tokens):
@@ -98,7 +102,7 @@ class Scheduler:
         known = sequence.computed + chunk.num_tokens
         missing = -(-(known + len(draft)) // self.page_size) - len(sequence.pages)
         if missing > 0 and self.pool.num_free >= missing + len(self.running):
-            sequence.pages += self.pool.allocate(missing, sequence.pages[-1]) or []
+            sequence.pages.extend(self.pool.allocate(missing, sequence.pages[-1]) or ())
         room = len(sequence.pages) * self.page_size - known
         return replace(chunk, draft=tuple(draft[:room]))
 
@@ -126,7 +130,7 @@ class Scheduler:
             self._preempt(victim)
             if victim is sequence:
                 return False
-        sequence.pages += pages
+        sequence.pages.extend(pages)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -138,12 +142,14 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self._isolated_turns.pop(sequence, None)
         self.pool.release(sequence.pages)
-        sequence.pages = []
+        sequence.pages = array("i")
         sequence.computed = 0
         sequence.sealed = 0
 
     def _admit(self, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
+        if not self.waiting:
+            return chunks
         underway = self._digests_underway()
         postponed: list[Sequence] = []
         while self.waiting and budget > 0 and len(self.running) < self.max_running:
@@ -180,7 +186,7 @@ class Scheduler:
         if pages is None:
             self.pool.release(cached)
             return False
-        sequence.pages = cached + pages
+        sequence.pages = array("i", cached + pages)
         sequence.computed = len(cached) * self.page_size
         sequence.sealed = len(cached)
         if sequence.cached_tokens is None:

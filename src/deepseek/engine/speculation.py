@@ -77,10 +77,14 @@ class Gate:
         """
         spent = 1 + row_cost * (rows - 1)
         best, best_speed = 0, tokens / spent
+        chance = 1.0
         for length in range(1, limit + 1):
-            speed = (tokens + self.expected(length)) / (spent + (row_cost + draft_cost) * length)
-            if speed > best_speed:
-                best, best_speed = length, speed
+            chance *= self.acceptance
+            tokens += chance
+            speed = tokens / (spent + (row_cost + draft_cost) * length)
+            if speed <= best_speed:
+                break  # every further guess is less likely than this one
+            best, best_speed = length, speed
         if best or not limit:
             self.declined = 0
             return best

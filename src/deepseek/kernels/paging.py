@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -30,7 +31,7 @@ class PagedLayout:
     page_size: int
     query_starts: tuple[int, ...]
     context_lens: tuple[int, ...]
-    pages: tuple[tuple[int, ...], ...]
+    pages: tuple[Sequence[int], ...]
     write_slots: Tensor
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.sampling import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +98,9 @@ class Model(Protocol):
 
     def forward(self, batch: Batch, cache: Any) -> Tensor:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
+        ...
+
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
+        """A token for each row of fp32 ``logits`` [R, vocab]; None for a row that holds NaN or infinity. What a choice
+        means is said in :mod:`deepseek.kernels.sampling`."""
         ...

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.sampling import Choice, choose_tokens
 from deepseek.layers.embedding import Embedding, Head
 from deepseek.layers.moe import FeedForward
 from deepseek.layers.norm import RMSNorm
@@ -128,3 +129,7 @@ class Decoder:
             x, residual = x.index_select(0, rows), residual.index_select(0, rows)
         normed, _ = self.norm.after_add(x, residual)
         return self.head(normed)
+
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
+        """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""
+        return choose_tokens(logits, choices)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from deepseek.errors import ConfigurationError
 from deepseek.kernels.cpu.extension import native
+from deepseek.kernels.sampling import Choice
 from deepseek.layers.mla import LatentShape
 from deepseek.models.base import Batch
 from deepseek.models.decoder import Decoder
@@ -71,6 +74,7 @@ class NativeDecoder:
         self.kv_dtype = kv_dtype
         self._rotaries = decoder.rotaries
         self._positions = 0
+        self._threads = threads
         (head,) = decoder.head.weight
         self._model = native().Decoder(
             isa=isa,
@@ -104,10 +108,8 @@ class NativeDecoder:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
         layout = batch.layout
         self._rotate_up_to(max(layout.context_lens))
-        starts = torch.tensor(layout.query_starts, dtype=torch.int32)
-        lengths = torch.tensor(layout.context_lens, dtype=torch.int32)
-        width = max(len(pages) for pages in layout.pages)
-        pages = torch.tensor([own + (0,) * (width - len(own)) for own in layout.pages], dtype=torch.int32)
+        starts, lengths = array("i", layout.query_starts), array("i", layout.context_lens)
+        pages, width = _page_table(layout.pages)
         positions = batch.positions.to(torch.int32)
         rows = len(batch.token_ids)
         wanted = batch.logits_rows
@@ -120,9 +122,9 @@ class NativeDecoder:
             positions.data_ptr(),
             layout.num_sequences,
             layout.page_size,
-            starts.data_ptr(),
-            lengths.data_ptr(),
-            pages.data_ptr(),
+            starts.buffer_info()[0],
+            lengths.buffer_info()[0],
+            pages.buffer_info()[0],
             width,
             layout.write_slots.data_ptr(),
             len(logits),
@@ -130,6 +132,11 @@ class NativeDecoder:
             logits.data_ptr(),
         )
         return logits
+
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
+        """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""
+        tokens: list[int] = native().choose_tokens(logits.numpy(), choices, self.isa, self._threads)
+        return [None if token < 0 else token for token in tokens]
 
     def _rotate_up_to(self, positions: int) -> None:
         """Have tables of cos and sin for so many positions."""
@@ -139,3 +146,13 @@ class NativeDecoder:
         for index, rotary in enumerate(self._rotaries):
             cos, sin = rotary(torch.arange(self._positions))
             self._model.set_rotary(index, cos.contiguous().numpy(), sin.contiguous().numpy())
+
+
+def _page_table(lists: Sequence[Sequence[int]]) -> tuple[array[int], int]:
+    """The lists as rows of one int32 table, padded with 0 to the width that is returned too."""
+    width = max(map(len, lists))
+    table = array("i")
+    for pages in lists:
+        table.extend(pages)
+        table.frombytes(bytes(table.itemsize * (width - len(pages))))
+    return table, width

@@ -18,6 +18,7 @@ namespace deepseek {
 
 void bind_attention(nb::module_& m);
 void bind_layers(nb::module_& m);
+void bind_sampling(nb::module_& m);
 
 namespace {
 
@@ -229,6 +230,7 @@ NB_MODULE(_native, m) {
              self.forward(step, cache);
            },
            "One step. The numbers are addresses of contiguous arrays; deepseek.kernels.cpu.decoder keeps them alive.");
+  bind_sampling(m);
 #ifdef DS_BIND_ATTENTION
   bind_attention(m);
 #endif
