@@ -33,6 +33,21 @@ def load_model_of(config: EngineConfig) -> tuple[Model, Tokenizer, str]:
     return loaded.engine.model, loaded.tokenizer, loaded.info.dtype
 
 
+def product_dtype(folder: Path) -> str:
+    """The dtype under which a quantized folder is judged: as the product computes it where native kernels can run it,
+    INT8 activations included, and else its values in fp32."""
+    from deepseek.hub.open import open_checkpoint
+    from deepseek.kernels.cpu.extension import obstacle
+    from deepseek.models.native import native_obstacle
+    from deepseek.models.registry import parse_config
+
+    checkpoint = open_checkpoint(folder)
+    try:
+        return "fp32" if obstacle() or native_obstacle(parse_config(checkpoint.config)) else "auto"
+    finally:
+        checkpoint.close()
+
+
 def scoring_config(model: str, dtype: str, *, threads: int | None = None, offline: bool = False) -> EngineConfig:
     """Settings under which a model is only asked for logits."""
     return EngineConfig(
