@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,9 +230,7 @@ def _write_weights(
     writer.finish()
 
 
-def _quantize(
-    weight: Tensor, bits: int, unit: str, found: Calibration | None, dtype: torch.dtype
-) -> QuantizedMatrix:
+def _quantize(weight: Tensor, bits: int, unit: str, found: Calibration | None, dtype: torch.dtype) -> QuantizedMatrix:
     from deepseek.quant.gptq import quantize_with_feedback
     from deepseek.quant.schemes import int8_group, quantize
 
@@ -306,7 +305,7 @@ def _judge(folder: Path, study: Study) -> dict[str, Any]:
         model, _, dtype = load_model_of(scoring_config(str(folder), product_dtype(folder), offline=True))
     except DeepSeekError as error:
         raise CheckpointError(f"what was written cannot be read back: {error}") from error
-    figures = text_figures(study.held_out.compare(model))
+    figures = asdict(text_figures([study.held_out.compare(model)]))
     return {
         "calibration_tokens": study.found.tokens,
         "held_out_text": figures,

@@ -151,7 +151,8 @@ def measure_importance(model: Model, ops: CalibrationOps, windows: Sequence[Sequ
 def measure_moments(
     model: Model, ops: CalibrationOps, found: Calibration, windows: Sequence[Sequence[int]], units: Sequence[str]
 ) -> None:
-    """Fills ``found.moments`` for ``units``: those with twice as many tokens as columns, as far as memory is granted."""
+    """Fills ``found.moments`` for ``units``: those with twice as many tokens as columns, as far as memory
+    is granted."""
     tokens, left = sum(map(len, windows)), MOMENTS_BYTES
     wanted = set()
     for unit in units:

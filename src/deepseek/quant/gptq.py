@@ -58,4 +58,5 @@ def _inverse_factor(moments: Tensor) -> Tensor:
     damped = moments.double()
     damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) + 1e-30)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.float()

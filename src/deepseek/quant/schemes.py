@@ -1,7 +1,8 @@
 """From floating weights to small integers.
 
-``int8``: one scale per row, or per group of columns in a row, symmetric, clipped to +-127. ``int4``: groups of 32 columns, each with a scale and an
-integer zero point (``minimum = zero point * scale``, so that the compressed-tensors layout holds it exactly).
+``int8``: one scale per row, or per group of columns in a row, symmetric, clipped to +-127. ``int4``: groups of 32
+columns, each with a scale and an integer zero point (``minimum = zero point * scale``, so that the compressed-tensors
+layout holds it exactly).
 
 Scales are rounded to the dtype they are stored in before the integers are chosen: reading a file back gives the same
 values to the bit.

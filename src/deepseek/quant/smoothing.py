@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from deepseek.hub.checkpoint import Checkpoint
-from deepseek.models.registry import parse_config
+from deepseek.models.registry import architecture_of
 from deepseek.quant.plan import unit_of
 
 _LIMIT = 6
@@ -60,12 +60,12 @@ class SmoothedCheckpoint:
 
     def __init__(self, checkpoint: Checkpoint, scalings: Mapping[str, Scaling]) -> None:
         self._checkpoint = checkpoint
-        self._scalings = scalings
+        self.scalings = scalings
         self.config: Mapping[str, Any] = checkpoint.config
         self.shapes: Mapping[str, tuple[int, ...]] = checkpoint.shapes
 
     def load(self, name: str, dtype: torch.dtype) -> Tensor:
-        scaling = self._scalings.get(name)
+        scaling = self.scalings.get(name)
         if scaling is None:
             return self._checkpoint.load(name, dtype)
         return scaling.apply(self._checkpoint.load(name, torch.float32)).to(dtype)
@@ -81,11 +81,11 @@ def smooth(checkpoint: Checkpoint, importance: dict[str, Tensor]) -> SmoothedChe
     """``checkpoint`` scaled for inputs whose mean squares per column are ``importance`` (unit -> fp32 [columns]), which
     are updated to those of the scaled inputs."""
     scalings: dict[str, Scaling] = {}
-    config = parse_config(checkpoint.config)
-    offset = 1.0 if "Gemma" in (checkpoint.config.get("architectures") or [""])[0] else 0.0
+    offset = 1.0 if architecture_of(checkpoint.config).startswith("Gemma") else 0.0
+    shapes = checkpoint.shapes
     for prefix in [found[1] for name in checkpoint.shapes if (found := _LAYER.fullmatch(name))]:
         norms = [f"{prefix}.{name}_layernorm.weight" for name in ("pre_feedforward", "post_attention")]
-        norm = norms[0] if norms[0] in checkpoint.shapes else norms[1]
+        norm = norms[0] if norms[0] in shapes else norms[1]
         attention = [f"{prefix}.self_attn.{part}_proj.weight" for part in "qkv"]
         gate, up, down = (f"{prefix}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
         output = f"{prefix}.self_attn.o_proj.weight"
@@ -93,11 +93,11 @@ def smooth(checkpoint: Checkpoint, importance: dict[str, Tensor]) -> SmoothedChe
             (f"{prefix}.input_layernorm.weight", attention, 1),
             (norm, [gate, up], 1),
             (up, [down], 1),
-            (attention[2], [output], config.heads // getattr(config, "kv_heads", config.heads)),
+            (attention[2], [output], shapes[output][1] // shapes.get(attention[2], shapes[output][::-1])[0]),
         ):
             names = [producer, *consumers]
-            if all(name in checkpoint.shapes for name in names) and unit_of(consumers[0]) in importance:
-                head_dim = config.head_dim if repeated > 1 else 1
+            if all(name in shapes for name in names) and unit_of(consumers[0]) in importance:
+                head_dim = shapes[output][1] // checkpoint.config["num_attention_heads"] if repeated > 1 else 1
                 _scale(checkpoint, scalings, importance, names, repeated, head_dim, offset)
     return SmoothedCheckpoint(checkpoint, scalings)
 
