@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deepseek.hub.checkpoint import Checkpoint, QuantizedMatrix
+    from deepseek.kernels.ops import Ops
+    from deepseek.models.base import Model
     from deepseek.quant.calibration import Calibration
     from deepseek.quant.plan import Plan, Shapes
     from deepseek.quant.study import Study
@@ -87,7 +89,6 @@ def quantize_model(
     wait_politely()
     from deepseek.models.registry import parse_config
     from deepseek.quant.plan import HEAD, KINDS
-    from deepseek.quant.study import run_study
     from deepseek.quant.windows import read_texts
 
     if kind not in KINDS:
@@ -104,7 +105,7 @@ def quantize_model(
         def choose(found: Calibration | None) -> Plan:
             return _choose(shapes, kind, tied, found, say)
 
-        study = None if texts is None else run_study(files, checkpoint, texts, kind, tokens, choose, say)
+        study = None if texts is None else _study(files, checkpoint, texts, kind, tokens, choose, say)
         try:
             with _written_whole(output) as folder:
                 plan = choose(None) if study is None else study.plan
@@ -151,6 +152,27 @@ def _written_whole(output: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _study(
+    files: ModelFiles,
+    checkpoint: Checkpoint,
+    texts: list[str],
+    kind: str,
+    tokens: int,
+    choose: Callable[[Calibration], Plan],
+    say: Say,
+) -> Study:
+    import torch
+
+    from deepseek.models.registry import architecture_of, load_model
+    from deepseek.quant.study import run_study
+
+    def load(source: Checkpoint, ops: Ops) -> Model:
+        return load_model(source, ops=ops, dtype=torch.float32, device="cpu")
+
+    offset = 1.0 if architecture_of(checkpoint.config).startswith("Gemma") else 0.0
+    return run_study(files, checkpoint, texts, kind, tokens, choose, load, offset, say)
 
 
 def _choose(shapes: Shapes, kind: str, tied: bool, found: Calibration | None, say: Say) -> Plan:

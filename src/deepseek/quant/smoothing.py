@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from deepseek.hub.checkpoint import Checkpoint
-from deepseek.models.registry import architecture_of
 from deepseek.quant.plan import unit_of
 
 _LIMIT = 6
@@ -77,11 +76,10 @@ class SmoothedCheckpoint:
         self._checkpoint.close()
 
 
-def smooth(checkpoint: Checkpoint, importance: dict[str, Tensor]) -> SmoothedCheckpoint:
+def smooth(checkpoint: Checkpoint, importance: dict[str, Tensor], *, norm_offset: float = 0.0) -> SmoothedCheckpoint:
     """``checkpoint`` scaled for inputs whose mean squares per column are ``importance`` (unit -> fp32 [columns]), which
-    are updated to those of the scaled inputs."""
+    are updated to those of the scaled inputs. ``norm_offset`` is what the family adds to the weights of its norms."""
     scalings: dict[str, Scaling] = {}
-    offset = 1.0 if architecture_of(checkpoint.config).startswith("Gemma") else 0.0
     shapes = checkpoint.shapes
     for prefix in [found[1] for name in checkpoint.shapes if (found := _LAYER.fullmatch(name))]:
         norms = [f"{prefix}.{name}_layernorm.weight" for name in ("pre_feedforward", "post_attention")]
@@ -98,7 +96,7 @@ def smooth(checkpoint: Checkpoint, importance: dict[str, Tensor]) -> SmoothedChe
             names = [producer, *consumers]
             if all(name in shapes for name in names) and unit_of(consumers[0]) in importance:
                 head_dim = shapes[output][1] // checkpoint.config["num_attention_heads"] if repeated > 1 else 1
-                _scale(checkpoint, scalings, importance, names, repeated, head_dim, offset)
+                _scale(checkpoint, scalings, importance, names, repeated, head_dim, norm_offset)
     return SmoothedCheckpoint(checkpoint, scalings)
 
 

@@ -7,20 +7,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from deepseek.errors import ConfigurationError
 from deepseek.hub.checkpoint import Checkpoint
 from deepseek.hub.resolve import ModelFiles
+from deepseek.kernels.ops import Ops
 from deepseek.kernels.registry import bind
 from deepseek.models.base import Model
-from deepseek.models.registry import load_model
 from deepseek.quant import calibration
 from deepseek.quant.plan import Plan, unit_of
 from deepseek.quant.report import ReferenceLogits
 from deepseek.quant.smoothing import SmoothedCheckpoint, smooth
 from deepseek.quant.windows import cut_windows
 from deepseek.tokenizer.load import load_tokenizer
+
+Loader = Callable[[Checkpoint, Ops], Model]
 
 SAMPLE_TOKENS = 128
 HELD_OUT_TOKENS = 1024
@@ -54,9 +54,12 @@ def run_study(
     kind: str,
     tokens: int,
     choose: Callable[[calibration.Calibration], Plan],
+    load: Loader,
+    norm_offset: float,
     say: Callable[[str], None],
 ) -> Study:
     """Measure about ``tokens`` tokens of ``texts`` for quantizing to ``kind``, and have the plan chosen by ``choose``.
+    ``load`` builds an fp32 model of a checkpoint and ops; its family adds ``norm_offset`` to the weights of its norms.
     Close ``held_out`` after use.
 
     Raises ConfigurationError where the text is too short.
@@ -67,7 +70,7 @@ def run_study(
     held_out = windows[3::4] or windows[-1:]
     windows = [window for window in windows if window not in held_out] or windows[:1]
     say(f"loading {files.name} unquantized")
-    model, ops = _load(checkpoint)
+    model, ops = _load(checkpoint, load)
     say(f"measuring inputs on {sum(map(len, windows))} tokens")
     found = calibration.measure_importance(model, ops, windows)
     judge = _reference(held_out, model.vocab_size)
@@ -77,8 +80,8 @@ def run_study(
         del model, ops
         gc.collect()
         say("smoothing")
-        smoothed = smooth(checkpoint, found.importance)
-        model, ops = _load(smoothed)
+        smoothed = smooth(checkpoint, found.importance, norm_offset=norm_offset)
+        model, ops = _load(smoothed, load)
         if kind == "int8":
             _measure_units(model, ops, found, windows, smoothed, say)
         plan = choose(found)
@@ -90,10 +93,10 @@ def run_study(
     return Study(smoothed, found, plan, judge)
 
 
-def _load(checkpoint: Checkpoint) -> tuple[Model, calibration.CalibrationOps]:
+def _load(checkpoint: Checkpoint, load: Loader) -> tuple[Model, calibration.CalibrationOps]:
     named = calibration.NamedCheckpoint(checkpoint)
     ops = calibration.CalibrationOps(bind("cpu", "torch"), named)
-    return load_model(named, ops=ops, dtype=torch.float32, device="cpu"), ops
+    return load(named, ops), ops
 
 
 def _measure_units(
