@@ -3,6 +3,11 @@
 python -m benchmarks.quality --prepare FOLDER                      only write the files
 python -m benchmarks.quality --model FOLDER --against MODEL        write them to a temporary folder and measure
 python -m benchmarks.quality --quantize int8 --against MODEL       quantize MODEL first, calibrated on other text
+
+On two quiet cores with AVX-512 the measuring takes about 3 minutes for SmolLM2-135M and 10 for a model of 1.5 billion
+weights (quantizing that first, 10 more), most of it in the fp32 reference, which computes 50 tokens a second and core.
+The quantized model runs on the native kernels, as it is served. Twice the tokens and questions take twice as long and
+narrow the intervals, which are printed, by a third.
 """
 
 from __future__ import annotations
@@ -125,8 +130,8 @@ def main() -> None:
     parser.add_argument("--quantize", choices=("int8", "int4"), help="quantize the model of --against, and judge that")
     parser.add_argument("--against", help="the model it was made of")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--tokens", type=int, default=2048, help="of each text")
-    parser.add_argument("--max-questions", type=int, default=300, help="of each set")
+    parser.add_argument("--tokens", type=int, default=1024, help="of each text")
+    parser.add_argument("--max-questions", type=int, default=100, help="of each set")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     if not DATA.is_dir():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,21 @@ def load_model_of(config: EngineConfig) -> tuple[Model, Tokenizer, str]:
 
     loaded = load_engine(config)
     return loaded.engine.model, loaded.tokenizer, loaded.info.dtype
+
+
+def product_dtype(folder: Path) -> str:
+    """The dtype under which a quantized folder is judged: as the product computes it where native kernels can run it,
+    INT8 activations included, and else its values in fp32."""
+    from deepseek.hub.open import open_checkpoint
+    from deepseek.kernels.cpu.extension import obstacle
+    from deepseek.models.native import native_obstacle
+    from deepseek.models.registry import parse_config
+
+    checkpoint = open_checkpoint(folder)
+    try:
+        return "fp32" if obstacle() or native_obstacle(parse_config(checkpoint.config)) else "auto"
+    finally:
+        checkpoint.close()
 
 
 def scoring_config(model: str, dtype: str, *, threads: int | None = None, offline: bool = False) -> EngineConfig:
@@ -89,15 +106,18 @@ def measure_quality(
         say(f"model: {files.name}")
         student, own_tokenizer, dtype = load_model_of(model)
         _check_tokenizers(tokenizer, own_tokenizer, _probes(documents, sets))
-        text_results = {name: report.text_figures(stored.compare(student)) for name, stored in logits.items()}
-        set_results = {
-            name: report.accuracy_figures(report.answer_questions(student, tokenizer, asked), known[name])
-            for name, asked in sets.items()
-        }
+        say(f"text and questions with {files.name}")
+        compared = {name: stored.compare(student) for name, stored in logits.items()}
+        answered = {name: report.answer_questions(student, tokenizer, asked) for name, asked in sets.items()}
+    text_results = {name: asdict(report.text_figures([one])) for name, one in compared.items()}
+    set_results = {name: report.accuracy_figures(right, known[name]) for name, right in answered.items()}
+    all_questions = [list(chain.from_iterable(results.values())) for results in (answered, known)]
     return {
         **_sizes(files.path, reference_files.path),
         "texts": text_results,
+        "all_texts": asdict(report.text_figures(list(compared.values()))) if compared else None,
         "questions": set_results,
+        "all_questions": report.accuracy_figures(*all_questions) if answered else None,
         "machine": describe_machine(),
         "settings": {
             "model": files.name,
@@ -110,6 +130,19 @@ def measure_quality(
     }
 
 
+def _fp16_size(path: Path) -> int:
+    """Bytes of a model's weights in FP16, an output matrix that is the embedding counted once."""
+    from deepseek.hub.open import open_checkpoint
+    from deepseek.quant.plan import HEAD, float_size
+
+    checkpoint = open_checkpoint(path)
+    try:
+        tied = checkpoint.config.get("tie_word_embeddings") is True
+        return float_size({name: shape for name, shape in checkpoint.shapes.items() if not (tied and name == HEAD)})
+    finally:
+        checkpoint.close()
+
+
 def _label(path: Path, others: Sequence[Path]) -> str:
     """The file's name, or its path where two have the same name."""
     return path.stem if [other.stem for other in others].count(path.stem) == 1 else str(path)
@@ -118,8 +151,14 @@ def _label(path: Path, others: Sequence[Path]) -> str:
 def _sizes(model: Path, reference: Path) -> dict[str, float]:
     from deepseek.quant.report import weights_size
 
-    size, reference_size = weights_size(model), weights_size(reference)
-    return {"size_bytes": size, "reference_size_bytes": reference_size, "size_ratio": size / reference_size}
+    size, reference_size, fp16_size = weights_size(model), weights_size(reference), _fp16_size(reference)
+    return {
+        "size_bytes": size,
+        "reference_size_bytes": reference_size,
+        "size_ratio": size / reference_size,
+        "fp16_size_bytes": fp16_size,
+        "fp16_size_ratio": size / fp16_size,
+    }
 
 
 def _probes(documents: Mapping[str, Sequence[str]], sets: Mapping[str, Sequence[Question]]) -> list[str]:
@@ -134,19 +173,19 @@ def _check_tokenizers(first: Tokenizer, second: Tokenizer, texts: Iterable[str])
 
 
 def quality_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str], list[list[str]]]:
-    """(header, rows) of the table of texts and of that of questions."""
+    """(header, rows) of the table of texts and of that of questions; the last row is all together."""
     texts = [
         [
             name,
             str(row["tokens"]),
             f"{row['kl_mean']:.5f}",
             f"{row['kl_p99']:.4f}",
-            f"{row['top1_agreement']:.2%}",
+            _percent(row["top1_agreement"], row["top1_interval"]),
             f"{row['perplexity']:.3f}",
             f"{row['reference_perplexity']:.3f}",
-            f"{row['perplexity_ratio'] - 1:+.2%}",
+            _percent(row["perplexity_ratio"] - 1, [end - 1 for end in row["perplexity_ratio_interval"]], sign="+"),
         ]
-        for name, row in result["texts"].items()
+        for name, row in _with_all(result["texts"], result["all_texts"])
     ]
     sets = [
         [
@@ -156,7 +195,7 @@ def quality_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]],
             _percent(row["reference_accuracy"], row["reference_interval"]),
             _percent(row["difference"], row["difference_interval"], sign="+"),
         ]
-        for name, row in result["questions"].items()
+        for name, row in _with_all(result["questions"], result["all_questions"])
     ]
     return (
         ["text", "tokens", "KL mean", "KL p99", "same top-1", "perplexity", "reference", "change"],
@@ -164,6 +203,10 @@ def quality_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]],
         ["questions", "number", "accuracy", "reference", "difference"],
         sets,
     )
+
+
+def _with_all(rows: Mapping[str, Any], together: Any) -> list[tuple[str, Any]]:
+    return [*rows.items(), *([("all", together)] if len(rows) > 1 else [])]
 
 
 def _percent(value: float, interval: Sequence[float], sign: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import logging
 import math
@@ -12,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +20,24 @@ from deepseek.hub.open import open_checkpoint
 from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import ModelFiles, resolve
 from deepseek.machine import describe_machine
-from deepseek.quality import load_model_of, scoring_config
+from deepseek.quality import load_model_of, product_dtype, scoring_config
 from deepseek.threads import wait_politely
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from deepseek.hub.checkpoint import Checkpoint
+    from deepseek.hub.checkpoint import Checkpoint, QuantizedMatrix
+    from deepseek.kernels.ops import Ops
+    from deepseek.models.base import Model
     from deepseek.quant.calibration import Calibration
     from deepseek.quant.plan import Plan, Shapes
-    from deepseek.quant.report import ReferenceLogits
+    from deepseek.quant.study import Study
 
 logger = logging.getLogger(__name__)
 
 REPORT = "quality.json"
 CALIBRATION_TOKENS = 8192
-_SAMPLE_TOKENS = 128
-_HELD_OUT_TOKENS = 1024
-_WORST, _BEST = 8, 160
-"""Units whose divergence is measured in INT8, and in INT4."""
 _INT4_FOR_FP16 = 2.4
 """Weights that must go from 8 to 4.6 bits for one to go from 8 to 16."""
 
@@ -59,14 +57,6 @@ _COPIED = (
 )
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Study:
-    """What calibration found: ``found`` decides the plan, ``held_out`` is what the result is judged by."""
-
-    found: Calibration
-    held_out: ReferenceLogits
 
 
 def quantize_model(
@@ -111,12 +101,17 @@ def quantize_model(
         parse_config(checkpoint.config)
         tied = checkpoint.config.get("tie_word_embeddings") is True
         shapes = {name: shape for name, shape in checkpoint.shapes.items() if not (tied and name == HEAD)}
-        study = None if texts is None else _study(files, checkpoint, texts, kind, tokens, say)
+
+        def choose(found: Calibration | None) -> Plan:
+            return _choose(shapes, kind, tied, found, say)
+
+        study = None if texts is None else _study(files, checkpoint, texts, kind, tokens, choose, say)
         try:
             with _written_whole(output) as folder:
-                plan = _choose(shapes, kind, tied, study, say)
+                plan = choose(None) if study is None else study.plan
                 dtype = _float_dtype(checkpoint.config)
-                _write_weights(checkpoint, shapes, plan, study, folder, tied, dtype, say)
+                source = checkpoint if study is None else study.checkpoint
+                _write_weights(source, shapes, plan, study, folder, tied, dtype, say)
                 _write_companions(files.path, checkpoint.config, plan, shapes, folder, tied, dtype)
                 report = _report(files, shapes, plan, folder)
                 if study is not None:
@@ -159,76 +154,35 @@ def _written_whole(output: Path) -> Iterator[Path]:
         raise
 
 
-def _study(files: ModelFiles, checkpoint: Checkpoint, texts: list[str], kind: str, tokens: int, say: Say) -> Study:
-    """Run the unquantized model over the calibration text."""
+def _study(
+    files: ModelFiles,
+    checkpoint: Checkpoint,
+    texts: list[str],
+    kind: str,
+    tokens: int,
+    choose: Callable[[Calibration], Plan],
+    say: Say,
+) -> Study:
     import torch
 
-    from deepseek.kernels.registry import bind
-    from deepseek.models.registry import load_model
-    from deepseek.quant import calibration
-    from deepseek.quant.windows import cut_windows
-    from deepseek.tokenizer.load import load_tokenizer
+    from deepseek.models.registry import architecture_of, load_model
+    from deepseek.quant.study import run_study
 
-    windows = cut_windows(texts, load_tokenizer(files.path), tokens=tokens)
-    if len(windows) < 2:
-        raise ConfigurationError("the calibration text is too short: it must have at least two windows of 256 tokens.")
-    held_out = windows[3::4] or windows[-1:]
-    windows = [window for window in windows if window not in held_out] or windows[:1]
-    say(f"loading {files.name} unquantized")
-    named = calibration.NamedCheckpoint(checkpoint)
-    ops = calibration.CalibrationOps(bind("cpu", "torch"), named)
-    model = load_model(named, ops=ops, dtype=torch.float32, device="cpu")
-    say(f"measuring inputs on {sum(map(len, windows))} tokens")
-    study = Study(calibration.measure_importance(model, ops, windows), _reference(held_out, model.vocab_size))
-    try:
-        if kind == "int8":
-            say("measuring what INT8 and INT4 do to each matrix")
-            sample = _sample(windows)
-            calibration.measure_errors(model, ops, study.found, sample)
-            worst, best = _candidates(study.found)
-            calibration.measure_divergence(model, ops, study.found, sample, int8=worst, int4=best, say=say)
-        say(f"the unquantized model's answers on {sum(map(len, study.held_out.windows))} other tokens")
-        study.held_out.record(model)
-    except BaseException:
-        study.held_out.__exit__(None, None, None)
-        raise
-    del model, ops
-    gc.collect()
-    return study
+    def load(source: Checkpoint, ops: Ops) -> Model:
+        return load_model(source, ops=ops, dtype=torch.float32, device="cpu")
+
+    offset = 1.0 if architecture_of(checkpoint.config).startswith("Gemma") else 0.0
+    return run_study(files, checkpoint, texts, kind, tokens, choose, load, offset, say)
 
 
-def _reference(windows: list[list[int]], vocab_size: int) -> ReferenceLogits:
-    from deepseek.quant.report import ReferenceLogits
-
-    kept: list[list[int]] = []
-    for window in windows:
-        if sum(map(len, kept)) < _HELD_OUT_TOKENS:
-            kept.append(window)
-    return ReferenceLogits(kept, vocab_size)
-
-
-def _sample(windows: list[list[int]]) -> list[list[int]]:
-    """The first tokens of a few windows from all over the text."""
-    count = min(4, len(windows))
-    return [windows[index * len(windows) // count][: _SAMPLE_TOKENS // count] for index in range(count)]
-
-
-def _candidates(found: Calibration) -> tuple[list[str], list[str]]:
-    """(units that INT8 hurts most, units to try in INT4) by output error: whose divergence is worth measuring."""
-    worst = sorted(found.error8, key=lambda unit: -found.error8[unit])[:_WORST]
-    best = sorted(found.error4, key=lambda unit: found.error4[unit])[:_BEST]
-    return worst, best
-
-
-def _choose(shapes: Shapes, kind: str, tied: bool, study: Study | None, say: Say) -> Plan:
+def _choose(shapes: Shapes, kind: str, tied: bool, found: Calibration | None, say: Say) -> Plan:
     from deepseek.quant.plan import make_plan, units_of
 
     units = units_of(shapes)
     weights = {unit: sum(math.prod(shapes[name]) for name in names) for unit, names in units.items()}
-    if study is None:
+    if found is None:
         # The weights alone do not tell which matter: few large units touch the fewest places.
         return make_plan(kind, shapes, tied=tied, cheapest=sorted(units, key=lambda unit: (-weights[unit], unit)))
-    found = study.found
     harm = {unit: cost / weights[unit] for unit, cost in found.kl4.items()}
     others = sorted((unit for unit in units if unit not in harm), key=lambda unit: found.error4.get(unit, math.inf))
     cheapest = [*sorted(harm, key=harm.__getitem__), *others]
@@ -274,14 +228,12 @@ def _write_weights(
 
     from deepseek.quant.compressed_tensors import ShardWriter, stored_tensors
     from deepseek.quant.plan import plan_size, unit_of
-    from deepseek.quant.schemes import quantize
 
     needed, free = plan_size(plan, shapes, tied=tied), shutil.disk_usage(folder).free
     if needed > free:
         raise DiskSpaceError(
             f"the weights take {needed / 2**30:.1f} GiB and {folder.parent} has {free / 2**30:.1f} GiB free."
         )
-    importance = {} if study is None else study.found.importance
     say(f"writing {needed / 2**20:.0f} MiB of weights")
     writer = ShardWriter(folder)
     for name in shapes:
@@ -295,9 +247,20 @@ def _write_weights(
                 raise CheckpointError(f"tensor {name!r} has values beyond the range of {dtype}.")
             writer.add({name: stored})
             continue
-        matrix = quantize(tensor, bits, importance.get(unit_of(name)), scale_dtype=dtype)
+        matrix = _quantize(tensor, bits, unit_of(name), None if study is None else study.found, dtype)
         writer.add(stored_tensors(name, matrix, dtype, tied=tied))
     writer.finish()
+
+
+def _quantize(weight: Tensor, bits: int, unit: str, found: Calibration | None, dtype: torch.dtype) -> QuantizedMatrix:
+    from deepseek.quant.gptq import quantize_with_feedback
+    from deepseek.quant.schemes import int8_group, quantize
+
+    if bits == 8:
+        return quantize(weight, 8, group=int8_group(weight.shape[1]), scale_dtype=dtype)
+    if found is not None and unit in found.moments:
+        return quantize_with_feedback(weight, found.moments[unit], scale_dtype=dtype)
+    return quantize(weight, 4, None if found is None else found.importance.get(unit), scale_dtype=dtype)
 
 
 def _write_companions(
@@ -361,13 +324,13 @@ def _judge(folder: Path, study: Study) -> dict[str, Any]:
     from deepseek.quant.report import text_figures
 
     try:
-        model, _, dtype = load_model_of(scoring_config(str(folder), "fp32", offline=True))
+        model, _, dtype = load_model_of(scoring_config(str(folder), product_dtype(folder), offline=True))
     except DeepSeekError as error:
         raise CheckpointError(f"what was written cannot be read back: {error}") from error
-    figures = text_figures(study.held_out.compare(model))
+    figures = asdict(text_figures([study.held_out.compare(model)]))
     return {
         "calibration_tokens": study.found.tokens,
         "held_out_text": figures,
-        "computed_in": dtype,
+        "computed": f"natively, {dtype}" if dtype == "as stored" else f"in {dtype}, without rounding activations",
         "divergence_of_one_unit": {"int8": study.found.kl8, "int4": study.found.kl4},
     }

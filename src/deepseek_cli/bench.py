@@ -125,7 +125,11 @@ def quality(
     threads: Annotated[int | None, typer.Option(help="CPU threads; one per core by default")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
 ) -> None:
-    """What quantization costs: size, KL divergence, agreement, perplexity, accuracy on multiple choice."""
+    """What quantization costs: size, KL divergence, agreement, perplexity, accuracy on multiple choice.
+
+    With 1.5 billion weights on two cores five texts of 1,024 tokens and 400 questions take about ten minutes, most of
+    them for the reference; smaller models, fewer tokens and fewer questions less in proportion.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -144,7 +148,7 @@ def quality(
     settings = result["settings"]
     console.print(f"{settings['model']} ({settings['dtype']}) against {settings['reference']}, size on disk:")
     sizes = (result["size_bytes"] / 2**20, result["reference_size_bytes"] / 2**20)
-    console.print(f"{sizes[0]:.0f} MiB against {sizes[1]:.0f} MiB, {result['size_ratio']:.1%}")
+    console.print(f"{sizes[0]:.0f} MiB against {sizes[1]:.0f} MiB; {result['fp16_size_ratio']:.1%} of FP16")
     text_head, text_rows, set_head, set_rows = quality_rows(result)
     for head, rows in ((text_head, text_rows), (set_head, set_rows)):
         if rows:

@@ -42,7 +42,8 @@ def test_divergence_agreement_and_perplexity():
     windows = [[0, 1, 2, 3, 4, 0, 2], [4, 4, 1]]
     with report.ReferenceLogits(windows, 5) as stored:
         stored.record(Fixed(reference))
-        figures = stored.compare(Fixed(other))
+        compared = stored.compare(Fixed(other))
+    figures = report.text_figures([compared])
     before = [token for window in windows for token in window[:-1]]
     after = [token for window in windows for token in window[1:]]
     p, q = reference.log_softmax(-1)[before], other.log_softmax(-1)[before]
@@ -54,6 +55,25 @@ def test_divergence_agreement_and_perplexity():
     picked = torch.arange(8), torch.tensor(after)
     assert figures.perplexity == pytest.approx(math.exp(-float(q[picked].mean())), rel=1e-5)
     assert figures.reference_perplexity == pytest.approx(math.exp(-float(p[picked].mean())), rel=1e-5)
+    assert figures.perplexity_ratio == pytest.approx(figures.perplexity / figures.reference_perplexity)
+    twice = report.text_figures([compared, compared])
+    assert (twice.tokens, twice.kl_mean) == (16, pytest.approx(figures.kl_mean))
+
+
+def test_intervals_of_text_are_over_runs_of_tokens():
+    # 100 runs of 64, each all right or all wrong: as uncertain as 100 draws, not as 6,400.
+    agreed = torch.tensor([True] * 90 + [False] * 10).repeat_interleave(64)
+    loss = torch.where(agreed, 1.0, 2.0)
+    figures = report.text_figures([report.Compared(torch.zeros(6400), agreed, loss, torch.ones(6400))])
+    spread = 1.96 * math.sqrt(0.9 * 0.1 / 100)
+    low, high = figures.top1_interval
+    assert (low, high) == (pytest.approx(0.9 - spread, abs=0.02), pytest.approx(0.9 + spread, abs=0.02))
+    low, high = figures.perplexity_ratio_interval
+    assert figures.perplexity_ratio == pytest.approx(math.exp(0.1))
+    assert (low, high) == (
+        pytest.approx(math.exp(0.1 - spread), abs=0.02),
+        pytest.approx(math.exp(0.1 + spread), abs=0.02),
+    )
 
 
 def test_another_vocabulary_and_a_full_disk(monkeypatch):

@@ -1,12 +1,14 @@
 """What a matrix's inputs look like on real text, and what quantizing it alone would cost.
 
-Three passes over a few windows of text through the unquantized model:
+Passes over a few windows of text through the unquantized model:
 
 1. the mean square of every input column of every matrix. It weighs the errors of INT4 (as llama.cpp's importance
    matrix does): an error counts by what it is multiplied with.
 2. each matrix's output error, in INT4, and in INT8 with activations in INT8 too, relative to its output.
 3. for the few that matter, those nearest to a decision, the KL divergence of the model's predictions when that one
    alone is quantized. Everything before the changed matrix is the same in each run and is replayed.
+
+A fourth takes the second moments of the inputs of those that are to be INT4 (:mod:`deepseek.quant.gptq`).
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from deepseek.hub.checkpoint import Checkpoint
 from deepseek.kernels.ops import Ops
 from deepseek.models.base import Model
 from deepseek.quant.plan import EMBEDDING, HEAD, fits_int4, is_matrix, unit_of
-from deepseek.quant.schemes import GROUP, quantize
+from deepseek.quant.schemes import GROUP, int8_group, quantize
 from deepseek.quant.windows import forward
 
 SENSITIVE_KL = 1e-3
 """Nats per token that a matrix in INT8 may cost by itself; above, it stays floating."""
+
+MOMENTS_BYTES = 2 * 2**30
+"""Memory for second moments."""
 
 Linear = Callable[[str, Tensor, Tensor, Tensor | None], Tensor]
 """(unit, inputs [T, columns], weight, bias) -> outputs [T, rows]."""
@@ -42,7 +47,8 @@ class Calibration:
         importance: unit -> mean square of each input column, fp32 [columns].
         error8, error4: unit -> squared output error over squared output, for W8A8 and for INT4 weights.
         kl8, kl4: unit -> KL divergence per token, in nats, where it was measured.
-        tokens: tokens that the mean squares are over.
+        moments: unit -> mean of x x^T over inputs x, fp32 [columns, columns], where it was measured.
+        tokens: tokens that the means are over.
     """
 
     importance: dict[str, Tensor] = field(default_factory=dict)
@@ -50,6 +56,7 @@ class Calibration:
     error4: dict[str, float] = field(default_factory=dict)
     kl8: dict[str, float] = field(default_factory=dict)
     kl4: dict[str, float] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
 
@@ -141,6 +148,32 @@ def measure_importance(model: Model, ops: CalibrationOps, windows: Sequence[Sequ
     return Calibration({unit: total / tokens for unit, total in sums.items()}, tokens=tokens)
 
 
+def measure_moments(
+    model: Model, ops: CalibrationOps, found: Calibration, windows: Sequence[Sequence[int]], units: Sequence[str]
+) -> None:
+    """Fills ``found.moments`` for ``units``: those with twice as many tokens as columns, as far as memory
+    is granted."""
+    tokens, left = sum(map(len, windows)), MOMENTS_BYTES
+    wanted = set()
+    for unit in units:
+        columns = len(found.importance[unit]) if unit in found.importance else tokens
+        if 2 * columns <= tokens and 4 * columns**2 <= left:
+            wanted.add(unit)
+            left -= 4 * columns**2
+    if not wanted:
+        return
+
+    def observe(unit: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if unit in wanted:
+            products = x.T @ x / tokens
+            found.moments[unit] = found.moments[unit] + products if unit in found.moments else products
+        return F.linear(x, weight, bias)
+
+    with ops.watched(observe):
+        for window in windows:
+            forward(model, [window], torch.zeros(1, dtype=torch.int64))
+
+
 def measure_errors(model: Model, ops: CalibrationOps, found: Calibration, sample: Sequence[Sequence[int]]) -> None:
     """Pass 2: fills ``found.error8`` and ``found.error4``."""
 
@@ -214,4 +247,4 @@ def _int8_linear(x: Tensor, weight: Tensor) -> Tensor:
     groups = x.view(rows, -1, GROUP if columns % GROUP == 0 else columns)
     scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-20) / 127
     rounded = (groups / scale).round_().mul_(scale).view(rows, columns)
-    return F.linear(rounded, quantize(weight, 8).dequantize(weight.dtype))
+    return F.linear(rounded, quantize(weight, 8, group=int8_group(columns)).dequantize(weight.dtype))

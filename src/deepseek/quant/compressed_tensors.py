@@ -21,7 +21,7 @@ from deepseek.hub.checkpoint import QuantizedMatrix
 from deepseek.hub.compressed_tensors import METHOD, pack_int4
 from deepseek.hub.safetensors_checkpoint import INDEX, WEIGHTS
 from deepseek.quant.plan import EMBEDDING, HEAD, ROUTER, Plan, Shapes
-from deepseek.quant.schemes import GROUP
+from deepseek.quant.schemes import GROUP, int8_group
 
 SHARD_BYTES = 4 * 10**9
 
@@ -59,14 +59,17 @@ def quantization_config(plan: Plan, shapes: Shapes, *, tied: bool) -> dict[str, 
     by_row = [name for name in vocabulary if name in modules[8] or (tied and vocabulary[0] in modules[8])]
     groups: dict[str, dict[str, Any]] = {}
     if by_row:  # ids go in, not activations; and logits deserve exact inputs
-        groups["vocabulary"] = _group(by_row, 8, None)
-    rest = {bits: [name for name in names if name not in vocabulary] for bits, names in modules.items()}
-    grouped = all(shapes[f"{module}.weight"][1] % GROUP == 0 for module in rest[8])
-    first, second = (8, 4) if len(rest[8]) >= len(rest[4]) else (4, 8)
-    if rest[second]:
-        groups[f"int{second}"] = _group(rest[second], second, grouped)
-    if rest[first]:  # named layers come first: a layer gets the first group that fits it
-        groups[f"int{first}"] = _group(["Linear"], first, grouped)
+        groups["vocabulary"] = {"targets": by_row, **_int8(shapes[EMBEDDING][1], inputs=False)}
+    kinds: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for bits in (8, 4):
+        for module in modules[bits]:
+            if module not in vocabulary:
+                kind = _INT4 if bits == 4 else _int8(shapes[f"{module}.weight"][1])
+                kinds.setdefault(json.dumps(kind), (kind, []))[1].append(module)
+    for index, (kind, names) in enumerate(sorted(kinds.values(), key=lambda found: len(found[1]))):
+        # Named layers come first: a layer gets the first group that fits it.
+        last = index == len(kinds) - 1
+        groups[f"group_{index}"] = {"targets": ["Linear"] if last else names, **kind}
     ignore = [*modules[16], *([vocabulary[1]] if tied and vocabulary[0] in modules[16] else [])]
     if any(name.endswith(ROUTER) for name in plan.floating):
         ignore.append("re:.*mlp\\.gate$")
@@ -82,18 +85,26 @@ def quantization_config(plan: Plan, shapes: Shapes, *, tied: bool) -> dict[str, 
     }
 
 
-def _group(targets: list[str], bits: int, grouped: bool | None) -> dict[str, Any]:
-    """``grouped``: whether INT8 inputs have scales per 32 or per token; None for inputs that stay as they are."""
-    common = {"num_bits": bits, "type": "int", "dynamic": False}
-    if bits == 4:
-        weights = {**common, "symmetric": False, "strategy": "group", "group_size": GROUP}
-        return {"targets": targets, "weights": weights, "format": "pack-quantized"}
-    weights = {**common, "symmetric": True, "strategy": "channel"}
-    group: dict[str, Any] = {"targets": targets, "weights": weights, "format": "int-quantized"}
-    if grouped is not None:
-        scales: dict[str, Any] = {"strategy": "group", "group_size": GROUP} if grouped else {"strategy": "token"}
-        group["input_activations"] = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, **scales}
-    return group
+_INTEGERS: dict[str, Any] = {"type": "int", "dynamic": False}
+_INT4: dict[str, Any] = {
+    "weights": {"num_bits": 4, **_INTEGERS, "symmetric": False, "strategy": "group", "group_size": GROUP},
+    "format": "pack-quantized",
+}
+
+
+def _int8(columns: int, *, inputs: bool = True) -> dict[str, Any]:
+    """INT8 layers of that width; ``inputs`` False: those stay as they are."""
+    strategy = _strategy(columns, int8_group(columns), "channel")
+    weights = {"num_bits": 8, **_INTEGERS, "symmetric": True, **strategy}
+    kind: dict[str, Any] = {"weights": weights, "format": "int-quantized"}
+    if inputs:
+        strategy = _strategy(columns, columns if columns % GROUP else GROUP, "token")
+        kind["input_activations"] = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, **strategy}
+    return kind
+
+
+def _strategy(columns: int, group: int, whole: str) -> dict[str, Any]:
+    return {"strategy": whole} if group == columns else {"strategy": "group", "group_size": group}
 
 
 class ShardWriter:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepseek.errors import ConfigurationError
-from deepseek.quant.schemes import GROUP
+from deepseek.quant.schemes import GROUP, int8_group
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -79,16 +79,22 @@ def stored_bytes(shape: Sequence[int], bits: int) -> int:
     if bits == 16:
         return 2 * rows * columns
     if bits == 8:
-        return rows * columns + 2 * rows
+        return rows * columns + scale_bytes(shape)
     groups = columns // GROUP
     return rows * columns // 2 + 2 * rows * groups + 4 * (-(-rows // 8)) * groups + 16
+
+
+def scale_bytes(shape: Sequence[int]) -> int:
+    """Bytes of an INT8 matrix's scales."""
+    rows, columns = shape
+    return 2 * rows * (columns // int8_group(columns))
 
 
 def plan_size(plan: Plan, shapes: Shapes, *, tied: bool) -> int:
     """Bytes of the weights that ``plan`` gives, without file headers."""
     total = sum(stored_bytes(shapes[name], bits) for name, bits in plan.bits.items())
     total += sum(2 * math.prod(shapes[name]) for name in plan.floating)
-    return total + (2 * shapes[EMBEDDING][0] if tied and plan.bits.get(EMBEDDING) == 8 else 0)
+    return total + (scale_bytes(shapes[EMBEDDING]) if tied and plan.bits.get(EMBEDDING) == 8 else 0)
 
 
 def float_size(shapes: Shapes) -> int:

@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,29 +17,44 @@ from torch import Tensor
 
 from deepseek.errors import ConfigurationError, DiskSpaceError
 from deepseek.models.base import Model
-from deepseek.quant.windows import Encoder, forward, read_rows
+from deepseek.quant.windows import Encoder, forward, read_rows, shared_start
 
 RESAMPLES = 2000
 _ROWS = 64
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Per prediction, [predictions] each: KL divergence of the model from the reference in nats, whether both find the
+    same token likeliest, and what each loses on the token that follows."""
+
+    kl: Tensor
+    agreed: Tensor
+    loss: Tensor
+    reference_loss: Tensor
+
+
+@dataclass(frozen=True)
 class TextFigures:
-    """Over all tokens of a text but those without anything before them.
+    """Over all tokens of one or more texts but those without anything before them.
 
     Attributes:
         tokens: predictions compared.
         kl_mean, kl_p99: KL divergence of the model from the reference per token, in nats.
         top1_agreement: share of tokens for which both find the same one likeliest.
-        perplexity, reference_perplexity: of the text itself.
+        perplexity, reference_perplexity, perplexity_ratio: of the text itself.
+        top1_interval, perplexity_ratio_interval: 95%, by bootstrap over runs of 64 tokens.
     """
 
     tokens: int
     kl_mean: float
     kl_p99: float
     top1_agreement: float
+    top1_interval: list[float]
     perplexity: float
     reference_perplexity: float
+    perplexity_ratio: float
+    perplexity_ratio_interval: list[float]
 
 
 class ReferenceLogits:
@@ -80,15 +95,15 @@ class ReferenceLogits:
             self._rows[start : start + len(window)] = forward(model, [window])
             start += len(window)
 
-    def compare(self, model: Model) -> TextFigures:
+    def compare(self, model: Model) -> Compared:
         """Run the model and compare. Raises ConfigurationError for another vocabulary."""
         if model.vocab_size != self._rows.shape[1]:
             raise ConfigurationError(
                 f"the models have vocabularies of {model.vocab_size} and {self._rows.shape[1]} tokens: they cannot be "
                 "compared token by token."
             )
-        divergences: list[Tensor] = []
-        agreed, loss, reference_loss, predicted, start = 0, 0.0, 0.0, 0, 0
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        start = 0
         for window in self.windows:
             logits = forward(model, [window])
             truth = self._rows[start : start + len(window)]
@@ -97,21 +112,42 @@ class ReferenceLogits:
             for first in range(0, len(window) - 1, _ROWS):
                 rows = slice(first, min(first + _ROWS, len(window) - 1))
                 ours, theirs = logits[rows].log_softmax(-1), truth[rows].log_softmax(-1)
-                divergences.append((theirs.exp() * (theirs - ours)).sum(-1))
-                agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
                 targets = following[rows, None]
-                loss -= float(ours.gather(1, targets).sum())
-                reference_loss -= float(theirs.gather(1, targets).sum())
-                predicted += targets.shape[0]
-        kl = torch.cat(divergences)
-        return TextFigures(
-            tokens=predicted,
-            kl_mean=float(kl.mean()),
-            kl_p99=float(kl.quantile(0.99)) if kl.numel() < 1 << 24 else float(kl.topk(kl.numel() // 100).values[-1]),
-            top1_agreement=agreed / predicted,
-            perplexity=math.exp(loss / predicted),
-            reference_perplexity=math.exp(reference_loss / predicted),
-        )
+                parts.append(
+                    (
+                        (theirs.exp() * (theirs - ours)).sum(-1),
+                        ours.argmax(-1) == theirs.argmax(-1),
+                        -ours.gather(1, targets)[:, 0],
+                        -theirs.gather(1, targets)[:, 0],
+                    )
+                )
+        return Compared(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def text_figures(compared: Sequence[Compared]) -> TextFigures:
+    """The figures of one text, or of several together."""
+    kl = torch.cat([one.kl for one in compared])
+    names = ("agreed", "loss", "reference_loss")
+    agreed, loss, reference_loss = (torch.cat([getattr(one, name) for one in compared]).double() for name in names)
+    runs = -(-len(kl) // _ROWS)
+    sums = [
+        np.array([float(part.sum()) for part in torch.split(values, _ROWS)])
+        for values in (agreed, loss - reference_loss, torch.ones_like(loss))
+    ]
+    picks = np.random.default_rng(0).integers(0, runs, (RESAMPLES, runs))
+    same, lost, counted = (values[picks].sum(axis=-1) for values in sums)
+    low, high = _interval(lost / counted)
+    return TextFigures(
+        tokens=len(kl),
+        kl_mean=float(kl.mean()),
+        kl_p99=float(kl.quantile(0.99)) if kl.numel() < 1 << 24 else float(kl.topk(kl.numel() // 100).values[-1]),
+        top1_agreement=float(agreed.mean()),
+        top1_interval=_interval(same / counted),
+        perplexity=math.exp(float(loss.mean())),
+        reference_perplexity=math.exp(float(reference_loss.mean())),
+        perplexity_ratio=math.exp(float((loss - reference_loss).mean())),
+        perplexity_ratio_interval=[math.exp(low), math.exp(high)],
+    )
 
 
 @dataclass(frozen=True)
@@ -154,24 +190,32 @@ def answer_questions(model: Model, tokenizer: Encoder, questions: Sequence[Quest
 
 def _answer(model: Model, tokenizer: Encoder, question: Question) -> int:
     prompt = tokenizer.encode(question.question)
-    sequences: list[list[int]] = []
+    sequences = [tokenizer.encode(question.question + choice) for choice in question.choices]
+    common = min(_common(prompt, ids) for ids in sequences)
+    skipped = shared_start(common - 1)  # the token before the choice is computed for each
     rows: list[int] = []
     targets: list[int] = []
     counts: list[int] = []
-    start = 0
-    for choice in question.choices:
-        ids = tokenizer.encode(question.question + choice)
-        shared = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
-        shared = max(1, min(shared, len(ids) - 1))  # something stands before the choice, and it has a token of its own
-        rows += range(start + shared - 1, start + len(ids) - 1)
-        targets += ids[shared:]
-        counts.append(len(ids) - shared)
-        sequences.append(ids)
-        start += len(ids)
-    scores = forward(model, sequences, torch.tensor(rows)).log_softmax(-1).gather(1, torch.tensor(targets)[:, None])
+    computed = 0
+    for index, ids in enumerate(sequences):
+        start = computed - (skipped if index else 0)  # where its first token would be
+        begin = _common(prompt, ids)
+        rows += range(start + begin - 1, start + len(ids) - 1)
+        targets += ids[begin:]
+        counts.append(len(ids) - begin)
+        computed = start + len(ids)
+    logits = forward(model, sequences, torch.tensor(rows), shared=common - 1)
+    scores = logits.log_softmax(-1).gather(1, torch.tensor(targets)[:, None])
     sums = [float(part.sum()) for part in torch.split(scores, counts)]
     means = [total / len(choice.encode()) for total, choice in zip(sums, question.choices, strict=True)]
     return max(range(len(means)), key=means.__getitem__)
+
+
+def _common(prompt: Sequence[int], ids: Sequence[int]) -> int:
+    """Tokens that ``ids`` begin with as the prompt does, but something stands before the choice, and it has a token of
+    its own."""
+    same = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
+    return max(1, min(same, len(ids) - 1))
 
 
 def accuracy_figures(right: Sequence[bool], reference: Sequence[bool]) -> dict[str, Any]:
@@ -196,11 +240,6 @@ def accuracy_figures(right: Sequence[bool], reference: Sequence[bool]) -> dict[s
 def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
     low, high = np.quantile(values, (0.025, 0.975))
     return [float(low), float(high)]
-
-
-def text_figures(figures: TextFigures) -> dict[str, float]:
-    """For JSON, with the ratio of perplexities."""
-    return {**asdict(figures), "perplexity_ratio": figures.perplexity / figures.reference_perplexity}
 
 
 def weights_size(path: Path) -> int:

@@ -16,7 +16,7 @@ from deepseek.models.base import Batch, Model
 
 WINDOW = 256
 SHORTEST = 16
-_PAGE_SIZE = 64
+_PAGE_SIZE = 16
 
 
 class Encoder(Protocol):
@@ -86,17 +86,29 @@ def cut_windows(texts: Sequence[str], tokenizer: Encoder, *, tokens: int, window
     return [windows[index * len(windows) // wanted] for index in range(wanted)]
 
 
-def forward(model: Model, sequences: Sequence[Sequence[int]], rows: Tensor | None = None) -> Tensor:
-    """fp32 logits [rows, vocabulary] of whole sequences, computed together from the start; ``rows`` int64 are those
-    wanted of all their tokens, None for all."""
+def forward(model: Model, sequences: Sequence[Sequence[int]], rows: Tensor | None = None, *, shared: int = 0) -> Tensor:
+    """fp32 logits [rows, vocabulary] of whole sequences, computed together from the start.
+
+    Args:
+        rows: int64, those wanted of all computed tokens; None for all.
+        shared: all sequences begin with the same so many tokens. Whole pages of these are computed for the first one
+            only: of the others, tokens from ``shared_start(shared)`` on.
+    """
+    skipped = shared_start(shared)
+    common = tuple(range(skipped // _PAGE_SIZE))
     starts, first = [0], 0
     pages: list[tuple[int, ...]] = []
     slots: list[int] = []
-    for ids in sequences:
-        count = -(-len(ids) // _PAGE_SIZE)
-        pages.append(tuple(range(first, first + count)))
-        slots += range(first * _PAGE_SIZE, first * _PAGE_SIZE + len(ids))
-        starts.append(starts[-1] + len(ids))
+    tokens: list[int] = []
+    positions: list[int] = []
+    for index, ids in enumerate(sequences):
+        begin = skipped if index else 0
+        count = -(-(len(ids) - begin) // _PAGE_SIZE)
+        pages.append((*(common if index else ()), *range(first, first + count)))
+        slots += range(first * _PAGE_SIZE, first * _PAGE_SIZE + len(ids) - begin)
+        tokens += ids[begin:]
+        positions += range(begin, len(ids))
+        starts.append(len(tokens))
         first += count
     device = model.device
     layout = PagedLayout(
@@ -106,7 +118,11 @@ def forward(model: Model, sequences: Sequence[Sequence[int]], rows: Tensor | Non
         pages=tuple(pages),
         write_slots=torch.tensor(slots, device=device),
     )
-    tokens = torch.tensor([token for ids in sequences for token in ids], device=device)
-    positions = torch.cat([torch.arange(len(ids), device=device) for ids in sequences])
+    batch = Batch(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), layout, rows)
     with torch.inference_mode():
-        return model.forward(Batch(tokens, positions, layout, rows), model.new_cache(first, _PAGE_SIZE)).float()
+        return model.forward(batch, model.new_cache(first, _PAGE_SIZE)).float()
+
+
+def shared_start(shared: int) -> int:
+    """The first token that every sequence computes by itself where ``shared`` are common to all."""
+    return shared // _PAGE_SIZE * _PAGE_SIZE
