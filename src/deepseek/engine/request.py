@@ -23,9 +23,9 @@ class Sequence:
         max_length: length of ``tokens`` at which the answer ends.
         score_start: first position whose log-probability is wanted; None for a generation request.
         cache_salt: salt of the prefix cache.
-        reproducible: the caller gave a seed and is promised the same tokens whatever else runs. So how a row is computed
-            depends on its place in the request alone (see :func:`deepseek.engine.batch.arrange`), and pages of the
-            prefix cache are shared among reproducible requests, those of their prompts only.
+        reproducible: the caller gave a seed and is promised the same tokens whatever else runs. So how a row is
+            computed depends on its place in the request alone (see :func:`deepseek.engine.batch.arrange`), and pages
+            of the prefix cache are shared among reproducible requests, those of their prompts only.
         isolated: reproducible, on a model whose rows depend on what else is in the batch: computed in forwards of its
             own, whose shapes depend on nothing but this request.
         pages: held pages, enough for ``computed`` tokens and this step's; int32, as kernels read them.
@@ -113,8 +113,8 @@ class Sequence:
 
     @property
     def next_tokens(self) -> int:
-        """Tokens that one chunk may compute: all that remain, but a reproducible sequence's prompt and its answer (which
-        is computed again after a preemption) apart."""
+        """Tokens that one chunk may compute: all that remain, but a reproducible sequence's prompt and its answer
+        (which is computed again after a preemption) apart."""
         if self.reproducible and self.in_prompt:
             return min(self.remaining, self.prompt_length - self.computed)
         return self.remaining

@@ -53,8 +53,9 @@ class Batch:
         positions: int64 [T].
         layout: where the rows' keys and values lie.
         logits_rows: int64 [R], the rows whose next-token logits are wanted, or None for all of them.
-        narrow_rows: the first so many rows are computed in the arithmetic that is best for few rows; the others ("wide")
-            in what is fastest for many, which may be another. Rows of either kind depend on nothing around them.
+        narrow_rows: the first so many rows are computed in the arithmetic that is best for few rows; the others
+            ("wide") in what is fastest for many, which may be another. Rows of either kind depend on nothing around
+            them.
     """
 
     token_ids: Tensor
