@@ -138,6 +138,19 @@ def test_narrow_and_wide_rows_in_one_batch() -> None:
     assert torch.equal(together, torch.stack([wide[row - 70] if row >= 70 else narrow[row] for row in rows]))
 
 
+@pytest.mark.parametrize("scheme", ["int4", "int8", "bf16"])
+def test_many_wide_rows(scheme: str) -> None:
+    """More than a block of rows, and matrices of which some are cut into chunks of columns and some are not."""
+    prompt = [(11 * i * i + 5) % tiny.VOCAB for i in range(600)]
+    model = load("llama-large", scheme, threads=2)
+    whole, parts = (Driver(model, page_size=16, num_pages=40) for _ in range(2))
+    (expected,) = whole.step([(0, prompt)])
+    actual = [parts.step([(0, prompt[start:stop])])[0] for start, stop in ((0, 10), (10, 77), (77, 210), (210, 600))]
+    assert torch.equal(torch.cat(actual), expected)
+    (narrow,) = Driver(model, page_size=16, num_pages=40).step([(0, prompt)], narrow_rows=len(prompt))
+    assert distance(expected, narrow) < 0.01
+
+
 def test_wide_rows_are_close_to_their_own_weights_in_fp32() -> None:
     assert distance(logits(load("llama-wide", "bf16"), narrow=False), logits(truth("llama-wide"))) < 0.01
 

@@ -12,7 +12,7 @@ from deepseek.engine.scheduler import Chunk
 from deepseek.kernels.paging import PagedLayout
 from deepseek.models.base import Batch
 
-WIDE_ROWS = 9
+WIDE_ROWS = 12
 """Rows from which wide arithmetic is faster on CPUs that have it. More than a draft and the row it stands behind, so
 that speculation changes nothing for a sequence that runs alone."""
 

@@ -162,10 +162,13 @@ struct Input {
   int ld;
 };
 
-// Bytes that unpacked weights with up to `groups` groups of columns take, per thread.
+// Bytes that unpacked weights with up to `groups` groups of columns and their products take, per thread.
 static inline size_t room_for(int groups) {
 #ifdef __AMX_BF16__
-  return kBandsAtOnce * wide_panel_bytes(groups);
+  // The largest of many rows is that of the widest matrix that is not cut.
+  const size_t few = WideBlock(WideBlock::kFewRows, groups).bytes();
+  const size_t many = WideBlock(WideBlock::kRows, WideBlock::kWhole).bytes();
+  return few > many ? few : many;
 #else
   (void)groups;
   return 0;
@@ -179,9 +182,10 @@ static void tiles(const Matrix& m, const Activations& x, int count, uint8_t* roo
   if (x.wide == nullptr || x.wide_rows(count) == 0) return;
   const Range share = share_bands<Sink>(m, team);
   configure_tiles();
-  for (int band = share.begin; band < share.end; band += kBandsAtOnce) {
-    const int bands = share.end - band < kBandsAtOnce ? share.end - band : kBandsAtOnce;
-    wide_unit<F, kBandsAtOnce>(m, band, bands, x, x.wide_rows(count), room, sink);
+  const WideBlock block(x.wide_rows(count), m.groups);
+  for (int band = share.begin; band < share.end; band += block.bands) {
+    const int bands = share.end - band < block.bands ? share.end - band : block.bands;
+    wide_unit<F>(m, band, bands, x, x.wide_rows(count), block, room, sink);
   }
   _tile_release();
 #else

@@ -1,5 +1,5 @@
-// Products of wide rows: weights dequantized to bf16, a few bands at a time, and multiplied on the matrix unit, which adds in
-// fp32. Dequantizing costs as much as six tiles of rows, so this is for prompts and large batches.
+// Products of wide rows: weights dequantized to bf16 panels, [group][16 column pairs][16 rows][2] of a band, a few bands at a
+// time, and multiplied on the matrix unit, which adds in fp32. Dequantizing costs as much as six tiles of rows, so this is for prompts and large batches.
 //
 // A row's sum runs over the columns in one order, whatever the number of rows.
 #pragma once
@@ -9,9 +9,6 @@
 
 namespace deepseek {
 namespace DS_ISA {
-
-// A band in bf16: [group][16 column pairs][16 rows][2].
-static inline size_t wide_panel_bytes(int groups) { return static_cast<size_t>(groups) * 1024; }
 
 // Two columns of sixteen rows, rounded to bf16 and side by side.
 static DS_INLINE __m512i pair_bf16(__m512 even, __m512 odd) {
@@ -46,17 +43,16 @@ static DS_INLINE void widen_group(const Matrix& m, const uint8_t* quants, int g,
   }
 }
 
-// The band's bf16 panel, in `room` or where the weights lie.
+// Groups [first, last) of a band as a bf16 panel, in `room` or where the weights lie. K-quants: `first` begins a superblock.
 template <Format F>
-static inline const uint16_t* widen_band(const Matrix& m, int band, uint8_t* room) {
+static inline const uint16_t* widen_band(const Matrix& m, int band, int first, int last, uint16_t* room) {
   const uint8_t* quants = m.quants(band);
   if constexpr (F == Format::kBf16) {
-    return reinterpret_cast<const uint16_t*>(quants);
+    return reinterpret_cast<const uint16_t*>(quants) + static_cast<size_t>(first) * 512;
   } else {
-    uint16_t* out = reinterpret_cast<uint16_t*>(room);
     ScaleReader<F> reader(m.meta(band));
-    for (int g = 0; g < m.groups; ++g) widen_group<F>(m, quants, g, reader, out + g * 512);
-    return out;
+    for (int g = first; g < last; ++g) widen_group<F>(m, quants, g, reader, room + (g - first) * 512);
+    return room;
   }
 }
 
@@ -72,15 +68,24 @@ static inline void configure_tiles() {
   _tile_loadconfig(&config);
 }
 
-// out[0][tile][16][16], out[stride]...: one or two tiles of rows times two bands.
+// Adds products of one or two tiles of rows with two bands to out[band][tile][16][16], or begins with them.
 template <int Tiles>
 static inline void wide_tile(const uint16_t* a, size_t a_stride, const uint16_t* first, const uint16_t* second, int groups,
-                             float* out, int stride) {
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (Tiles == 2) {
-    _tile_zero(2);
-    _tile_zero(3);
+                             float* out, size_t stride, bool begin) {
+  if (begin) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (Tiles == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  } else {
+    _tile_loadd(0, out, 64);
+    _tile_loadd(1, out + stride, 64);
+    if constexpr (Tiles == 2) {
+      _tile_loadd(2, out + 256, 64);
+      _tile_loadd(3, out + stride + 256, 64);
+    }
   }
   for (int g = 0; g < groups; ++g) {
     _tile_loadd(4, a + g * 512, 64);
@@ -104,25 +109,58 @@ static inline void wide_tile(const uint16_t* a, size_t a_stride, const uint16_t*
   asm volatile("" : : "r"(out) : "memory");
 }
 
-// `count` wide rows times `bands` bands, which the sink gets as rows from acts.narrow on.
-template <Format F, int Bands, class Sink>
-static void wide_unit(const Matrix& m, int band, int bands, const Activations& x, int count, uint8_t* room, const Sink& sink) {
-  const uint16_t* panels[Bands];
-  for (int b = 0; b < bands; ++b) panels[b] = widen_band<F>(m, band + b, room + b * wide_panel_bytes(m.groups));
-  for (int b = bands; b < Bands; ++b) panels[b] = panels[0];  // computed with the others and not used
-  alignas(64) float product[Bands][512];
+// With many rows, bands are taken together and columns in chunks: two bands' panels of a chunk stay in the first-level cache
+// while all rows pass by them, and the rows of a chunk in the second-level cache while the bands pass by.
+struct WideBlock {
+  static constexpr int kRows = 512;      // at once; sums of more do not stay near
+  static constexpr int kFewRows = 64;    // weights arrive slower than so many rows are multiplied: read them in order
+  static constexpr int kFewBands = 4;
+  static constexpr int kManyBands = 8;
+  static constexpr int kChunk = kSuper;  // groups
+  static constexpr int kWhole = 20;      // matrices with no more groups are not cut
+
+  int rows, bands, chunk;
+
+  WideBlock(int count, int groups)
+      : rows(count < kRows ? (count + 31) / 32 * 32 : kRows),
+        bands(count <= kFewRows ? kFewBands : kManyBands),
+        chunk(count <= kFewRows || groups <= kWhole ? groups : kChunk) {}
+
+  // Panels of `bands` bands, then their sums.
+  size_t panel() const { return static_cast<size_t>(chunk) * 512; }
+  uint16_t* panels(uint8_t* room) const { return reinterpret_cast<uint16_t*>(room); }
+  float* product(uint8_t* room) const { return reinterpret_cast<float*>(room + bands * panel() * sizeof(uint16_t)); }
+  size_t bytes() const { return bands * (panel() * sizeof(uint16_t) + rows * 16 * sizeof(float)); }
+};
+
+// `count` wide rows times up to block.bands bands, which the sink gets as rows from x.narrow on.
+template <Format F, class Sink>
+static void wide_unit(const Matrix& m, int band, int bands, const Activations& x, int count, const WideBlock& block,
+                      uint8_t* room, const Sink& sink) {
   const size_t stride = static_cast<size_t>(x.rows.groups) * 512;  // rows may be wider than the matrix
-  for (int row = 0; row < count; row += 32) {
-    const bool two = count - row > 16;
-    for (int b = 0; b < bands; b += 2) {
-      const uint16_t* a = x.wide_tile(row / 16);
-      if (two) {
-        wide_tile<2>(a, stride, panels[b], panels[b + 1], m.groups, product[b], 512);
-      } else {
-        wide_tile<1>(a, stride, panels[b], panels[b + 1], m.groups, product[b], 512);
+  const int sums = block.rows * 16;                                // of a band
+  float* product = block.product(room);
+  for (int start = 0; start < count; start += block.rows) {
+    const int rows = count - start < block.rows ? count - start : block.rows;
+    for (int first = 0; first < m.groups; first += block.chunk) {
+      const int last = m.groups - first < block.chunk ? m.groups : first + block.chunk;
+      for (int b = 0; b < bands; b += 2) {
+        uint16_t* panel = block.panels(room) + b * block.panel();
+        const uint16_t* left = widen_band<F>(m, band + b, first, last, panel);
+        // Without a second band the first is computed twice, into sums that nobody reads.
+        const uint16_t* right = b + 1 < bands ? widen_band<F>(m, band + b + 1, first, last, panel + block.panel()) : left;
+        for (int row = 0; row < rows; row += 32) {
+          const uint16_t* a = x.wide_tile((start + row) / 16) + static_cast<size_t>(first) * 512;
+          float* out = product + b * sums + row * 16;
+          if (rows - row > 16) {
+            wide_tile<2>(a, stride, left, right, last - first, out, sums, first == 0);
+          } else {
+            wide_tile<1>(a, stride, left, right, last - first, out, sums, first == 0);
+          }
+        }
       }
     }
-    sink(band, bands, x.narrow + row, count - row < 32 ? count - row : 32, product[0], 512);
+    sink(band, bands, x.narrow + start, rows, product, sums);
   }
 }
 
