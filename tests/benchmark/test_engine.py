@@ -21,7 +21,7 @@ def test_profiles_run_in_turn_and_are_compared(test_model: Path) -> None:
     result = measure_profiles(profiles, repeats=1, price_per_hour=0.36, quick=True, say=said.append)
     baseline, ours = result["profiles"]["baseline"], result["profiles"]["v2.1"]
     assert [line.split(":")[0] for line in said] == ["round 1 of 1, baseline", "round 1 of 1, v2.1"]
-    assert result["ratios"]["size"] == pytest.approx(0.5)
+    assert result["ratios"]["size"] == pytest.approx(0.5, rel=1e-3)  # native layouts are padded
     assert baseline["cost_per_million"] == pytest.approx(100 / baseline["batch32_output_tok_s"])
     rate = ours["batch32_output_tok_s"] / baseline["batch32_output_tok_s"]
     assert result["ratios"]["batch32_output_tok_s"] == pytest.approx(rate)

@@ -65,10 +65,11 @@ def attention(
     window: int | None = None,
     isa: str = "auto",
     threads: int = 1,
+    narrow_rows: int | None = None,
 ) -> Tensor:
     out = torch.full((*query.shape[:2], cache.values.shape[3]), 7.0)
     facts = layout_arrays(layout)
-    native().attention(query.contiguous(), out, *cache.arrays, *facts, scale, window or 0, isa, threads)
+    native().attention(query.contiguous(), out, *cache.arrays, *facts, scale, window or 0, isa, threads, narrow_rows)
     return out
 
 

@@ -155,6 +155,63 @@ def test_bits_depend_on_nothing_else(heads: int, kv_heads: int, window: int | No
                     assert same_bits(actual, whole[rows]), (isa, sequence, chunk, first)
 
 
+wide = pytest.mark.skipif(obstacle() is not None or "amx" not in native().available_isas(), reason="no matrix unit")
+
+
+@wide
+@pytest.mark.parametrize("heads,kv_heads,key_dim,value_dim", HEADS)
+@pytest.mark.parametrize("window", [None, 20, 300])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.page % 32 == 0])
+def test_wide_attention(name: str, window: int | None, heads: int, kv_heads: int, key_dim: int, value_dim: int) -> None:
+    """bf16 keeps 8 bits of queries, keys, weights and values."""
+    case = CASES[name]
+    cache = filled(case, kv_heads, key_dim, value_dim, "fp16")
+    query = randn(case.rows, heads, key_dim, seed=1)
+    expected = reference.paged_attention(query, *cache.dequantized(), case.layout(), 0.2, window)
+    actual = attention(query, cache, case.layout(), 0.2, window, "amx", narrow_rows=0)
+    assert not same_bits(actual, attention(query, cache, case.layout(), 0.2, window, "amx"))
+    assert (actual - expected).norm() < 0.02 * expected.norm()
+
+
+@wide
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("heads,kv_heads", [(3, 3), (6, 2), (9, 1)])
+def test_wide_bits_depend_on_nothing_else(heads: int, kv_heads: int, window: int | None) -> None:
+    layout = INVARIANT.layout()
+    cache = filled(INVARIANT, kv_heads, 48, 32, "fp16")
+    query = randn(INVARIANT.rows, heads, 48, seed=1)
+    narrow = attention(query, cache, layout, 0.2, window, "amx")
+    whole = attention(query, cache, layout, 0.2, window, "amx", narrow_rows=0)
+    border = layout.query_starts[3]
+    for threads in (1, 2, 3, 8):
+        assert same_bits(attention(query, cache, layout, 0.2, window, "amx", threads, narrow_rows=0), whole)
+        mixed = attention(query, cache, layout, 0.2, window, "amx", threads, narrow_rows=border)
+        assert same_bits(mixed, torch.cat([narrow[:border], whole[border:]]))
+    for sequence in range(layout.num_sequences):
+        start, stop = layout.query_starts[sequence], layout.query_starts[sequence + 1]
+        for chunk in (1, 7, 16, stop - start):
+            for first in range(0, stop - start, chunk):
+                last = min(first + chunk, stop - start)
+                part, rows = sub_batch(layout, sequence, first, last), slice(start + first, start + last)
+                actual = attention(query[rows], cache, part, 0.2, window, "amx", 1 + chunk % 2, narrow_rows=0)
+                assert same_bits(actual, whole[rows]), (sequence, chunk, first)
+
+
+@wide
+def test_a_broken_sequence_harms_no_other_wide_one() -> None:
+    case = Ragged(((40, 1), (0, 50), (20, 30), (100, 3)), scattered=True, page=64)
+    layout = case.layout()
+    cache, query = filled(case, 2, 16, 16, "fp16"), randn(case.rows, 6, 16, seed=1)
+    clean = attention(query, cache, layout, 0.3, isa="amx", narrow_rows=0)
+    slots = torch.tensor(reference.context_slots(layout, 1))
+    cache.write(torch.full((len(slots), 2, 16), np.nan), torch.full((len(slots), 2, 16), np.inf), slots)
+    rows = slice(layout.query_starts[1], layout.query_starts[2])
+    actual = attention(query, cache, layout, 0.3, isa="amx", threads=2, narrow_rows=0)
+    assert actual[rows].isnan().all()
+    actual[rows] = clean[rows]
+    assert same_bits(actual, clean)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("group", [1, 3])

@@ -61,7 +61,7 @@ class Driver:
         selected = None if wanted is None else torch.tensor(wanted, dtype=torch.int64)
         with torch.inference_mode():
             batch = Batch(torch.tensor(tokens), torch.tensor(positions), layout, selected, narrow_rows)
-            logits = self.model.forward(batch, self.cache)
+            logits = self.model.forward(batch, self.cache).clone()
         if rows is not None:
             return [logits]
         if last_only:

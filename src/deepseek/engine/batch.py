@@ -35,8 +35,9 @@ class StepBatch:
     silent: list[Chunk]
 
 
-def arrange(chunks: Seq[Chunk]) -> tuple[list[Chunk], int]:
-    """The chunks in the order of one batch, and how many of its rows are narrow (see :class:`Batch`).
+def arrange(chunks: Seq[Chunk]) -> tuple[list[Chunk], int, int]:
+    """The chunks in the order of one batch, and how many of its rows are narrow, and narrow in attention (see
+    :class:`Batch`).
 
     Of a reproducible sequence, prompts are wide and answers narrow, always. The others are what is faster together.
     """
@@ -44,16 +45,17 @@ def arrange(chunks: Seq[Chunk]) -> tuple[list[Chunk], int]:
     wide = [chunk for chunk in fixed if chunk.sequence.in_prompt]
     narrow = [chunk for chunk in fixed if not chunk.sequence.in_prompt]
     free = [chunk for chunk in chunks if not chunk.sequence.reproducible]
-    if sum(chunk.num_rows for chunk in (*wide, *free)) >= WIDE_ROWS:
-        wide += free
-    else:
-        narrow += free
-    return narrow + wide, sum(chunk.num_rows for chunk in narrow)
+    if sum(chunk.num_rows for chunk in (*wide, *free)) < WIDE_ROWS:
+        narrow, free = narrow + free, []
+    short = [chunk for chunk in free if chunk.num_rows < WIDE_ROWS]
+    wide += [chunk for chunk in free if chunk.num_rows >= WIDE_ROWS]
+    narrow_rows = sum(chunk.num_rows for chunk in narrow)
+    return narrow + short + wide, narrow_rows, narrow_rows + sum(chunk.num_rows for chunk in short)
 
 
 def build_batch(chunks: Seq[Chunk], page_size: int, device: torch.device) -> StepBatch:
     """One ragged batch of all chunks."""
-    chunks, narrow_rows = arrange(chunks)
+    chunks, narrow_rows, narrow_attention_rows = arrange(chunks)
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -77,7 +79,9 @@ def build_batch(chunks: Seq[Chunk], page_size: int, device: torch.device) -> Ste
         pages=tuple(chunk.sequence.pages for chunk in chunks),
         write_slots=_ids(slots, device),
     )
-    batch = Batch(_ids(token_ids, device), _ids(positions, device), layout, _ids(rows, device), narrow_rows)
+    batch = Batch(
+        _ids(token_ids, device), _ids(positions, device), layout, _ids(rows, device), narrow_rows, narrow_attention_rows
+    )
     return StepBatch(batch, sampled, scored, silent)
 
 

@@ -56,6 +56,8 @@ class Batch:
         narrow_rows: the first so many rows are computed in the arithmetic that is best for few rows; the others
             ("wide") in what is fastest for many, which may be another. Rows of either kind depend on nothing around
             them.
+        narrow_attention_rows: the first so many rows, and no fewer than ``narrow_rows``, are narrow in attention, where
+            it is the rows of one sequence that count.
     """
 
     token_ids: Tensor
@@ -63,6 +65,7 @@ class Batch:
     layout: PagedLayout
     logits_rows: Tensor | None
     narrow_rows: int = 0
+    narrow_attention_rows: int = 0
 
 
 class Model(Protocol):
@@ -98,7 +101,8 @@ class Model(Protocol):
         ...
 
     def forward(self, batch: Batch, cache: Any) -> Tensor:
-        """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
+        """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``. The next
+        call may write over them."""
         ...
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:

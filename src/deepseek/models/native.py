@@ -18,6 +18,7 @@ from deepseek.models.decoder import Decoder
 from deepseek.models.native_layers import ACTIVATIONS, describe_layer
 
 _FIRST_POSITIONS = 4096
+_KEPT_LOGITS = 64
 _MAX_HEAD, _MAX_LATENT, _MAX_EXPERTS = 512, 1024, 1024
 
 
@@ -74,6 +75,7 @@ class NativeDecoder:
         self.kv_dtype = kv_dtype
         self._rotaries = decoder.rotaries
         self._positions = 0
+        self._logits = torch.empty(0, decoder.vocab_size)
         self._threads = threads
         (head,) = decoder.head.weight
         self._model = native().Decoder(
@@ -105,7 +107,7 @@ class NativeDecoder:
         return self._model.new_cache(num_pages, page_size, self.kv_dtype == "int8")
 
     def forward(self, batch: Batch, cache: Any) -> Tensor:
-        """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
+        """See :class:`deepseek.models.base.Model`."""
         layout = batch.layout
         self._rotate_up_to(max(layout.context_lens))
         starts, lengths = array("i", layout.query_starts), array("i", layout.context_lens)
@@ -113,11 +115,12 @@ class NativeDecoder:
         positions = batch.positions.to(torch.int32)
         rows = len(batch.token_ids)
         wanted = batch.logits_rows
-        logits = torch.empty(rows if wanted is None else len(wanted), self.vocab_size)
+        logits = self._room_for_logits(rows if wanted is None else len(wanted))
         self._model.forward(
             cache,
             rows,
             batch.narrow_rows,
+            max(batch.narrow_rows, batch.narrow_attention_rows),
             batch.token_ids.data_ptr(),
             positions.data_ptr(),
             layout.num_sequences,
@@ -132,6 +135,14 @@ class NativeDecoder:
             logits.data_ptr(),
         )
         return logits
+
+    def _room_for_logits(self, rows: int) -> Tensor:
+        """Uninitialised fp32 [rows, vocab_size]. Fresh memory costs more than filling it: a decode step's is kept."""
+        if rows > _KEPT_LOGITS:
+            return torch.empty(rows, self.vocab_size)
+        if rows > len(self._logits):
+            self._logits = torch.empty(rows, self.vocab_size)
+        return self._logits[:rows]
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""

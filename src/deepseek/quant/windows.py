@@ -120,7 +120,7 @@ def forward(model: Model, sequences: Sequence[Sequence[int]], rows: Tensor | Non
     )
     batch = Batch(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), layout, rows)
     with torch.inference_mode():
-        return model.forward(batch, model.new_cache(first, _PAGE_SIZE)).float()
+        return model.forward(batch, model.new_cache(first, _PAGE_SIZE)).float().clone()
 
 
 def shared_start(shared: int) -> int:

@@ -1,6 +1,6 @@
 // Causal grouped-query attention over a paged cache of keys and values.
 #pragma once
-#include "attention_tile.h"
+#include "attention_run.h"
 
 namespace deepseek {
 namespace DS_ISA {
@@ -8,6 +8,7 @@ namespace DS_ISA {
 template <class T>
 struct KvSource {
   static constexpr int kStride = kKvStride;
+  static constexpr bool kWide = sizeof(T) == 2;  // int8 keys and values keep their fp32 products
   const KvCache& cache;
   int key_dim, value_dim, page_size;
 
@@ -41,12 +42,12 @@ struct KvSource {
 };
 
 static void attention(const KvCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
-                      int window, const Layout& layout, const Scratch& scratch, const Team& team) {
+                      int window, const Layout& layout, int narrow_rows, const Scratch& scratch, const Team& team) {
   const QueryRows rows{q, ldq, out, ldo, heads / cache.kv_heads, scale};
   if (cache.int8) {
-    attend(KvSource<int8_t>(cache), cache.kv_heads, rows, window, layout, scratch, team);
+    attend(KvSource<int8_t>(cache), cache.kv_heads, rows, window, layout, narrow_rows, scratch, team);
   } else {
-    attend(KvSource<uint16_t>(cache), cache.kv_heads, rows, window, layout, scratch, team);
+    attend(KvSource<uint16_t>(cache), cache.kv_heads, rows, window, layout, narrow_rows, scratch, team);
   }
 }
 

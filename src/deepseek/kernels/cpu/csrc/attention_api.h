@@ -93,9 +93,10 @@ struct AttentionKernels {
   void (*rope_and_write)(float* qkv, int ld, int heads, const Rotation& rotation, const KvCache& cache,
                          const Layout& layout, const Team& team);
   // Causal attention of query rows [num_rows][heads][key_dim] -> out [num_rows][heads][value_dim]; ldq and ldo are the
-  // floats from row to row. A window of w > 0 sees the last w tokens, the query's own included. Synchronises.
+  // floats from row to row. A window of w > 0 sees the last w tokens, the query's own included. Sequences whose rows begin at
+  // `narrow_rows` or later may be computed in bf16 (num_rows: none). Synchronises.
   void (*attention)(const KvCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
-                    int window, const Layout& layout, const Scratch& scratch, const Team& team);
+                    int window, const Layout& layout, int narrow_rows, const Scratch& scratch, const Team& team);
   // Attention in latent space: q [num_rows][heads][rank + rope] -> out [num_rows][heads][rank]. Synchronises.
   void (*mla_decode)(const LatentCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
                      const Layout& layout, const Scratch& scratch, const Team& team);

@@ -217,21 +217,6 @@ struct QueryRows {
 };
 
 template <class Source>
-static void load_queries(Tile<Source>& tile, const QueryRows& rows) {
-  const AttentionTask& task = tile.task;
-  const int start = tile.layout.query_starts[task.sequence], dim = tile.source.key_dim;
-  const Vec scale = set1(rows.scale);
-  for (int r = 0; r < task.rows; ++r) {
-    const int position = (task.first_row + r) / rows.group, head = (task.first_row + r) % rows.group;
-    const float* from = rows.q + static_cast<int64_t>(start + position) * rows.ldq +
-                        static_cast<int64_t>(task.kv_head * rows.group + head) * dim;
-    for (int d = 0; d < dim; d += kLanes) {
-      store(tile.queries + r * Tile<Source>::kStride + d, mul(load(from + d), scale));
-    }
-  }
-}
-
-template <class Source>
 static void store_results(Tile<Source>& tile, const QueryRows& rows) {
   const AttentionTask& task = tile.task;
   const int start = tile.layout.query_starts[task.sequence], dim = tile.source.value_dim;
@@ -249,57 +234,6 @@ static float* partial(const Tile<Source>& tile, const Plan& plan, int p, int r) 
   const AttentionTask& task = tile.task;
   const int64_t index = static_cast<int64_t>(p - task.tile_first) * task.rows + r;
   return plan.partials + task.partial + index * (tile.source.value_dim + 16);
-}
-
-template <class Source>
-static void run_task(Tile<Source>& tile, const QueryRows& rows, const Plan& plan) {
-  const AttentionTask& task = tile.task;
-  const int count = partition_tokens(tile.source.page_size);
-  load_queries(tile, rows);
-  for (int p = task.first; p < task.last; ++p) {
-    tile.partition(p * count, count);
-    for (int r = 0; r < task.rows; ++r) {
-      const float* sums = tile.sums + r * Tile<Source>::kStride;
-      if (task.split < 0) {
-        tile.merge(r, p, tile.maximum[r], tile.total[r], sums, count);
-      } else {
-        float* to = partial(tile, plan, p, r);
-        to[0] = tile.maximum[r];
-        to[1] = tile.total[r];
-        std::memcpy(to + 16, sums, sizeof(float) * tile.source.value_dim);
-      }
-    }
-  }
-  if (task.split >= 0) {
-    // The last one to finish combines what all have written.
-    if (__atomic_sub_fetch(plan.pending + task.split, 1, __ATOMIC_ACQ_REL) > 0) return;
-    for (int p = task.tile_first; p < task.tile_last; ++p) {
-      for (int r = 0; r < task.rows; ++r) {
-        const float* from = partial(tile, plan, p, r);
-        tile.merge(r, p, from[0], from[1], from + 16, count);
-      }
-    }
-  }
-  store_results(tile, rows);
-}
-
-template <class Source>
-static void attend(const Source& source, int kv_heads, const QueryRows& rows, int window, const Layout& layout,
-                   const Scratch& scratch, const Team& team) {
-  const AttentionScratchSize size =
-      attention_scratch(layout.num_rows, layout.num_sequences, kv_heads * rows.group, kv_heads, source.key_dim,
-                        source.value_dim, source.page_size, Source::kStride, team.size);
-  const Plan plan = place_plan(scratch, size, team.size);
-  if (team.rank == 0) make_plan(plan, layout, kv_heads, rows.group, window, source.value_dim, team.size);
-  team.sync();
-  for (;;) {
-    const int i = __atomic_fetch_add(plan.next, 1, __ATOMIC_RELAXED);
-    if (i >= *plan.count) break;
-    Tile<Source> tile(source, layout, plan.tasks[plan.order[i]], rows.group, window,
-                      plan.threads + plan.per_thread * team.rank);
-    run_task(tile, rows, plan);
-  }
-  team.sync();
 }
 
 }  // namespace DS_ISA

@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -164,7 +165,7 @@ void rope_and_write(Array<float, 2> qkv, int heads, Array<const int32_t, 1> posi
 void attention(Array<const float, 3> q, Array<float, 3> out, AnyArray key_cache, AnyArray value_cache,
                Scales key_scales, Scales value_scales, Array<const int32_t, 1> query_starts,
                Array<const int32_t, 1> context_lens, Array<const int32_t, 2> pages, float scale, int window,
-               const std::string& isa, int threads) {
+               const std::string& isa, int threads, std::optional<int> narrow_rows) {
   const KvCache cache = cache_of(key_cache, value_cache, key_scales, value_scales);
   const int rows = length(q.shape(0)), heads = length(q.shape(1));
   require(heads % cache.kv_heads == 0 && length(q.shape(2)) == cache.key_dim && out.shape(0) == q.shape(0) &&
@@ -172,13 +173,14 @@ void attention(Array<const float, 3> q, Array<float, 3> out, AnyArray key_cache,
           "q must be [rows, heads, key_dim] and out [rows, heads, value_dim], heads a multiple of kv_heads");
   const Layout layout = layout_of(query_starts, context_lens, pages, q.shape(0), key_cache.shape(0), cache.page_size);
   const AttentionKernels& kernels = kernels_for(isa).attention();
+  const int narrow = std::strcmp(kernels_for(isa).name, "amx") == 0 ? narrow_rows.value_or(rows) : rows;
   const int64_t size = kv_attention_scratch(rows, layout.num_sequences, heads, cache, threads);
   const std::unique_ptr<float[]> memory(new float[size]);
   const Scratch scratch{memory.get(), size};
   nb::gil_scoped_release release;
   parallel(threads, [&](const Team& team) {
     kernels.attention(cache, q.data(), heads * cache.key_dim, out.data(), heads * cache.value_dim, heads, scale, window,
-                      layout, scratch, team);
+                      layout, narrow, scratch, team);
   });
 }
 
@@ -228,7 +230,7 @@ void bind_attention(nb::module_& m) {
       "Norms and turns the queries and keys of fp32 rows [queries | keys | values] in place and stores the last two.");
   m.def("attention", &attention, "q"_a, "out"_a, "key_cache"_a, "value_cache"_a, "key_scales"_a.none(),
         "value_scales"_a.none(), "query_starts"_a, "context_lens"_a, "pages"_a, "scale"_a, "window"_a = 0,
-        "isa"_a = "auto", "threads"_a = 1,
+        "isa"_a = "auto", "threads"_a = 1, "narrow_rows"_a = nb::none(),
         "Fills out fp32 [rows, heads, value_dim] from q fp32 [rows, heads, key_dim].");
   m.def("mla_decode", &mla_decode, "q"_a, "out"_a, "latent_cache"_a, "query_starts"_a, "context_lens"_a, "pages"_a,
         "scale"_a, "isa"_a = "auto", "threads"_a = 1,

@@ -103,7 +103,7 @@ struct Forward {
                             layer.key_norm.weight,    layer.query_norm.eps};
     attention.rope_and_write(work.qkv, work.qkv_ld, layer.heads, rotation, cache, step.layout, team);
     attention.attention(cache, work.qkv, work.qkv_ld, work.attended, work.attended_ld, layer.heads, layer.scale,
-                        layer.window, step.layout, work.attention, team);
+                        layer.window, step.layout, resources.tiles ? step.narrow_attention : step.rows, work.attention, team);
     project_attended(layer);
   }
 

@@ -1,6 +1,6 @@
 // Latent attention (MLA) in its absorbed form: all heads of a token score and sum the same latent row.
 #pragma once
-#include "attention_tile.h"
+#include "attention_run.h"
 
 namespace deepseek {
 namespace DS_ISA {
@@ -27,6 +27,7 @@ static inline void transpose_8x8(const uint16_t* from, int from_ld, float* to, i
 
 struct LatentSource {
   static constexpr int kStride = kLatentStride;
+  static constexpr bool kWide = false;
   const LatentCache& cache;
   int key_dim, value_dim, page_size;
 
@@ -55,7 +56,7 @@ struct LatentSource {
 
 static void mla_decode(const LatentCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
                        const Layout& layout, const Scratch& scratch, const Team& team) {
-  attend(LatentSource(cache), 1, QueryRows{q, ldq, out, ldo, heads, scale}, 0, layout, scratch, team);
+  attend(LatentSource(cache), 1, QueryRows{q, ldq, out, ldo, heads, scale}, 0, layout, layout.num_rows, scratch, team);
 }
 
 static void write_latent(const LatentCache& cache, const float* rows, int ld, const Layout& layout, const Team& team) {

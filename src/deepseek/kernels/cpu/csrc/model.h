@@ -101,7 +101,8 @@ struct Model {
 
 struct Step {
   int rows;
-  int narrow_rows;  // the first so many; the others are wide (see rows.h)
+  int narrow_rows;       // the first so many; the others are wide (see rows.h)
+  int narrow_attention;  // likewise, in attention
   const int64_t* token_ids;
   const int32_t* positions;
   Layout layout;

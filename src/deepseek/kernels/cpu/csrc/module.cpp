@@ -212,11 +212,12 @@ NB_MODULE(_native, m) {
                              static_cast<int>(cos.shape(1)));
            }, "index"_a, "cos"_a, "sin"_a)
       .def("forward",
-           [](Decoder& self, Cache& cache, int rows, int narrow_rows, uintptr_t token_ids, uintptr_t positions, int sequences, int page_size,
+           [](Decoder& self, Cache& cache, int rows, int narrow_rows, int narrow_attention, uintptr_t token_ids, uintptr_t positions, int sequences, int page_size,
               uintptr_t query_starts, uintptr_t context_lens, uintptr_t pages, int pages_stride, uintptr_t write_slots,
               int num_logits, uintptr_t logits_rows, uintptr_t logits) {
              Step step{rows,
                        narrow_rows,
+                       narrow_attention,
                        pointer<int64_t>(token_ids),
                        pointer<int32_t>(positions),
                        Layout{sequences, rows, page_size, pointer<int32_t>(query_starts), pointer<int32_t>(context_lens),
