@@ -57,6 +57,7 @@ class FakeModel:
         self.device = torch.device("cpu")
         self.weights_bytes = 0
         self.row_invariant = False
+        self.wide_rows = 12
         self.batch_sizes: list[int] = []
         self.rows_computed = 0
         self.forwards: list[tuple[tuple[int, ...], tuple[int, ...]]] = []

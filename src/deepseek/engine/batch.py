@@ -10,11 +10,7 @@ from torch import Tensor
 
 from deepseek.engine.scheduler import Chunk
 from deepseek.kernels.paging import PagedLayout
-from deepseek.models.base import Batch
-
-WIDE_ROWS = 12
-"""Rows from which wide arithmetic is faster on CPUs that have it. More than a draft and the row it stands behind, so
-that speculation changes nothing for a sequence that runs alone."""
+from deepseek.models.base import Batch, Model
 
 
 @dataclass(frozen=True)
@@ -35,27 +31,29 @@ class StepBatch:
     silent: list[Chunk]
 
 
-def arrange(chunks: Seq[Chunk]) -> tuple[list[Chunk], int, int]:
+def arrange(chunks: Seq[Chunk], wide_rows: int) -> tuple[list[Chunk], int, int]:
     """The chunks in the order of one batch, and how many of its rows are narrow, and narrow in attention (see
     :class:`Batch`).
 
-    Of a reproducible sequence, prompts are wide and answers narrow, always. The others are what is faster together.
+    Of a reproducible sequence, prompts are wide and answers narrow, always. The others are what is faster together:
+    wide if that makes ``wide_rows`` rows or more.
     """
     fixed = [chunk for chunk in chunks if chunk.sequence.reproducible]
     wide = [chunk for chunk in fixed if chunk.sequence.in_prompt]
     narrow = [chunk for chunk in fixed if not chunk.sequence.in_prompt]
     free = [chunk for chunk in chunks if not chunk.sequence.reproducible]
-    if sum(chunk.num_rows for chunk in (*wide, *free)) < WIDE_ROWS:
+    if sum(chunk.num_rows for chunk in (*wide, *free)) < wide_rows:
         narrow, free = narrow + free, []
-    short = [chunk for chunk in free if chunk.num_rows < WIDE_ROWS]
-    wide += [chunk for chunk in free if chunk.num_rows >= WIDE_ROWS]
+    short = [chunk for chunk in free if chunk.num_rows < wide_rows]
+    wide += [chunk for chunk in free if chunk.num_rows >= wide_rows]
     narrow_rows = sum(chunk.num_rows for chunk in narrow)
     return narrow + short + wide, narrow_rows, narrow_rows + sum(chunk.num_rows for chunk in short)
 
 
-def build_batch(chunks: Seq[Chunk], page_size: int, device: torch.device) -> StepBatch:
+def build_batch(chunks: Seq[Chunk], page_size: int, model: Model) -> StepBatch:
     """One ragged batch of all chunks."""
-    chunks, narrow_rows, narrow_attention_rows = arrange(chunks)
+    chunks, narrow_rows, narrow_attention_rows = arrange(chunks, model.wide_rows)
+    device = model.device
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []

@@ -124,7 +124,7 @@ class DraftModel:
 
     def _forward(self, chunks: list[Chunk]) -> Tensor:
         """Logits fp32 [R, vocab_size] behind the chunks that complete their sequences."""
-        step = build_batch(chunks, self._page_size, self._model.device)
+        step = build_batch(chunks, self._page_size, self._model)
         # A prompt may hold ids of the large model's padding that the small one does not have.
         step.batch.token_ids.clamp_(max=self._model.vocab_size - 1)
         logits = self._model.forward(step.batch, self._cache)

@@ -121,7 +121,7 @@ class Engine:
         mixed = self._with_drafts([chunk for chunk in chunks if not chunk.sequence.isolated])
         for group in (mixed, isolated):
             if group:
-                step = build_batch(group, self.page_size, self.model.device)
+                step = build_batch(group, self.page_size, self.model)
                 with torch.inference_mode():
                     logits = self.model.forward(step.batch, self.cache)
                     events += self._results(step, logits)

@@ -44,6 +44,10 @@ class KVCache:
         ]
 
 
+WIDE_ROWS = 12
+"""Rows from which wide arithmetic is faster, for dense layers."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One step's ragged batch: rows of all sequences one after another.
@@ -81,6 +85,8 @@ class Model(Protocol):
         weights_bytes: memory the weights take.
         row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
             cut into chunks, as long as the same rows are narrow (see :class:`Batch`).
+        wide_rows: rows from which wide arithmetic is faster. More than a draft and the row it stands behind, so that
+            speculation changes nothing for a sequence that runs alone.
     """
 
     architecture: str
@@ -91,6 +97,7 @@ class Model(Protocol):
     device: torch.device
     weights_bytes: int
     row_invariant: bool
+    wide_rows: int
 
     def page_bytes(self, page_size: int) -> int:
         """Bytes that a page of ``page_size`` tokens takes in the cache, over all layers."""

@@ -15,7 +15,7 @@ from deepseek.layers.embedding import Embedding, Head
 from deepseek.layers.moe import FeedForward
 from deepseek.layers.norm import RMSNorm
 from deepseek.layers.rotary import Rotary
-from deepseek.models.base import Batch, KVCache, LayerCacheSpec
+from deepseek.models.base import WIDE_ROWS, Batch, KVCache, LayerCacheSpec
 
 
 class Mixer(Protocol):
@@ -81,6 +81,7 @@ class Decoder:
     """
 
     row_invariant = False
+    wide_rows = WIDE_ROWS
 
     def __init__(
         self,

@@ -13,7 +13,8 @@ from deepseek.errors import ConfigurationError
 from deepseek.kernels.cpu.extension import native
 from deepseek.kernels.sampling import Choice
 from deepseek.layers.mla import LatentShape
-from deepseek.models.base import Batch
+from deepseek.layers.moe import MixtureOfExperts
+from deepseek.models.base import WIDE_ROWS, Batch
 from deepseek.models.decoder import Decoder
 from deepseek.models.native_layers import ACTIVATIONS, describe_layer
 
@@ -47,6 +48,12 @@ def _latent_obstacle(shape: LatentShape) -> str | None:
     return None
 
 
+def _rows_per_expert_row(decoder: Decoder) -> int:
+    """Rows of a batch for each row that one of its experts gets; 1 without experts."""
+    mixtures = [layer.feed_forward for layer in decoder.layers if isinstance(layer.feed_forward, MixtureOfExperts)]
+    return max((len(mixture.router) // mixture.routing.top_k for mixture in mixtures), default=1)
+
+
 def check_cache_dtype(config: Any, kv_dtype: str) -> None:
     """Raises ConfigurationError where a model of this (parsed) config has no cache of ``kv_dtype``."""
     if kv_dtype == "int8" and isinstance(getattr(config, "attention", None), LatentShape):
@@ -77,6 +84,7 @@ class NativeDecoder:
         self._positions = 0
         self._logits = torch.empty(0, decoder.vocab_size)
         self._threads = threads
+        self.wide_rows = WIDE_ROWS * _rows_per_expert_row(decoder)
         (head,) = decoder.head.weight
         self._model = native().Decoder(
             isa=isa,
