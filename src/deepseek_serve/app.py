@@ -7,11 +7,11 @@ from fastapi import APIRouter, Depends, FastAPI
 from deepseek_serve import errors
 from deepseek_serve.auth import require_key
 from deepseek_serve.middleware import Envelope
-from deepseek_serve.routes import chat, completions, health, metrics, models
+from deepseek_serve.routes import chat, completions, health, metrics, models, tokenize
 from deepseek_serve.state import ServerState
 
 OPEN_ROUTES = ("/health/live", "/health/ready", "/metrics")
-PROTECTED: tuple[APIRouter, ...] = (chat.router, completions.router, models.router)
+PROTECTED: tuple[APIRouter, ...] = (chat.router, completions.router, models.router, tokenize.router)
 OPEN: tuple[APIRouter, ...] = (health.router, metrics.router)
 
 

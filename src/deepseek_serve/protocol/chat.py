@@ -112,22 +112,31 @@ class ChatRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def conversation(self) -> tuple[list[dict[str, Any]], bool, bool]:
-        """(messages for the template, add_generation_prompt, continue_final_message)."""
-        for index, message in enumerate(self.messages):
-            if message.prefix and (index < len(self.messages) - 1 or message.role != "assistant"):
-                raise InvalidFieldError(
-                    f"messages[{index}].prefix", "only the last message, from the assistant, can be a prefix"
-                )
-        prefix = bool(self.messages[-1].prefix)
-        continues = prefix if self.continue_final_message is None else self.continue_final_message
-        if prefix and not continues:
-            raise InvalidFieldError("continue_final_message", "the last message has 'prefix': true")
-        if continues and self.add_generation_prompt:
-            raise InvalidFieldError("add_generation_prompt", "not possible together with 'continue_final_message'")
-        if continues and self.messages[-1].role != "assistant":
-            raise InvalidRequestError(
-                "Only a last message from the assistant can be continued.", param="messages", code="invalid_value"
+        """As :func:`conversation`."""
+        return conversation(self.messages, self.add_generation_prompt, self.continue_final_message)
+
+
+def conversation(
+    messages: list[Message], add_generation_prompt: bool | None, continue_final_message: bool | None
+) -> tuple[list[dict[str, Any]], bool, bool]:
+    """(messages for the template, add_generation_prompt, continue_final_message), with the API's defaults.
+
+    Raises :class:`InvalidRequestError` for wishes that contradict each other.
+    """
+    for index, message in enumerate(messages):
+        if message.prefix and (index < len(messages) - 1 or message.role != "assistant"):
+            raise InvalidFieldError(
+                f"messages[{index}].prefix", "only the last message, from the assistant, can be a prefix"
             )
-        messages = [message.plain(f"messages[{i}]") for i, message in enumerate(self.messages)]
-        add_prompt = not continues and self.add_generation_prompt is not False
-        return messages, add_prompt, continues
+    prefix = bool(messages[-1].prefix)
+    continues = prefix if continue_final_message is None else continue_final_message
+    if prefix and not continues:
+        raise InvalidFieldError("continue_final_message", "the last message has 'prefix': true")
+    if continues and add_generation_prompt:
+        raise InvalidFieldError("add_generation_prompt", "not possible together with 'continue_final_message'")
+    if continues and messages[-1].role != "assistant":
+        raise InvalidRequestError(
+            "Only a last message from the assistant can be continued.", param="messages", code="invalid_value"
+        )
+    plain = [message.plain(f"messages[{i}]") for i, message in enumerate(messages)]
+    return plain, not continues and add_generation_prompt is not False, continues
