@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow test-sanitized check format bench bench-engine bench-speculation bench-invariance bench-peers bench-quality \
+.PHONY: help serve chat test test-slow test-sanitized fuzz check format bench bench-engine bench-speculation bench-invariance bench-peers bench-quality bench-serving \
         peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
 
 help:  ## this list
@@ -55,6 +55,14 @@ test-sanitized: $(DEV_STAMP)  ## the native kernels' tests under address and und
 	  $(BIN)/python -m pytest tests/kernels/test_native_matrix.py tests/kernels/test_native_attention.py tests/kernels/test_native_moe.py \
 	  tests/models/test_native.py --timeout 3600
 
+FUZZ_SECONDS ?= 60
+
+fuzz: $(DEV_STAMP)  ## every reader of strangers' bytes, FUZZ_SECONDS each, guided by coverage
+	$(BIN)/pip install -q -c constraints.txt "atheris>=3.0"
+	for target in $$($(BIN)/python -m tests.fuzz.targets); do \
+		$(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) || exit 1; \
+	done
+
 check: $(DEV_STAMP)  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -90,6 +98,10 @@ bench-peers: $(DEV_STAMP)  ## other engines (see `make peers`) next to ours, in 
 	$(BIN)/deepseek bench peers --model smollm2-135m-instruct --dtype int8 --dtype int4 --json benchmarks/results/peers_smollm2.json
 	$(BIN)/deepseek bench peers --model $(MODEL) --json benchmarks/results/peers_$(MODEL).json
 	$(BIN)/deepseek bench engine --model $(MODEL) --profile both --json benchmarks/results/profiles_$(MODEL).json
+
+bench-serving: $(DEV_STAMP)  ## the server under load: many streams, overload, newcomers, other servers (see `make peers`)
+	$(BIN)/deepseek pull smollm2-135m-instruct
+	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json
 
 peers: peer-llama-cpp peer-openvino peer-vllm peer-transformers  ## other engines to measure against, into .venv-peers; about 40 minutes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ if folder := os.environ.get("DEEPSEEK_NATIVE"):
     spec.loader.exec_module(sys.modules[spec.name])
 
 TEST_MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _data_dir_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers that are given no data directory must not write into the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPSEEK_DATA", str(tmp_path_factory.mktemp("deepseek-data")))
+        yield
 
 
 @pytest.fixture(scope="session")

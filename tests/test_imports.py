@@ -37,12 +37,15 @@ ROOMS = [
     ["kernels"],
     ["tokenizer"],
     ["hub"],
-    ["config", "sampling", "machine", "threads"],
+    ["config", "constraints", "sampling", "machine", "threads", "helper"],
     ["errors"],
 ]
 # Modules that hold messages and settings only: anybody may import them.
 CONTRACTS = {"deepseek.engine.events", "deepseek.models.base", "deepseek.kernels.paging"}
-HEAVY = ("torch", "transformers", "fastapi", "uvicorn", "numpy", "tokenizers", "huggingface_hub", "zmq", "gguf")
+HEAVY = (
+    *("torch", "transformers", "fastapi", "uvicorn", "numpy", "tokenizers", "huggingface_hub", "zmq", "gguf"),
+    "llguidance",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -89,7 +92,9 @@ def test_the_product_never_unpickles() -> None:
         assert "torch.load(" not in path.read_text(encoding="utf-8"), module
 
 
-@pytest.mark.parametrize("module", ["deepseek", "deepseek_cli.main", "deepseek.config", "deepseek.engine.events"])
+@pytest.mark.parametrize(
+    "module", ["deepseek", "deepseek_cli.main", "deepseek.config", "deepseek.constraints", "deepseek.engine.events"]
+)
 def test_light_imports_stay_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepseek.constraints import Constraint
     from deepseek.errors import DeepSeekError
     from deepseek.llm import LLM, Completion, Generation, Score
     from deepseek.sampling import SamplingParams
@@ -21,10 +22,11 @@ _EXPORTS = {
     "Completion": "deepseek.llm",
     "Generation": "deepseek.llm",
     "Score": "deepseek.llm",
+    "Constraint": "deepseek.constraints",
     "SamplingParams": "deepseek.sampling",
     "DeepSeekError": "deepseek.errors",
 }
-__all__ = ["LLM", "Completion", "DeepSeekError", "Generation", "SamplingParams", "Score"]
+__all__ = ["LLM", "Completion", "Constraint", "DeepSeekError", "Generation", "SamplingParams", "Score"]
 
 
 def __getattr__(name: str) -> Any:

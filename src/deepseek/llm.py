@@ -10,6 +10,7 @@ import msgspec
 
 from deepseek.config import DEFAULT_MODEL, EngineConfig
 from deepseek.engine.events import (
+    INVALID_CONSTRAINT,
     EngineEvent,
     EngineInfo,
     EngineStats,
@@ -19,6 +20,7 @@ from deepseek.engine.events import (
     ScoreRequest,
     TokenEvent,
 )
+from deepseek.engine.grammar import check
 from deepseek.errors import EngineError, InvalidRequestError
 from deepseek.runtime.output import LogprobEntry, OutputAssembler, TextDelta
 from deepseek.sampling import SamplingParams
@@ -198,6 +200,9 @@ class LLM:
 
     def _submit(self, token_lists: Sequence[list[int]], each: Sequence[SamplingParams]) -> dict[str, tuple[int, int]]:
         """Queue ``n`` requests per prompt; returns request id -> (prompt index, choice index)."""
+        for constraint in {params.constraint for params in each}:
+            if constraint is not None:
+                check(constraint)
         by_request: dict[str, tuple[int, int]] = {}
         requests = []
         for index, (tokens, params) in enumerate(zip(token_lists, each, strict=True)):
@@ -245,6 +250,8 @@ class LLM:
             assert isinstance(event, TokenEvent)
             assembler = assemblers[event.request_id]
             if event.finish_reason == "error" and not assembler.stopped:
+                if event.error_code == INVALID_CONSTRAINT:
+                    raise InvalidRequestError(event.error or "the constraint cannot be kept to", param="constraint")
                 raise EngineError(event.error or "the engine failed")
             delta = assembler.push(event)
             if delta.stop_string is not None:

@@ -6,6 +6,7 @@ import math
 
 import msgspec
 
+from deepseek.constraints import Constraint
 from deepseek.errors import InvalidRequestError
 
 MAX_CHOICES = 128
@@ -35,6 +36,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         logprobs: None for none; k returns the log-probability of each token and of its k best rivals.
         n: number of answers.
         ignore_eos: go on after the model's end token, up to max_tokens.
+        constraint: the form that the answer must have; None leaves it free.
     """
 
     max_tokens: int | None = None
@@ -52,6 +54,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logprobs: int | None = None
     n: int = 1
     ignore_eos: bool = False
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal",
     "pull": "download a model and verify it",
     "models": "list the built-in models",
+    "usage": "list what each key has used",
     "doctor": "show what this machine can do and which kernels it gets",
     "quantize": "make a model half the size or less, and say what that costs",
     "bench": "measure speed and memory",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from deepseek.config import DEFAULT_MODEL, PUBLIC_NAME, EngineConfig
 from deepseek.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from deepseek_serve.observability.logs import LogFormat
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -21,7 +24,10 @@ def serve(
         list[str] | None,
         typer.Option(help="a key that may use the API; repeatable. Also $DEEPSEEK_API_KEY, which `ps` does not show"),
     ] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="keys, one per line")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="keys, one per line; or .toml with their limits")] = None,
+    limits_store: Annotated[
+        str, typer.Option(metavar="URL", help="who counts requests per minute: memory, or redis://host:6379/0")
+    ] = "memory",
     served_model_name: Annotated[str, typer.Option(help="name that clients ask for")] = PUBLIC_NAME,
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or int4")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="keys and values: auto, fp16 or int8")] = "auto",
@@ -33,6 +39,9 @@ def serve(
     max_sequences: Annotated[
         int | None, typer.Option(help="answers running and queued; more get 503 [default: 4 x max-running]")
     ] = None,
+    max_waiting_tokens: Annotated[
+        int | None, typer.Option(help="prompt tokens that may wait; more get 503 [default: 512 per sequence]")
+    ] = None,
     kv_cache_bytes: Annotated[
         str | None, typer.Option(metavar="SIZE", help="memory for keys and values, such as 2GiB [default: from free]")
     ] = None,
@@ -42,8 +51,34 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: one per core]")] = None,
     seed: Annotated[int | None, typer.Option(help="seeds requests that bring none")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="never touch the network")] = False,
+    keep_alive_lines: Annotated[
+        bool,
+        typer.Option("--keep-alive-lines", help="empty lines before whole answers that take long; commits status 200"),
+    ] = False,
     drain_timeout: Annotated[float, typer.Option(help="seconds for running requests after SIGTERM")] = 30.0,
+    playground: Annotated[bool, typer.Option(help="serve a chat page at /")] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+    log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal")] = "auto",
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="collector of traces, as http://127.0.0.1:4318 [default: $OTEL_EXPORTER_OTLP_ENDPOINT]"
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="files, batches and usage [default: $DEEPSEEK_DATA, else ~/.local/share/deepseek]"),
+    ] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DEEPSEEK_DATABASE_URL",
+            help="postgresql+psycopg://USER:PASSWORD@HOST/NAME instead of SQLite in the data directory",
+        ),
+    ] = None,
+    max_file_bytes: Annotated[str, typer.Option(metavar="SIZE", help="longest file that may be uploaded")] = "512MiB",
+    max_stored_bytes: Annotated[str, typer.Option(metavar="SIZE", help="files that one key may store")] = "10GiB",
+    batch_concurrency: Annotated[int, typer.Option(help="answers of batches in work at a time")] = 8,
 ) -> None:
     """Serve a model over an OpenAI-compatible HTTP API until SIGTERM or Ctrl-C."""
     from deepseek_serve.auth import load_keys
@@ -73,10 +108,21 @@ def serve(
             host=host,
             port=port,
             api_keys=load_keys(api_key or (), api_key_file),
+            limits_store=limits_store,
             served_model_name=served_model_name,
             max_sequences=max_sequences,
+            max_waiting_tokens=max_waiting_tokens,
+            keep_alive_lines=keep_alive_lines,
             drain_timeout=drain_timeout,
+            playground=playground,
             log_level=log_level,
+            log_format=cast("LogFormat", log_format),
+            otlp_endpoint=otlp_endpoint,
+            data_dir=None if data_dir is None else str(data_dir),
+            database_url=database_url,
+            max_file_bytes=parse_size(max_file_bytes),
+            max_stored_bytes=parse_size(max_stored_bytes),
+            batch_concurrency=batch_concurrency,
         )
     )
 

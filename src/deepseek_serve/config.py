@@ -6,6 +6,8 @@ import msgspec
 
 from deepseek.config import PUBLIC_NAME, EngineConfig
 from deepseek.errors import ConfigurationError
+from deepseek_serve.auth import ApiKey
+from deepseek_serve.observability.logs import FORMATS, LogFormat
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -15,42 +17,87 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         engine: settings of its engine.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
-        api_keys: keys that may use the API; empty lets everybody in.
+        api_keys: keys that may use the API, with or without settings; empty lets everybody in.
+        limits_store: where requests and tokens per minute are counted: ``memory``, or the address of a Redis that
+            several nodes share (``redis://host:6379/0``).
         served_model_name: the name clients ask for, besides the model's real one.
         max_sequences: answers (requests times ``n``) admitted at a time, running and queued; None takes four times
             the engine's ``max_running``. One more gets 503.
+        max_waiting_tokens: prompt tokens that may wait for their first step; None takes 512 for each answer admitted,
+            and at least 65536. More get 503.
         max_body_bytes: longest request body; a longer one gets 413.
         drain_timeout: seconds that running requests get to finish after SIGTERM.
         keep_alive_interval: seconds of silence in a stream after which a comment is sent.
+        playground: serve the page at ``/``.
+        keep_alive_lines: fill silences of answers that are not streamed too, with empty lines before the JSON. The
+            first of them commits the status 200: an error that comes later is an error body under that status.
         log_level: of server and engine.
+        log_format: ``json`` or ``text``; ``auto`` is text on a terminal and JSON otherwise.
+        otlp_endpoint: collector of OpenTelemetry traces, by OTLP over HTTP; None takes that of the environment
+            (``OTEL_EXPORTER_OTLP_ENDPOINT``), if there is one.
+        data_dir: folder of files, batches and (without ``database_url``) the database; None takes ``$DEEPSEEK_DATA``,
+            else ``~/.local/share/deepseek`` or where ``$XDG_DATA_HOME`` says.
+        database_url: PostgreSQL as ``postgresql+psycopg://...``; None is SQLite in the data directory.
+        max_file_bytes: longest file that may be uploaded; a longer one gets 413.
+        max_stored_bytes: bytes of files that one key may store.
+        batch_concurrency: answers of batches in work at a time, beside those admitted.
     """
 
     engine: EngineConfig = EngineConfig()
     host: str = "127.0.0.1"
     port: int = 8000
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[ApiKey | str, ...] = ()
+    limits_store: str = "memory"
     served_model_name: str = PUBLIC_NAME
     max_sequences: int | None = None
+    max_waiting_tokens: int | None = None
     max_body_bytes: int = 16 << 20
     drain_timeout: float = 30.0
     keep_alive_interval: float = 15.0
+    playground: bool = True
+    keep_alive_lines: bool = False
     log_level: str = "info"
+    log_format: LogFormat = "auto"
+    otlp_endpoint: str | None = None
+    data_dir: str | None = None
+    database_url: str | None = None
+    max_file_bytes: int = 512 << 20
+    max_stored_bytes: int = 10 << 30
+    batch_concurrency: int = 8
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"port must be 0 to 65535, not {self.port}.")
+        keys = tuple(ApiKey.of(key) if isinstance(key, str) else key for key in self.api_keys)
+        msgspec.structs.force_setattr(self, "api_keys", keys)  # no key stays in memory, only what identifies it
         if not self.served_model_name.strip():
             raise ConfigurationError("served_model_name must not be empty.")
-        if any(not key.strip() or not key.isascii() for key in self.api_keys):
-            raise ConfigurationError("an API key must be non-empty ASCII: it travels in an HTTP header.")
         if self.log_level.lower() not in ("debug", "info", "warning", "error"):
             raise ConfigurationError(f"log_level must be debug, info, warning or error, not {self.log_level!r}.")
+        if self.log_format not in FORMATS:
+            raise ConfigurationError(f"log_format must be one of {', '.join(FORMATS)}, not {self.log_format!r}.")
         if self.max_sequences is not None and self.max_sequences < 1:
             raise ConfigurationError(f"max_sequences must be at least 1, not {self.max_sequences}.")
+        if self.max_waiting_tokens is not None and self.max_waiting_tokens < 1:
+            raise ConfigurationError(f"max_waiting_tokens must be at least 1, not {self.max_waiting_tokens}.")
         if self.drain_timeout < 0 or self.keep_alive_interval <= 0 or self.max_body_bytes < 1:
             raise ConfigurationError("drain_timeout, keep_alive_interval and max_body_bytes must be positive.")
+        if self.max_file_bytes < 1 or self.max_stored_bytes < 1 or self.batch_concurrency < 1:
+            raise ConfigurationError("max_file_bytes, max_stored_bytes and batch_concurrency must be positive.")
+        if self.data_dir is not None and not self.data_dir.strip():
+            raise ConfigurationError("data_dir must not be empty; leave it out for the default one.")
 
     @property
     def capacity(self) -> int:
         """Answers admitted at a time."""
         return self.max_sequences or 4 * self.engine.max_running
+
+    @property
+    def padding(self) -> float | None:
+        """Seconds between empty lines before a whole answer, None for none."""
+        return self.keep_alive_interval if self.keep_alive_lines else None
+
+    @property
+    def prompt_capacity(self) -> int:
+        """Prompt tokens that may wait."""
+        return self.max_waiting_tokens or max(65536, 512 * self.capacity)

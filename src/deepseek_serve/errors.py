@@ -58,7 +58,8 @@ class ApiError(DeepSeekError):
         self.body = ErrorBody(message, type, param, code)
         self.headers = dict(headers or {})
         if retry_after is not None:
-            self.headers["retry-after"] = str(math.ceil(retry_after))
+            self.headers["retry-after"] = str(max(1, math.ceil(retry_after)))
+            self.headers["retry-after-ms"] = str(max(1, math.ceil(retry_after * 1000)))
 
     def encode(self) -> bytes:
         return msgspec.json.encode({"error": self.body})
@@ -99,8 +100,11 @@ def install(app: FastAPI) -> None:
 
     async def handle(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and error.status_code in (404, 405):
-            return _no_route(request, error).response()
-        return api_error(error).response()
+            answer = _no_route(request, error)
+        else:
+            answer = api_error(error)
+        request.state.record.error_code = answer.body.code
+        return answer.response()
 
     for kind in (DeepSeekError, pydantic.ValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, handle)

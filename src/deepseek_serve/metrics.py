@@ -1,25 +1,72 @@
-"""Prometheus metrics, in a registry of their own so that several servers can live in one process."""
+"""Prometheus metrics, in a registry of their own so that several servers can live in one process.
+
+Labels are of this server's making: routes, statuses, codes, the names of served models. Nothing that a client sends
+becomes one, and keys do not either (``/v1/usage`` has them).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import psutil
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from deepseek.runtime.client import EngineClient
-from deepseek_serve.limits import Admission
+from deepseek_serve.admission import Admission
+from deepseek_serve.limits import Limits
+from deepseek_serve.models import ServedModel
+from deepseek_serve.observability.histogram import (
+    BETWEEN_TOKENS,
+    FIRST_TOKEN,
+    LAG,
+    QUEUE,
+    WHOLE,
+    Distribution,
+    ModelHistogram,
+    ProcessHistogram,
+)
+from deepseek_serve.observability.record import RequestRecord
+from deepseek_serve.store.store import Store
+
+if TYPE_CHECKING:
+    from deepseek_serve.batches.runner import BatchRunner
 
 DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+REFUSALS = ("requests", "tokens", "concurrency", "quota", "answers", "prompt_tokens", "draining")
+FINISH_REASONS = ("stop", "length", "cancelled", "error")
 STATES = ("starting", "ready", "restarting", "failed", "stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetrics:
+    """What is counted of one model's answers. Lines of batches do not count in the times: they wait on purpose."""
+
+    first_token: Distribution
+    between_tokens: Distribution
+    whole: Distribution
+    queue: Distribution
+    prompt_tokens: Counter
+    cached_tokens: Counter
+    generation_tokens: Counter
+    answers: Mapping[str, Counter]
 
 
 class Metrics:
     """What the server counts itself; the engine's numbers are read when somebody asks."""
 
-    def __init__(self, client: EngineClient, admission: Admission) -> None:
+    def __init__(self, models: Sequence[ServedModel], admission: Admission, limits: Limits) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second sample for each counter, which nobody reads
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "deepseek_http_requests", "HTTP requests answered.", ["route", "status"], registry=self.registry
@@ -31,60 +78,197 @@ class Metrics:
             buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
-        self.first_token = Histogram(
-            "deepseek_time_to_first_token_seconds",
-            "From admission to the first token.",
-            buckets=FIRST_TOKEN_BUCKETS,
-            registry=self.registry,
+        self.errors = Counter(
+            "deepseek_http_errors", "Error responses, by status and code.", ["status", "code"], registry=self.registry
         )
-        tokens = Counter("deepseek_tokens", "Tokens of answered requests.", ["kind"], registry=self.registry)
-        self.prompt_tokens = tokens.labels("prompt")
-        self.cached_tokens = tokens.labels("prompt_cached")
-        self.completion_tokens = tokens.labels("completion")
+        self._first_token = ModelHistogram(
+            "deepseek_time_to_first_token_seconds", "From the request's coming to an answer's first token.", FIRST_TOKEN
+        )
+        self._between_tokens = ModelHistogram(
+            "deepseek_inter_token_latency_seconds", "Between two tokens of an answer.", BETWEEN_TOKENS
+        )
+        self._whole = ModelHistogram(
+            "deepseek_e2e_request_latency_seconds", "From the request's coming to the end of its answers.", WHOLE
+        )
+        self._queue = ModelHistogram(
+            "deepseek_request_queue_time_seconds", "From the engine's getting an answer to its first step.", QUEUE
+        )
+        lag = ProcessHistogram(
+            "deepseek_event_loop_lag_seconds", "By how much the server's event loop wakes too late.", LAG
+        )
+        self.lag = lag.distribution
+        for collector in (self._first_token, self._between_tokens, self._whole, self._queue, lag):
+            self.registry.register(collector)
+        self._prompt_tokens, self._cached_tokens, self._generation_tokens = (
+            Counter(f"deepseek_{name}", text, ["model"], registry=self.registry)
+            for name, text in (
+                ("prompt_tokens", "Prompt tokens of requests that have ended."),
+                ("cached_prompt_tokens", "Of these, tokens found in the prefix cache."),
+                ("generation_tokens", "Tokens of answers that have ended."),
+            )
+        )
+        self._answers = Counter(
+            "deepseek_answers", "Answers that have ended, by why.", ["model", "finish_reason"], registry=self.registry
+        )
+        self._models: dict[str, ModelMetrics] = {}
+        ProcessCollector(registry=self.registry)
+        self.batch_lines = Counter(
+            "deepseek_batch_lines", "Lines of batches that were run.", ["outcome"], registry=self.registry
+        )
+        for outcome in ("completed", "failed"):
+            self.batch_lines.labels(outcome)
         in_use = Gauge("deepseek_admitted_answers", "Answers in work.", registry=self.registry)
         in_use.set_function(lambda: admission.in_use)
         capacity = Gauge("deepseek_admission_capacity", "Answers admitted at a time.", registry=self.registry)
         capacity.set(admission.capacity)
-        self.registry.register(_EngineCollector(client))
+        waiting = Gauge("deepseek_waiting_prompt_tokens", "Prompt tokens that wait for a step.", registry=self.registry)
+        waiting.set_function(lambda: admission.prompt_tokens)
+        self.registry.register(_EngineCollector(models))
+        self.registry.register(_RefusalCollector(admission, limits))
+        for model in models:
+            self.of(model)
+
+    def of(self, model: ServedModel) -> ModelMetrics:
+        """What is counted of a model's answers."""
+        found = self._models.get(model.name)
+        if found is None:
+            found = self._models[model.name] = ModelMetrics(
+                first_token=self._first_token.of(model.name),
+                between_tokens=self._between_tokens.of(model.name),
+                whole=self._whole.of(model.name),
+                queue=self._queue.of(model.name),
+                prompt_tokens=self._prompt_tokens.labels(model.name),
+                cached_tokens=self._cached_tokens.labels(model.name),
+                generation_tokens=self._generation_tokens.labels(model.name),
+                answers={reason: self._answers.labels(model.name, reason) for reason in FINISH_REASONS},
+            )
+        return found
+
+    def answered(self, record: RequestRecord) -> None:
+        """Count a response, whatever it was."""
+        self.requests.labels(record.route, str(record.status)).inc()
+        self.duration.labels(record.route).observe(record.ended - record.started)
+        if record.status >= 400:
+            self.errors.labels(str(record.status), record.error_code or "none").inc()
+
+    def watch_batches(self, runner: BatchRunner) -> None:
+        """Show what batches do."""
+        gauges = (
+            ("batches_in_work", "Batches in work.", lambda: runner.active),
+            ("batch_lines_in_work", "Lines of batches in work.", lambda: runner.in_flight),
+        )
+        for name, text, value in gauges:
+            Gauge(f"deepseek_{name}", text, registry=self.registry).set_function(value)
+
+    def watch_store(self, store: Store) -> None:
+        """Show whether the store works, and what waits for it."""
+        gauges = (
+            ("store_up", "1 if the last use of the database went well.", lambda: float(store.up)),
+            ("usage_rows_waiting", "Rows of usage that are not yet in the database.", lambda: store.usage.waiting),
+        )
+        for name, text, value in gauges:
+            Gauge(f"deepseek_{name}", text, registry=self.registry).set_function(value)
+        self.registry.register(_StoreCollector(store))
 
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
 
 
-class _EngineCollector(Collector):
-    """The engine's newest snapshot. Its counters begin again when the engine is restarted."""
+class _StoreCollector(Collector):
+    """What the store has counted."""
 
-    def __init__(self, client: EngineClient) -> None:
-        self._client = client
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def collect(self) -> Iterator[Metric]:
-        client = self._client
-        state = GaugeMetricFamily("deepseek_engine_state", "1 for the state the engine is in.", labels=["state"])
-        for name in STATES:
-            state.add_metric([name], float(client.state == name))
+        usage = self._store.usage
+        yield CounterMetricFamily("deepseek_store_failures", "Uses of the database that failed.", self._store.failures)
+        yield CounterMetricFamily(
+            "deepseek_usage_lost_requests", "Requests missing in the usage: the database was away too long.", usage.lost
+        )
+
+
+class _RefusalCollector(Collector):
+    """Why requests were refused."""
+
+    def __init__(self, admission: Admission, limits: Limits) -> None:
+        self._admission = admission
+        self._limits = limits
+
+    def collect(self) -> Iterator[Metric]:
+        refused = CounterMetricFamily("deepseek_refused_requests", "Requests refused, by reason.", labels=["reason"])
+        counts = self._admission.refusals + self._limits.refusals
+        for reason in dict.fromkeys((*REFUSALS, *counts)):
+            refused.add_metric([reason], counts[reason])
+        yield refused
+        failures = self._limits.windows.failures
+        yield CounterMetricFamily("deepseek_limits_store_failures", "Times that Redis failed.", value=failures)
+
+
+GAUGES = (
+    ("waiting", "Requests that wait for their first step."),
+    ("running", "Requests in the running batch."),
+    ("pages_total", "Pages of the KV cache."),
+    ("pages_free", "Pages of the KV cache that are free."),
+)
+COUNTERS = (
+    ("steps", "Forward passes."),
+    ("prompt_tokens", "Prompt tokens taken in."),
+    ("cached_prompt_tokens", "Prompt tokens found in the prefix cache."),
+    ("generated_tokens", "Tokens generated."),
+    ("drafted_tokens", "Tokens guessed by speculation."),
+    ("accepted_tokens", "Guessed tokens that became part of answers."),
+    ("preemptions", "Sequences put back for lack of memory."),
+    ("finished", "Requests finished."),
+    ("cancelled", "Requests cancelled."),
+    ("failed", "Requests failed."),
+)
+NAMES = {"pages_total": "kv_pages", "pages_free": "kv_pages_free"}
+
+
+class _EngineCollector(Collector):
+    """The engines' newest snapshots. The counters of an engine begin again when it is restarted."""
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily(
+            "deepseek_engine_state", "1 for the state the engine is in.", labels=["model", "state"]
+        )
+        restarts = CounterMetricFamily("deepseek_engine_restarts", "Engine processes replaced.", labels=["model"])
+        for model in self._models:
+            for name in STATES:
+                state.add_metric([model.name, name], float(model.client.state == name))
+            restarts.add_metric([model.name], model.client.restarts)
         yield state
-        yield CounterMetricFamily("deepseek_engine_restarts", "Engine processes replaced.", value=client.restarts)
-        stats = client.stats
-        if stats is None:
-            return
-        for name, text, value in (
-            ("waiting", "Requests that wait for their first step.", stats.waiting),
-            ("running", "Requests in the running batch.", stats.running),
-            ("kv_pages", "Pages of the KV cache.", stats.pages_total),
-            ("kv_pages_free", "Pages of the KV cache that are free.", stats.pages_free),
-        ):
-            yield GaugeMetricFamily(f"deepseek_engine_{name}", text, value=value)
-        for name, text, value in (
-            ("steps", "Forward passes.", stats.steps),
-            ("prompt_tokens", "Prompt tokens taken in.", stats.prompt_tokens),
-            ("cached_prompt_tokens", "Prompt tokens found in the prefix cache.", stats.cached_prompt_tokens),
-            ("generated_tokens", "Tokens generated.", stats.generated_tokens),
-            ("drafted_tokens", "Tokens guessed by speculation.", stats.drafted_tokens),
-            ("accepted_tokens", "Guessed tokens that became part of answers.", stats.accepted_tokens),
-            ("preemptions", "Sequences put back for lack of memory.", stats.preemptions),
-            ("finished", "Requests finished.", stats.finished),
-            ("cancelled", "Requests cancelled.", stats.cancelled),
-            ("failed", "Requests failed.", stats.failed),
-        ):
-            yield CounterMetricFamily(f"deepseek_engine_{name}", text, value=value)
+        yield restarts
+        yield from self._processes()
+        for kind, fields in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+            for field, text in fields:
+                family = kind(f"deepseek_engine_{NAMES.get(field, field)}", text, labels=["model"])
+                for model in self._models:
+                    if model.client.stats is not None:
+                        family.add_metric([model.name], getattr(model.client.stats, field))
+                yield family
+
+    def _processes(self) -> Iterator[Metric]:
+        """The engines' processes, as the system sees them."""
+        prefix = "deepseek_engine_process"
+        memory = GaugeMetricFamily(f"{prefix}_resident_memory_bytes", "Memory of engine processes.", labels=["model"])
+        cpu = CounterMetricFamily(f"{prefix}_cpu_seconds", "Processor time of engine processes.", labels=["model"])
+        files = GaugeMetricFamily(f"{prefix}_open_fds", "Open files of engine processes.", labels=["model"])
+        for model in self._models:
+            if model.client.pid is None:
+                continue
+            try:
+                process = psutil.Process(model.client.pid)
+                times = process.cpu_times()
+                rss, descriptors = process.memory_info().rss, process.num_fds()
+            except psutil.Error:  # it has just ended
+                continue
+            memory.add_metric([model.name], rss)
+            cpu.add_metric([model.name], times.user + times.system)
+            files.add_metric([model.name], descriptors)
+        yield from (memory, cpu, files)

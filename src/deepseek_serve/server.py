@@ -8,10 +8,10 @@ import errno
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import msgspec
 import uvicorn
 import uvloop
 
@@ -19,7 +19,11 @@ from deepseek.errors import ConfigurationError, EngineStartError
 from deepseek.runtime.client import EngineClient
 from deepseek.runtime.supervisor import RuntimeOptions
 from deepseek_serve.app import create_app
+from deepseek_serve.batches.runner import BatchRunner
 from deepseek_serve.config import ServeConfig
+from deepseek_serve.models import ServedModel
+from deepseek_serve.observability.logs import set_up
+from deepseek_serve.observability.process import raise_file_limit, watch_lag
 from deepseek_serve.state import ServerState
 
 if TYPE_CHECKING:
@@ -53,10 +57,11 @@ def serve(
         HubError, CheckpointError, TokenizerError, EngineStartError: the model cannot be served.
     """
     options = options or RuntimeOptions(log_level=config.log_level)
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    as_json = set_up(config.log_level, config.log_format)
+    raise_file_limit(config.capacity)
     with contextlib.closing(bind(config.host, config.port)) as listener:
         real_name, tokenizer_of = _model_files(config) if load_tokenizer is None else _given(load_tokenizer)
-        uvloop.run(_Server(config, options, listener, real_name, tokenizer_of).run())
+        uvloop.run(_Server(config, options, listener, real_name, tokenizer_of, as_json=as_json).run())
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -121,18 +126,23 @@ class _Server:
         listener: socket.socket,
         real_name: str,
         load_tokenizer: Callable[[], Tokenizer],
+        *,
+        as_json: bool,
     ) -> None:
         self._config = config
         self._listener = listener
         self._load_tokenizer = load_tokenizer
-        self._client = EngineClient(config.engine, options)
-        self._state = ServerState(config, self._client, real_name=real_name)
+        self._as_json = as_json
+        client = EngineClient(config.engine, options)
+        self._model = ServedModel((config.served_model_name, real_name), real_name, config.engine, client)
+        self._state = ServerState(config, self._model)
+        self._batches = BatchRunner(self._state)
+        self._state.metrics.watch_batches(self._batches)
         self._signals = 0
         self._signal_came = asyncio.Event()
 
     async def run(self) -> None:
         self._catch_signals()
-        self._client.start_soon()
         http = _Uvicorn(
             uvicorn.Config(
                 create_app(self._state),
@@ -141,6 +151,7 @@ class _Server:
                 access_log=False,
                 lifespan="off",
                 ws="none",
+                http="httptools",
                 server_header=False,
                 proxy_headers=False,
                 backlog=BACKLOG,
@@ -151,6 +162,8 @@ class _Server:
         serving = asyncio.create_task(http.serve(sockets=[self._listener]))
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(self._signal_came.wait())
+        batches = asyncio.create_task(self._batches.run())
+        lag = asyncio.create_task(watch_lag(self._state.metrics.lag))
         try:
             await asyncio.wait({serving, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -163,35 +176,43 @@ class _Server:
         finally:
             starting.cancel()
             stopping.cancel()
-            self._client.abort_all("the server is shutting down", code="shutting_down")
+            batches.cancel()
+            lag.cancel()
+            for model in self._state.models:
+                model.client.abort_all("the server is shutting down", code="shutting_down")
             http.should_exit = True
             http.force_exit = self._signals > 1
-            await asyncio.gather(serving, starting, stopping, return_exceptions=True)
-            await self._client.stop()
+            await asyncio.gather(serving, starting, stopping, batches, lag, return_exceptions=True)
+            await asyncio.gather(*(model.client.stop() for model in self._state.models))
+            await self._state.store.stop()
+            if self._state.tracing is not None:
+                await self._state.tracing.stop()
             self._state.executor.shutdown(wait=False, cancel_futures=True)
+            self._state.checks.shutdown(wait=False, cancel_futures=True)
 
     async def _start(self) -> None:
         """Wait for tokenizer and engine, then say where the server is."""
-        loop = asyncio.get_running_loop()
-        tokenizer = loop.run_in_executor(self._state.executor, self._load_tokenizer)
         try:
-            info = await self._client.wait_ready()
-            self._state.tokenizer = await tokenizer
+            await self._state.store.start()
+            info = await self._model.start(self._load_tokenizer, self._state.executor)
         except EngineStartError as error:
-            tokenizer.cancel()
             raise EngineStartError(f"the model {self._config.engine.model!r} cannot be served: {error}") from error
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         kv = f"{info.kv_cache_bytes / 2**30:.2f} GiB for {info.kv_cache_tokens} tokens"
         lines = [
             f"DeepSeek V2.1 at http://{shown}:{port}/v1",
-            f"  model     {info.model} ({info.architecture}, {info.dtype}), served as {self._state.model_names[0]}",
+            f"  model     {info.model} ({info.architecture}, {info.dtype}), served as {self._model.name}",
             f"  context   {info.max_context} tokens per request",
             f"  KV cache  {kv}",
             f"  API keys  {len(self._config.api_keys) or 'none: everybody who reaches this address may use it'}",
             f"  loaded in {info.load_seconds:.1f} s",
         ]
-        print("\n".join(lines), flush=True)
+        if self._as_json:
+            facts = msgspec.to_builtins(info) | {"model": self._model.name, "real_name": info.model}
+            logger.info("DeepSeek V2.1 at http://%s:%d/v1 is ready", shown, port, extra={"fields": facts})
+        else:
+            print("\n".join(lines), flush=True)
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -206,14 +227,14 @@ class _Server:
         """Refuse new requests, and wait for the running ones until they end, time is up or a second signal comes."""
         admission = self._state.admission
         admission.draining = True
+        self._batches.drain()
         if admission.in_use:
-            print(
-                f"shutting down: {admission.in_use} answers have up to {self._config.drain_timeout:g} s to finish "
-                "(a second signal ends them at once)",
-                file=sys.stderr,
-                flush=True,
+            logger.warning(
+                "shutting down: %d answers have up to %g s to finish (a second signal ends them at once)",
+                admission.in_use,
+                self._config.drain_timeout,
             )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_timeout):
-                while admission.in_use and self._signals < 2:
+                while (admission.in_use or self._batches.in_flight) and self._signals < 2:
                     await asyncio.sleep(0.05)

@@ -2,82 +2,75 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from starlette.requests import Request
 
-from deepseek import __version__
-from deepseek.engine.events import EngineInfo
-from deepseek.errors import EngineOverloadedError
-from deepseek.runtime.client import RETRY_WHILE_STARTING, EngineClient
+from deepseek.engine.constraint_checker import ConstraintChecker
+from deepseek_serve.admission import Admission
 from deepseek_serve.auth import Keys
 from deepseek_serve.config import ServeConfig
 from deepseek_serve.errors import ApiError
-from deepseek_serve.limits import Admission
+from deepseek_serve.ledger import UsageLedger
+from deepseek_serve.limits import Limits
 from deepseek_serve.metrics import Metrics
-
-if TYPE_CHECKING:
-    from deepseek.tokenizer.tokenizer import Tokenizer
+from deepseek_serve.models import ServedModel
+from deepseek_serve.observability.tracing import start_tracing
+from deepseek_serve.store.store import Store, default_data_dir
 
 TOKENIZER_THREADS = 2
 
 
 class ServerState:
-    """One server: its engine, its tokenizer and its books.
+    """One server: its models and its books.
 
     Attributes:
         config: settings.
-        client: the engine.
-        tokenizer: None until it is loaded; the server is not ready before.
-        real_name: the model's own name, a second name to ask for it.
+        models: the served models. Requests that name none get the first one, which the server was started with.
         admission: how much is in work.
+        store: files, batches, stored responses and usage.
+        batches_changed: set when there may be work for the runner of batches.
+        limits: what each key may do.
+        checker: says what is wrong in a form that an answer is to have.
+        checks: the thread that waits for it, apart from tokenization, since a hostile form may take a second.
         executor: threads for templates and tokenization, so that long prompts do not stop the event loop.
     """
 
-    def __init__(
-        self, config: ServeConfig, client: EngineClient, *, real_name: str, tokenizer: Tokenizer | None = None
-    ) -> None:
+    def __init__(self, config: ServeConfig, *models: ServedModel) -> None:
         self.config = config
-        self.client = client
-        self.real_name = real_name
-        self.tokenizer = tokenizer
+        self.models = list(models)
         self.keys = Keys(config.api_keys)
-        self.admission = Admission(config.capacity)
-        self.metrics = Metrics(client, self.admission)
+        several = len(config.api_keys) > 1
+        self.admission = Admission(config.capacity, config.prompt_capacity, several=several)
+        data_dir = Path(config.data_dir).expanduser().absolute() if config.data_dir else default_data_dir()
+        self.store = Store(data_dir, config.database_url, quota=config.max_stored_bytes)
+        self.batches_changed = asyncio.Event()
+        self.limits = Limits(config.limits_store, UsageLedger(self.store.usage))
+        self.metrics = Metrics(self.models, self.admission, self.limits)
+        self.metrics.watch_store(self.store)
+        self.tracing = start_tracing(config.otlp_endpoint)
         self.executor = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        self.created = int(time.time())
-        identity = f"{__version__}/{real_name}/{config.engine.dtype}/{config.engine.backend}"
-        self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]
+        self.checker = ConstraintChecker()
+        self.checks = ThreadPoolExecutor(1, thread_name_prefix="constraints")
 
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """Names a request may ask for, the public one first."""
-        return tuple(dict.fromkeys((self.config.served_model_name, self.real_name)))
-
-    def check_model(self, name: str) -> None:
-        """Raises :class:`ApiError` 404 for a model that is not here."""
-        if name not in self.model_names:
-            known = " and ".join(repr(n) for n in self.model_names)
-            raise ApiError(
-                404,
-                f"The model {name[:100]!r} does not exist; this server knows {known}.",
-                param="model",
-                code="model_not_found",
-            )
-
-    def running(self) -> tuple[EngineInfo, Tokenizer]:
-        """The loaded engine's facts and the tokenizer. Raises an error that says 503 while there is none."""
-        self.client.check_ready()
-        if self.tokenizer is None or self.client.info is None:
-            raise EngineOverloadedError("The server is starting.", retry_after=RETRY_WHILE_STARTING)
-        return self.client.info, self.tokenizer
+    def model(self, name: str | None) -> ServedModel:
+        """The model that a request asks for; None asks for the first. Raises :class:`ApiError` 404."""
+        for model in self.models:
+            if name is None or name in model.names:
+                return model
+        known = " and ".join(repr(known) for model in self.models for known in model.names) or "none"
+        raise ApiError(
+            404,
+            f"The model {(name or '')[:100]!r} does not exist; this server knows {known}.",
+            param="model",
+            code="model_not_found",
+        )
 
     @property
     def ready(self) -> bool:
-        return self.client.responsive and self.tokenizer is not None and not self.admission.draining
+        return bool(self.models) and self.models[0].ready and not self.admission.draining
 
 
 def state_of(request: Request) -> ServerState:

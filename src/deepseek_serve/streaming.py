@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import ExitStack, aclosing
 from typing import Any, TypeVar
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -55,7 +57,7 @@ class EventStream(Response):
             comments = asyncio.create_task(self._comment(send))
             gone = asyncio.create_task(_disconnected(receive))
             try:
-                await asyncio.wait({work, gone, comments}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({work, gone, comments}, return_when=FIRST_COMPLETED)
                 if not work.done() and not self._started:
                     raise ClientDisconnect
                 if work.done():
@@ -100,12 +102,81 @@ class EventStream(Response):
                 await self._send(send, KEEP_ALIVE)
 
 
+class PaddedAnswer(Response):
+    """A whole answer that takes long: empty lines before it keep the connection alive, as DeepSeek sends them.
+
+    The first of them commits the status 200, so an error that comes later is an error body under that status.
+
+    Args:
+        work: computes the encoded body.
+        resources: closed when the response is over, whatever its end.
+        interval: seconds between lines.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, work: Coroutine[Any, Any, bytes], resources: ExitStack, interval: float) -> None:
+        super().__init__(None)
+        del self.headers["content-length"]
+        self._work = work
+        self._resources = resources
+        self._interval = interval
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._resources:
+            work = asyncio.create_task(self._work)
+            gone = asyncio.create_task(_disconnected(receive))
+            started = False
+            try:
+                while not (await asyncio.wait({work, gone}, timeout=self._interval, return_when=FIRST_COMPLETED))[0]:
+                    if not started:
+                        started = True
+                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    await send({"type": "http.response.body", "body": b"\n", "more_body": True})
+                if not work.done():
+                    raise ClientDisconnect
+                if started:
+                    await send({"type": "http.response.body", "body": _body_of(work)})
+                else:
+                    await Response(work.result(), media_type=self.media_type)(scope, receive, send)
+            except ClientDisconnect:
+                if not started:
+                    raise
+            finally:
+                for task in (work, gone):
+                    task.cancel()
+                await asyncio.gather(work, gone, return_exceptions=True)
+
+
+def _body_of(work: asyncio.Task[bytes]) -> bytes:
+    """The answer, or the error that it ended with."""
+    error = work.exception()
+    if error is None:
+        return work.result()
+    if not isinstance(error, DeepSeekError):
+        logger.error("a padded answer failed", exc_info=error)
+    return api_error(error).encode()
+
+
+async def whole_answer(
+    request: Request, work: Coroutine[Any, Any, msgspec.Struct], resources: ExitStack, padding: float | None
+) -> Response:
+    """The response of an answer that is not streamed; ``padding`` is :class:`PaddedAnswer`'s interval, None without."""
+
+    async def encoded() -> bytes:
+        return msgspec.json.encode(await work)
+
+    if padding is not None:
+        return PaddedAnswer(encoded(), resources.pop_all(), padding)
+    return Response(await unless_disconnected(request, encoded()), media_type="application/json")
+
+
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``; cancels it and raises ``ClientDisconnect`` when the client goes away first."""
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(request.receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, gone}, return_when=FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()

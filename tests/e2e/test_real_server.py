@@ -159,3 +159,27 @@ def test_npm_package(server: RealServer, tmp_path: Path) -> None:
     assert "Paris" in seen["answer"]
     assert seen["text"] == seen["answer"]
     assert seen["failures"] == [[401, "invalid_api_key"], [404, "model_not_found"]]
+
+
+def test_a_batch_as_the_readme_runs_it(sdk: openai.OpenAI, tmp_path: Path) -> None:
+    source = tmp_path / "questions.jsonl"
+    body = {"model": "deepseek-v2.1", "messages": PARIS, "temperature": 0, "max_tokens": 20}
+    lines = [
+        {"custom_id": f"q{i}", "method": "POST", "url": "/v1/chat/completions", "body": body | {"max_tokens": 10 + i}}
+        for i in range(12)
+    ]
+    source.write_text("\n".join(json.dumps(line) for line in lines))
+    file = sdk.files.create(file=source, purpose="batch")
+    batch = sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    live = sdk.chat.completions.create(model="deepseek-v2.1", messages=PARIS, temperature=0, max_tokens=21)  # type: ignore[arg-type]
+    deadline = time.monotonic() + 120
+    while batch.status != "completed":
+        assert batch.status in ("validating", "in_progress", "finalizing") and time.monotonic() < deadline, batch
+        time.sleep(0.2)
+        batch = sdk.batches.retrieve(batch.id)
+    assert batch.output_file_id is not None
+    output = [json.loads(line) for line in sdk.files.content(batch.output_file_id).text.splitlines()]
+    assert {line["custom_id"] for line in output} == {f"q{i}" for i in range(12)}
+    texts = {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in output}
+    whole = live.choices[0].message.content or ""
+    assert "Paris" in whole and all(whole.startswith(text) for text in texts.values())

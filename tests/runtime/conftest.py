@@ -23,9 +23,9 @@ def anyio_backend() -> str:
 
 
 def fake_options(load: str = "", **options: Any) -> RuntimeOptions:
-    environment = {"PYTHONPATH": str(TESTS), "DEEPSEEK_FAKE_LOAD": load}
+    environment = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "DEEPSEEK_FAKE_LOAD": load}
     defaults: dict[str, Any] = {"ping_interval": 0.1, "first_backoff": 0.05, "stop_timeout": 2.0}
-    return RuntimeOptions(engine_factory=FACTORY, environment=environment, **(defaults | options))
+    return RuntimeOptions(environment=environment, **(defaults | {"engine_factory": FACTORY} | options))
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ A token is a byte; 256 ends an answer, 257 begins a prompt. The prompt's text st
 ``[raise]``   an exception escapes from the step after three tokens
 ``[nan]``     the request, and only it, fails after three tokens
 ``[seed]``    the answer is the request's seed
+``[echo]``    the answer is what follows it in the last message
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Live:
     max_tokens: int
     done: int = 0
     cached: int = 0
+    scheduled_at: float = field(default_factory=time.monotonic)
 
 
 class FakeEngine:
@@ -74,6 +76,8 @@ class FakeEngine:
             raise InvalidRequestError("token id out of range", param="prompt")
         text = bytes(t for t in request.prompt if t < 256).decode("utf-8", "replace")
         answer = str(request.params.seed) if "[seed]" in text else ANSWER
+        if "[echo]" in (last := text.rpartition("<user>")[2]):
+            answer = last.partition("[echo]")[2].removesuffix("</><assistant>")
         key = (request.cache_salt, tuple(request.prompt))
         cached = len(request.prompt) // 64 * 64 if key in self._seen else 0
         self._seen.add(key)
@@ -124,7 +128,9 @@ class FakeEngine:
         logprobs = None
         if params.logprobs is not None:
             logprobs = TokenLogprobs(-0.25, [(token, -0.25), (ord("z"), -2.0), (0xE4, -3.0)][: params.logprobs])
-        return TokenEvent(request_id, token, stop, logprobs, live.cached if live.done == 1 else 0, reason)
+        first = live.done == 1
+        cached, scheduled_at = (live.cached, live.scheduled_at) if first else (0, 0.0)
+        return TokenEvent(request_id, token, stop, logprobs, cached, reason, scheduled_at=scheduled_at)
 
     def stats(self) -> EngineStats:
         return EngineStats(**self.counts | {"running": len(self._live)})

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -70,11 +71,12 @@ class Server:
                 time.sleep(0.02)
 
     def metric(self, name: str) -> float:
+        """The sum of all samples of this name."""
         with self.client() as client:
-            for line in client.get("/metrics").text.splitlines():
-                if line.startswith(name + " "):
-                    return float(line.split()[-1])
-        raise AssertionError(f"no metric {name}")
+            lines = client.get("/metrics").text.splitlines()
+        found = [float(line.split()[-1]) for line in lines if line.startswith((name + " ", name + "{"))]
+        assert found, f"no metric {name}"
+        return sum(found)
 
     def wait_metric(self, name: str, value: float, seconds: float = 5.0) -> None:
         deadline = time.monotonic() + seconds
@@ -120,14 +122,15 @@ def running_server(
     **config: Any,
 ) -> Iterator[Server]:
     """A server with the scripted engine, ready if ``wait``."""
-    settings = ServeConfig(**({"port": free_port()} | config))
-    server = Server(settings, options or {}, environment or {})
-    try:
-        if wait:
-            server.wait_status("/health/ready", 200)
-        yield server
-    finally:
-        server.stop()
+    with tempfile.TemporaryDirectory(prefix="deepseek-data-") as data_dir:
+        settings = ServeConfig(**({"port": free_port(), "data_dir": data_dir} | config))
+        server = Server(settings, options or {}, environment or {})
+        try:
+            if wait:
+                server.wait_status("/health/ready", 200)
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ def test_what_is_no_size(text: str) -> None:
         {"api_keys": ("",)},
         {"api_keys": ("schlüssel",)},
         {"log_level": "loud"},
+        {"log_format": "xml"},
         {"max_sequences": 0},
         {"drain_timeout": -1},
     ],

@@ -97,7 +97,6 @@ CHAT_FIELDS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"stream": "yes"}, "stream", "boolean"),
     ({"tools": [{"type": "function"}]}, "tools", "not supported yet"),
     ({"tool_choice": "required"}, "tool_choice", "not supported yet"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
     ({"modalities": ["audio"]}, "modalities", "not supported yet"),
     ({"prediction": {"type": "content"}}, "prediction", "not supported yet"),
     ({"audio": {}}, "audio", "not supported yet"),
@@ -181,7 +180,7 @@ def test_models(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v1/nothing", 404),
         ("POST", "/v1/nothing", 404),
         ("GET", CHAT, 405),

@@ -147,6 +147,31 @@ def test_silence_is_filled_with_comments() -> None:
         assert "no progress" in json.loads(event)["error"]["message"]
 
 
+def test_whole_answers_are_kept_alive_on_demand() -> None:
+    options = {"hang_timeout": 1.0, "ping_interval": 0.1}
+    with (
+        running_server(keep_alive_interval=0.2, keep_alive_lines=True, options=options) as server,
+        server.client() as http,
+    ):
+        body = chat_body("[long][slow]", max_tokens=60)
+        slow = http.post(CHAT, json=body, timeout=0.9)
+        assert slow.status_code == 200 and slow.content.startswith(b"\n\n")
+        assert slow.json()["usage"]["completion_tokens"] == 60, "JSON readers skip the lines"
+        quick = http.post(CHAT, json=chat_body())
+        assert quick.content.startswith(b"{") and "content-length" in quick.headers
+        assert http.post(CHAT, json=chat_body("[template]")).status_code == 400
+        assert http.post(CHAT, json=chat_body("[nan]")).status_code == 500, "nothing was committed yet"
+        failed = http.post(CHAT, json=chat_body("[hang]"))
+        assert failed.status_code == 200 and "no progress" in failed.json()["error"]["message"]
+        server.wait_metric(IN_USE, 0)
+        server.wait_status("/health/ready", 200)
+        with pytest.raises(httpx.ReadTimeout), http.stream("POST", CHAT, json=chat_body("[long][slow]")) as gone:
+            for _ in gone.iter_bytes():
+                raise httpx.ReadTimeout("enough")
+        server.wait_metric(IN_USE, 0)
+        server.wait_metric("deepseek_engine_running", 0)
+
+
 def test_sigterm_finishes_running_requests_and_refuses_new_ones(fresh: Server) -> None:
     with fresh.client() as http, http.stream("POST", CHAT, json=chat_body("[slow]", stream=True)) as response:
         lines = lines_of(response)

@@ -167,17 +167,17 @@ def test_what_json_cannot_carry_is_refused(hello: ChatTemplate) -> None:
 
 def test_a_dead_helper_is_replaced(hello: ChatTemplate) -> None:
     hello.render({"name": "a"})
-    assert hello._worker is not None
-    os.kill(hello._worker.pid, signal.SIGKILL)
-    hello._worker.wait()
+    assert hello._helper._process is not None
+    os.kill(hello._helper._process.pid, signal.SIGKILL)
+    hello._helper._process.wait()
     assert hello.render({"name": "b"}) == "Hello b"
 
 
 def test_a_stopped_helper_is_given_up() -> None:
     template = ChatTemplate("x", TemplateLimits(wall_seconds=0.2))
     template.render({})
-    assert template._worker is not None
-    os.kill(template._worker.pid, signal.SIGSTOP)
+    assert template._helper._process is not None
+    os.kill(template._helper._process.pid, signal.SIGSTOP)
     with pytest.raises(ChatTemplateError, match=r"within 0\.2 s"):
         template.render({})
     assert template.render({}) == "x"
@@ -187,7 +187,7 @@ def test_a_stopped_helper_is_given_up() -> None:
 def test_the_helper_ends_with_its_template() -> None:
     template = ChatTemplate("x")
     template.render({})
-    worker = template._worker
+    worker = template._helper._process
     assert worker is not None
     del template
     assert worker.poll() is not None

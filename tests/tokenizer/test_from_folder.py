@@ -152,9 +152,9 @@ def test_no_special_token_from_plain_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
-        ('{"model": {"type": "BPE"}}', "cannot be read"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"model": {"type": "BPE"}}', "is damaged"),
     ],
 )
 def test_damaged_tokenizer_json(content: str, message: str, tmp_path: Path) -> None:
@@ -175,3 +175,15 @@ def test_damaged_companion_file(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{broken")
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json"):
         load_tokenizer(folder)
+
+
+def test_a_template_of_special_tokens_that_are_not_there_is_an_error(tmp_path):
+    backend = byte_level_backend()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", backend.token_to_id("<|endoftext|>"))]
+    )
+    parsed = json.loads(backend.to_str())
+    parsed["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    with pytest.raises(TokenizerError, match="damaged"):
+        load_tokenizer(tmp_path)

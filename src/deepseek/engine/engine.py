@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import secrets
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import torch
 from torch import Tensor
 
 from deepseek.engine.batch import StepBatch, build_batch
 from deepseek.engine.block_pool import BlockPool
+from deepseek.engine.constraints import ConstraintError, Constraints, Matcher
 from deepseek.engine.events import (
+    INVALID_CONSTRAINT,
+    MAX_PRIORITY,
+    MAX_WEIGHT,
     EngineEvent,
     EngineRequest,
     EngineStats,
@@ -28,6 +33,7 @@ from deepseek.errors import ContextLengthError, InvalidRequestError
 from deepseek.kernels.sampling import finite_rows
 from deepseek.models.base import Model
 
+_COMPILE_WAIT = 0.005  # seconds
 _NOT_FINITE = (
     "the model produced NaN or infinite logits for this request, so no token can be chosen. "
     "The weights may be damaged or overflow in this dtype: try --dtype fp32."
@@ -48,6 +54,7 @@ class Engine:
         prefix_cache: reuse the pages of equal prompt beginnings.
         seed: seeds requests that bring none; None draws a seed for each.
         speculation: guesses tokens to be verified in the same step; None guesses none. Answers do not depend on it.
+        constraints: compiles the constraints of requests; None refuses requests that bring one.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class Engine:
         prefix_cache: bool = True,
         seed: int | None = None,
         speculation: Speculation | None = None,
+        constraints: Constraints | None = None,
     ) -> None:
         self.model = model
         self.page_size = page_size
@@ -75,6 +83,8 @@ class Engine:
         self.cache = model.new_cache(num_pages, page_size)
         self._seed = seed
         self._speculation = speculation
+        self._constraints = constraints
+        self._preparing: dict[Sequence, Future[Matcher]] = {}
         self._max_batch_tokens = max_batch_tokens
         self._drafted_tokens = self._accepted_tokens = 0
         self._live: dict[str, Sequence] = {}
@@ -104,7 +114,11 @@ class Engine:
             isolate_seeds=not self.model.row_invariant,
         )
         self._live[request.request_id] = sequence
-        self.scheduler.add(sequence)
+        if sequence.params is not None and sequence.params.constraint is not None:
+            assert self._constraints is not None
+            self._preparing[sequence] = self._constraints.matcher(sequence.params.constraint)
+        else:
+            self.scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> None:
         """End a request; the next step reports it as cancelled. Unknown ids are ignored: it may just have ended."""
@@ -115,6 +129,8 @@ class Engine:
     def step(self) -> list[EngineEvent]:
         """Compute one mixed batch, and one isolated sequence if there are any, and return what happened,
         cancellations since the last step included."""
+        if self._preparing:
+            self._take_prepared()
         events, self._pending = self._pending, []
         chunks = self.scheduler.schedule()
         isolated = [chunk for chunk in chunks if chunk.sequence.isolated]
@@ -131,7 +147,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot of queue, pages and counters."""
         return EngineStats(
-            waiting=len(self.scheduler.waiting),
+            waiting=len(self.scheduler.waiting) + len(self._preparing),
             running=len(self.scheduler.running),
             pages_total=self.pool.num_pages,
             pages_free=self.pool.num_free,
@@ -172,11 +188,35 @@ class Engine:
                 f"the prompt has {len(tokens)} tokens, and the context holds {self.max_context} for prompt and answer. "
                 "Shorten the prompt, or start the engine with a larger max_context or KV cache."
             )
+        if request.params.constraint is not None and self._constraints is None:
+            raise InvalidRequestError("this engine has no tokenizer to keep to a constraint with.", param="constraint")
+        if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
+            raise InvalidRequestError(
+                f"priority must be {-MAX_PRIORITY} to {MAX_PRIORITY}, not {request.priority}.", param="priority"
+            )
+        if not 1 / MAX_WEIGHT <= request.weight <= MAX_WEIGHT:
+            raise InvalidRequestError(
+                f"weight must be {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}, not {request.weight!r}.", param="weight"
+            )
         bias = request.params.logit_bias
         if bias and max(bias) >= vocab:
             raise InvalidRequestError(
                 f"logit_bias names token {max(bias)}; ids end at {vocab - 1}.", param="logit_bias"
             )
+
+    def _take_prepared(self) -> None:
+        """Queue the sequences whose constraints are compiled, and refuse those whose are not to be had. An idle engine
+        waits a moment for the next one."""
+        if not (self._pending or self.scheduler.running or self.scheduler.waiting):
+            wait(self._preparing.values(), _COMPILE_WAIT, FIRST_COMPLETED)
+        for sequence, future in [(s, f) for s, f in self._preparing.items() if f.done()]:
+            try:
+                sequence.matcher = future.result()
+            except InvalidRequestError as error:
+                self._pending.append(self._end(sequence, "error", str(error), INVALID_CONSTRAINT))
+                continue
+            del self._preparing[sequence]
+            self.scheduler.add(sequence)
 
     def _with_drafts(self, chunks: list[Chunk]) -> list[Chunk]:
         """The chunks of the mixed batch, with drafts to verify where that pays. Isolated sequences get none: the shapes
@@ -184,6 +224,9 @@ class Engine:
         if self._speculation is None or not chunks:
             return chunks
         drafts = self._speculation.draft(chunks, self._max_batch_tokens)
+        for sequence, draft in drafts.items():
+            if sequence.matcher is not None:
+                del draft[sequence.matcher.acceptable(draft) :]
         return [
             self.scheduler.with_draft(chunk, drafts[chunk.sequence]) if chunk.sequence in drafts else chunk
             for chunk in chunks
@@ -217,6 +260,8 @@ class Engine:
         for accepted, token in enumerate(tokens):
             if token is None:
                 return [*events, self._end(sequence, "error", _NOT_FINITE)]
+            if (problem := _follow(sequence, token)) is not None:
+                return [*events, self._end(sequence, "error", problem, INVALID_CONSTRAINT)]
             event = self._advance(sequence, token, logprobs[accepted])
             events.append(event)
             if event.finish_reason or (token,) != chunk.draft[accepted : accepted + 1]:
@@ -257,8 +302,9 @@ class Engine:
         sequence.append(token)
         self._generated_tokens += 1
         stop = token in sequence.stop_ids
+        ends = stop or (sequence.matcher is not None and sequence.matcher.finished)
         reason: FinishReason | None = (
-            "stop" if stop else "length" if len(sequence.tokens) >= sequence.max_length else None
+            "stop" if ends else "length" if len(sequence.tokens) >= sequence.max_length else None
         )
         return TokenEvent(
             sequence.request_id,
@@ -267,6 +313,7 @@ class Engine:
             logprobs=logprobs,
             cached_tokens=cached if first else 0,
             finish_reason=reason,
+            scheduled_at=sequence.scheduled_at if first else 0.0,
         )
 
     def _end_scored(self, sequence: Sequence) -> ScoreEvent:
@@ -277,20 +324,39 @@ class Engine:
         logprobs, greedy = zip(*sequence.scores, strict=True)
         return ScoreEvent(sequence.request_id, list(logprobs), list(greedy))
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> TokenEvent:
+    def _end(
+        self, sequence: Sequence, reason: FinishReason, error: str | None = None, code: str | None = None
+    ) -> TokenEvent:
         """Take a sequence out before its natural end."""
         if reason == "cancelled":
             self._cancelled += 1
         else:
             self._failed += 1
         self._remove(sequence)
-        return TokenEvent(sequence.request_id, finish_reason=reason, error=error)
+        return TokenEvent(sequence.request_id, finish_reason=reason, error=error, error_code=code)
 
     def _remove(self, sequence: Sequence) -> None:
-        self.scheduler.remove(sequence)
+        preparing = self._preparing.pop(sequence, None)
+        if preparing is not None:
+            preparing.cancel()
+        else:
+            self.scheduler.remove(sequence)
         if self._speculation is not None:
             self._speculation.forget(sequence)
         del self._live[sequence.request_id]
+
+
+def _follow(sequence: Sequence, token: int) -> str | None:
+    """Take a constrained sequence's matcher behind the next token; returns what is wrong if that fails."""
+    if sequence.matcher is None:
+        return None
+    try:
+        sequence.matcher.check()
+        if token not in sequence.stop_ids:
+            sequence.matcher.accept(token)
+    except ConstraintError as error:
+        return str(error)
+    return None
 
 
 def _choose(model: Model, chunks: list[Chunk], logits: Tensor) -> tuple[list[int | None], list[TokenLogprobs | None]]:

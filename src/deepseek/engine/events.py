@@ -8,7 +8,12 @@ import msgspec
 
 from deepseek.sampling import SamplingParams
 
+MAX_PRIORITY = 100
+MAX_WEIGHT = 1000.0  # and at least its inverse
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+INVALID_CONSTRAINT = "invalid_constraint"
+"""The error code of a request whose constraint cannot be compiled or followed."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
@@ -19,12 +24,19 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
         prompt: token ids, at least one.
         params: sampling options; ``stop`` strings are the caller's business, ids the engine's.
         cache_salt: requests share cached prefixes only with the same salt.
+        priority: higher runs first, and takes the place of lower; -:data:`MAX_PRIORITY` to :data:`MAX_PRIORITY`.
+        tenant: on whose account it goes: ``key`` or ``key/user``. Keys share the engine by weight, the users of one key
+            share its part equally.
+        weight: of the key, against other keys of the same priority; a positive number.
     """
 
     request_id: str
     prompt: list[int]
     params: SamplingParams
     cache_salt: str = ""
+    priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
@@ -46,8 +58,10 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
-class TokenEvent(msgspec.Struct, frozen=True, tag="token"):
+class TokenEvent(msgspec.Struct, frozen=True, tag="token", omit_defaults=True, gc=False):
     """One more token. The last event of a request has a ``finish_reason``.
+
+    There is one per token of the node: what is not set is not sent, and the garbage collector does not look at it.
 
     Attributes:
         token_id: the token; None when the request ends without one (cancelled, failed).
@@ -55,7 +69,9 @@ class TokenEvent(msgspec.Struct, frozen=True, tag="token"):
         cached_tokens: prompt tokens whose keys were found in the prefix cache (set on the first event).
         error: a readable reason, with ``finish_reason`` "error".
         error_code: what kind of failure it is, when known: ``invalid_request`` (the request's fault),
-            ``engine_dead`` (sending it again may work), ``shutting_down``.
+            :data:`INVALID_CONSTRAINT`, ``engine_dead`` (sending it again may work), ``shutting_down``.
+        scheduled_at: when the request first got a place in a step (set on the first event), 0 if not known. The clock
+            is ``time.monotonic``, which all processes of a machine share.
     """
 
     request_id: str
@@ -66,6 +82,7 @@ class TokenEvent(msgspec.Struct, frozen=True, tag="token"):
     finish_reason: FinishReason | None = None
     error: str | None = None
     error_code: str | None = None
+    scheduled_at: float = 0.0
 
 
 class ScoreEvent(msgspec.Struct, frozen=True, tag="scored"):

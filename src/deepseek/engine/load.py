@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deepseek.config import EngineConfig
+from deepseek.engine.constraints import Constraints
 from deepseek.engine.draft_model import DraftModel, vocabulary_difference
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import EngineInfo
@@ -50,6 +51,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     files = resolve(config.model, offline=config.offline, progress=RichProgress())
     with ThreadPoolExecutor(1) as executor:
         tokenizer_future = executor.submit(load_tokenizer, files.path)
+        constraints_future = executor.submit(lambda: Constraints(tokenizer_future.result()))
         checkpoint = open_checkpoint(files.path)
         try:
             parsed = parse_config(checkpoint.config)
@@ -59,9 +61,10 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         finally:
             checkpoint.close()
         tokenizer = tokenizer_future.result()
+        constraints = constraints_future.result()
     draft = _load_draft(config, tokenizer) if config.draft_model else None
     row_cost = EXPERTS_ROW_COST if getattr(parsed, "experts", 0) else ROW_COST
-    engine = _size(config, model, max_context, tokenizer.eos_token_ids, draft, row_cost)
+    engine = _size(config, model, max_context, tokenizer.eos_token_ids, draft, row_cost, constraints)
     info = EngineInfo(
         model=files.name,
         architecture=model.architecture,
@@ -95,6 +98,7 @@ def _size(
     end_ids: frozenset[int],
     draft: Model | None,
     row_cost: float,
+    constraints: Constraints,
 ) -> Engine:
     """An engine with as many pages as its memory budget holds; a draft model's cache gets as many pages of its own."""
     pages = plan_pages(
@@ -115,6 +119,7 @@ def _size(
         prefix_cache=config.prefix_cache,
         seed=config.seed,
         speculation=_speculation(config, model, draft, pages, row_cost),
+        constraints=constraints,
     )
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from deepseek.engine.events import EngineRequest, GenerateRequest, ScoreRequest
 from deepseek.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from deepseek.engine.constraints import Matcher
 
 
 @dataclass(eq=False)
@@ -28,11 +32,17 @@ class Sequence:
             of the prefix cache are shared among reproducible requests, those of their prompts only.
         isolated: reproducible, on a model whose rows depend on what else is in the batch: computed in forwards of its
             own, whose shapes depend on nothing but this request.
+        priority: higher runs first.
+        tenant: on whose account it goes, ``key`` or ``key/user``.
+        weight: of the key.
         pages: held pages, enough for ``computed`` tokens and this step's; int32, as kernels read them.
         digests: digests of the full pages of ``tokens``, as far as they were needed.
         computed: tokens whose keys and values are in the cache.
         sealed: pages already made findable.
+        charged: tokens on the tenant's account, or found in the cache: what a preemption makes compute again is free.
         cached_tokens: tokens found in the prefix cache when first admitted; None before.
+        scheduled_at: when it was first admitted, as ``time.monotonic`` has it.
+        matcher: keeps the answer to its constraint; None without one.
         scores: log-probability and greedy flag of each scored token so far.
     """
 
@@ -47,11 +57,17 @@ class Sequence:
     cache_salt: str
     reproducible: bool = False
     isolated: bool = False
+    priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
     pages: array[int] = field(default_factory=lambda: array("i"))
     digests: list[bytes] = field(default_factory=list)
     computed: int = 0
     sealed: int = 0
+    charged: int = 0
     cached_tokens: int | None = None
+    scheduled_at: float = 0.0
+    matcher: Matcher | None = None
     scores: list[tuple[float, bool]] = field(default_factory=list)
     answer_counts: dict[int, int] = field(default_factory=dict)
 
@@ -75,6 +91,8 @@ class Sequence:
         assert isinstance(request, GenerateRequest)
         params = request.params
         reproducible = params.seed is not None
+        # A constrained answer that has come to its end can only end.
+        ends = not params.ignore_eos or params.constraint is not None
         room = max_context - len(request.prompt)
         return cls(
             request_id=request.request_id,
@@ -82,13 +100,26 @@ class Sequence:
             prompt_length=len(request.prompt),
             params=params,
             seed=seed if params.seed is None else params.seed,
-            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else end_ids),
+            stop_ids=frozenset(params.stop_token_ids) | (end_ids if ends else frozenset()),
             max_length=len(request.prompt) + min(room, params.max_tokens or room),
             score_start=None,
             cache_salt=f"seeded {request.cache_salt}" if reproducible else request.cache_salt,
             reproducible=reproducible,
             isolated=isolate_seeds and reproducible,
+            priority=request.priority,
+            tenant=request.tenant,
+            weight=request.weight,
         )
+
+    @property
+    def group(self) -> str:
+        """The key in ``tenant``."""
+        return self.tenant.partition("/")[0]
+
+    @property
+    def user(self) -> str:
+        """The user in ``tenant``."""
+        return self.tenant.partition("/")[2]
 
     @property
     def target(self) -> int:

@@ -1,9 +1,9 @@
 """What each sequence's options make of its logits, for all sequences of a step at once.
 
-Order of operations: logit bias, penalties, and then :mod:`deepseek.kernels.sampling`. The uniform number of a token
-depends on the sequence's seed and the token's index alone, so that a seed gives the same tokens whatever else is in the
-batch, after a preemption, and with speculation: a row behind a draft is sampled exactly as if the draft's tokens had
-been appended.
+Order of operations: logit bias, penalties, the mask of a constraint, and then :mod:`deepseek.kernels.sampling`. The
+uniform number of a token depends on the sequence's seed and the token's index alone, so that a seed gives the same
+tokens whatever else is in the batch, after a preemption, and with speculation: a row behind a draft is sampled exactly
+as if the draft's tokens had been appended.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +22,13 @@ from deepseek.engine.request import Sequence
 from deepseek.kernels.sampling import GREEDY, Choice
 from deepseek.sampling import SamplingParams
 
+if TYPE_CHECKING:
+    from deepseek.engine.constraints import Bits
+
 ChooseTokens = Callable[[Tensor, list[Choice]], list[int | None]]
 _MASK = 2**64 - 1
 _LARGEST = torch.finfo(torch.float32).max
+_FORBIDDEN = -1e30  # finite: an infinite logit means that the model is broken
 
 
 def uniform(seed: int, index: int) -> float:
@@ -52,6 +58,8 @@ def sample(
         behind = ahead[row] if ahead else ()
         if params.shifts_logits:
             _shift(logits[row], sequence, params, behind)
+        if sequence.matcher is not None:
+            _restrict(logits[row], sequence.matcher.allowed(behind))
         if params.greedy:
             choices.append(GREEDY)
         else:
@@ -76,6 +84,16 @@ def scores_of(logits: Tensor, tokens: Seq[int]) -> list[tuple[float, bool]]:
     logprobs = (own - logits.logsumexp(dim=-1)).tolist()
     greedy = (logits.argmax(dim=-1) == wanted[:, 0]).tolist()
     return list(zip(logprobs, greedy, strict=True))
+
+
+def _restrict(row: Tensor, allowed: Bits | None) -> None:
+    """Forbid all tokens of one row [vocab] but the ``allowed`` ones, in place. None: the row stands behind a guess that
+    is not allowed itself, so that nobody will read it."""
+    if allowed is None:
+        return
+    flags = np.unpackbits(allowed, count=min(8 * len(allowed), len(row)), bitorder="little")
+    row[: len(flags)].masked_fill_(torch.from_numpy(flags == 0).to(row.device), _FORBIDDEN)
+    row[len(flags) :] = _FORBIDDEN  # padding of the vocabulary
 
 
 def _shift(row: Tensor, sequence: Sequence, params: SamplingParams, ahead: Seq[int]) -> None:

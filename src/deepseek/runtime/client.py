@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 
 from deepseek.config import EngineConfig
 from deepseek.engine.events import (
+    INVALID_CONSTRAINT,
     EngineEvent,
     EngineInfo,
     EngineRequest,
@@ -246,6 +247,8 @@ def error_of(event: TokenEvent) -> EngineError | InvalidRequestError:
         return EngineDeadError(message)
     if event.error_code == "shutting_down":
         return EngineOverloadedError(message)
+    if event.error_code == INVALID_CONSTRAINT:
+        return InvalidRequestError(message, param="response_format", code="invalid_value")
     if event.error_code in ("invalid_request", "context_length_exceeded"):
         return InvalidRequestError(message, code=event.error_code)
     return EngineError(message)

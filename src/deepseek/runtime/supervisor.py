@@ -23,6 +23,7 @@ import zmq.asyncio
 from deepseek.config import EngineConfig
 from deepseek.engine.events import EngineInfo, EngineStats
 from deepseek.errors import EngineStartError
+from deepseek.runtime.log_pipe import LogPipe
 from deepseek.runtime.messages import Events, FromEngine, Ping, Pong, Ready, Shutdown, StartFailed, ToEngine
 from deepseek.runtime.worker import DEFAULT_FACTORY, SPEC_VARIABLE, WorkerSpec
 
@@ -95,11 +96,13 @@ class EngineProcess:
         context: zmq.asyncio.Context,
         socket: zmq.asyncio.Socket,
         folder: Path,
+        log: LogPipe,
     ) -> None:
         self._process = process
         self._context = context
         self._socket = socket
         self._folder = folder
+        self._log = log
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
@@ -109,6 +112,7 @@ class EngineProcess:
         folder = Path(tempfile.mkdtemp(prefix="deepseek-"))  # mode 0700: only this user reaches the socket
         context = zmq.asyncio.Context()
         socket = context.socket(zmq.PAIR)
+        log = LogPipe(config.model)
         try:
             path = folder / "engine.sock"
             if len(os.fsencode(path)) > MAX_SOCKET_PATH:
@@ -131,13 +135,17 @@ class EngineProcess:
                 "-m",
                 "deepseek.runtime.worker",
                 stdin=asyncio.subprocess.DEVNULL,
+                stdout=log.writer,
+                stderr=log.writer,
                 env=environment,
             )
         except (OSError, zmq.ZMQError, EngineStartError) as error:
             context.destroy(linger=0)
+            await log.close()
             shutil.rmtree(folder, ignore_errors=True)
             raise EngineStartError(f"the engine process could not be started: {error}") from error
-        return cls(process, context, socket, folder)
+        await log.listen(process.pid)
+        return cls(process, context, socket, folder, log)
 
     @property
     def pid(self) -> int:
@@ -178,6 +186,7 @@ class EngineProcess:
         self._context.destroy(linger=0)
         self.hide_address()
         await self._process.wait()
+        await self._log.close()
 
 
 class Supervisor:
@@ -325,6 +334,7 @@ class Supervisor:
             elif isinstance(message, Ready):
                 process.hide_address()
                 self.info, self._ready_at, self._quiet, self.failure = message.info, time.monotonic(), 0.0, None
+                process.send(Ping(0))  # its first figures, at once
                 self._set_state("ready")
             elif isinstance(message, StartFailed):
                 return message.message, message.permanent

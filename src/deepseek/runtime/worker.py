@@ -30,6 +30,7 @@ from deepseek.engine.events import (
     TokenEvent,
 )
 from deepseek.errors import DeepSeekError, DownloadError, EngineError, InvalidRequestError
+from deepseek.runtime.log_pipe import log_to_parent
 from deepseek.runtime.messages import (
     Cancel,
     Events,
@@ -207,7 +208,7 @@ def main() -> int:
         print("deepseek.runtime.worker is started by the server, not by hand.", file=sys.stderr)
         return 2
     spec = msgspec.json.decode(text, type=WorkerSpec)
-    logging.basicConfig(level=spec.log_level.upper(), format="%(asctime)s %(levelname)s engine: %(message)s")
+    log_to_parent(spec.log_level)
     _tie_to_parent(spec.parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from deepseek.errors import TokenizerError
 from deepseek.tokenizer.end_tokens import end_token_ids
+from deepseek.tokenizer.library import library_errors
 from deepseek.tokenizer.special import SpecialToken
 from deepseek.tokenizer.tokenizer import TokenizerParts
 from deepseek.tokenizer.vocabulary import Vocabulary
@@ -50,11 +51,9 @@ def tokenizer_from_folder(folder: Path) -> TokenizerParts:
             "model with a fast tokenizer, or use a GGUF file of it."
         )
     data = file.read_bytes()
-    try:
+    with library_errors(f"reading {file}"):
         parsed = msgspec.json.decode(data, type=_TokenizerJson)
         first = Tokenizer.from_buffer(data)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise TokenizerError(f"{file} cannot be read: {error}.") from error
     config = _optional_json(folder / "special_tokens_map.json") | _optional_json(folder / "tokenizer_config.json")
     byte_level, strips_space = _decoding(parsed, file)
     special = _special_tokens(parsed, file)
@@ -148,14 +147,16 @@ def _without_first_space(data: bytes, parsed: _TokenizerJson) -> Tokenizer | Non
     for part in _flat(everything["pre_tokenizer"], "pretokenizers"):
         if part.get("type") == "Metaspace":
             part["prepend_scheme"] = "never"  # type: ignore[index]
-    return _plain(Tokenizer.from_buffer(msgspec.json.encode(everything)))
+    with library_errors("building the tokenizer for text behind a special token"):
+        return _plain(Tokenizer.from_buffer(msgspec.json.encode(everything)))
 
 
 def _around_text(
     tokenizer: Tokenizer, config: Mapping[str, Any], bos: int | None, eos: int | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids that go before and behind a text: the post-processor's, unless the configuration says it in words."""
-    bare, full = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
+    with library_errors("encoding a letter"):
+        bare, full = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
     start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
     prefix, suffix = tuple(full[:start]), tuple(full[start + len(bare) :])
     if isinstance(config.get("add_bos_token"), bool):

@@ -12,6 +12,7 @@ from deepseek.errors import ChatTemplateError, InvalidRequestError
 from deepseek.tokenizer.chat import prepare_chat
 from deepseek.tokenizer.chat_template import ChatTemplate, TemplateLimits
 from deepseek.tokenizer.detokenizer import IncrementalDetokenizer
+from deepseek.tokenizer.library import library_errors
 from deepseek.tokenizer.special import SpecialToken, SpecialTokens
 from deepseek.tokenizer.vocabulary import Vocabulary
 
@@ -74,7 +75,8 @@ class Tokenizer:
             parse_special: take spellings such as ``<|im_end|>`` for the special tokens. Only for text of our own:
                 in a user's text they stay plain text.
 
-        Raises InvalidRequestError for text that is not Unicode (a lone surrogate).
+        Raises InvalidRequestError for text that is not Unicode (a lone surrogate), TokenizerError if the model's
+        tokenizer breaks on it.
         """
         pieces = self._special.split(text) if parse_special else ([text] if text else [])
         ids = self._encode_pieces(pieces)
@@ -88,8 +90,16 @@ class Tokenizer:
                 ids.append(piece)
             else:
                 check_unicode(piece)
-                ids += encoder.encode(piece, add_special_tokens=False).ids
+                with library_errors("encoding a text"):
+                    ids += encoder.encode(piece, add_special_tokens=False).ids
             encoder = self._parts.later
+        return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of text behind other text: nothing is put in front of it, not even the space that some
+        vocabularies put before every text."""
+        check_unicode(text)
+        ids: list[int] = self._parts.later.encode(text, add_special_tokens=False).ids
         return ids
 
     # Ids to text
@@ -110,6 +120,11 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes a token stands for: perhaps a part of a character, for a special token its spelling."""
         return self._parts.vocabulary.token_bytes(token_id)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens, which are no text."""
+        return self._parts.vocabulary.special
 
     def stream(self, *, skip_special_tokens: bool = True, continues_text: bool = False) -> IncrementalDetokenizer:
         """Decodes an answer as it grows; the result equals ``decode`` of all its ids.

@@ -6,8 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from deepseek.constraints import Constraint
 from deepseek.errors import InvalidRequestError
 from deepseek_serve.protocol.common import GenerationRequest, InvalidFieldError, NotYetError, Strict
+from deepseek_serve.protocol.structured import ResponseFormat
 
 MAX_MESSAGES = 10_000
 
@@ -74,7 +76,7 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
+    response_format: ResponseFormat | None = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None
@@ -88,7 +90,6 @@ class ChatRequest(GenerationRequest):
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
@@ -104,6 +105,15 @@ class ChatRequest(GenerationRequest):
         if new is not None and old is not None and new != old:
             raise InvalidFieldError("max_tokens", "it differs from 'max_completion_tokens'; send only the latter")
         return new if new is not None else old
+
+    def constraint(self) -> Constraint | None:
+        """The form that the answer must have, named by one of two fields."""
+        of_format = self.response_format.constraint() if self.response_format is not None else None
+        if of_format is None:
+            return super().constraint()
+        if self.structured_outputs is not None:
+            raise InvalidFieldError("structured_outputs", "not allowed together with 'response_format'")
+        return of_format
 
     def logprob_count(self) -> int | None:
         """Rivals wanted per token, or None without log-probabilities."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from deepseek.constraints import Constraint
 from deepseek.errors import InvalidRequestError
 from deepseek.sampling import SamplingParams
+from deepseek_serve.protocol.structured import StructuredOutputs
 
 SEED_RANGE = 2**63
+MAX_USER_ID = 512  # characters
 
 
 class Strict(BaseModel):
@@ -46,16 +49,19 @@ class GenerationRequest(Strict):
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    # on whose account, and how urgent
+    user_id: str | None = Field(default=None, max_length=MAX_USER_ID)
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
     # accepted without effect
     user: str | None = None
-    user_id: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Any = None
     store: Any = None
     metadata: Any = None
-    service_tier: Any = None
 
     # field -> values that ask for nothing; any other value is refused until the feature exists
     LATER: ClassVar[dict[str, tuple[Any, ...]]] = {}
@@ -73,6 +79,10 @@ class GenerationRequest(Strict):
         if self.stream_options is not None and not self.stream:
             raise InvalidFieldError("stream_options", "only allowed when 'stream' is true")
         return self
+
+    def constraint(self) -> Constraint | None:
+        """The form that the answer must have. Raises :class:`InvalidRequestError` for one that is none."""
+        return self.structured_outputs.constraint() if self.structured_outputs is not None else None
 
     def sampling(self, *, max_tokens: int | None, logprobs: int | None, vocab_size: int) -> SamplingParams:
         """Validated options; absent ones take the API's defaults. Raises :class:`InvalidRequestError`."""
@@ -95,6 +105,7 @@ class GenerationRequest(Strict):
             stop=stop,
             stop_token_ids=self._stop_ids(vocab_size),
             logit_bias=self._bias(vocab_size),
+            constraint=self.constraint(),
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         )
 

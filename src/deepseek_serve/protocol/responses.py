@@ -64,6 +64,7 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
+    service_tier: str | UnsetType = UNSET
     object: str = "chat.completion"
 
 
@@ -88,6 +89,7 @@ class ChatChunk(msgspec.Struct):
     choices: list[ChatChunkChoice]
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
+    service_tier: str | UnsetType = UNSET
     object: str = "chat.completion.chunk"
 
 
@@ -116,6 +118,7 @@ class TextCompletion(msgspec.Struct):
     choices: list[TextChoice]
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
+    service_tier: str | UnsetType = UNSET
     object: str = "text_completion"
 
 

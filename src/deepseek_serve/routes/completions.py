@@ -13,13 +13,14 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepseek_serve.generation import Job, cache_salt, check_prompts, off_loop
+from deepseek_serve.entry import BatchEntry, Entry
+from deepseek_serve.generation import Job, check_constraint, check_prompts, off_loop
 from deepseek_serve.limits import read_body
 from deepseek_serve.protocol.completions import CompletionRequest
 from deepseek_serve.protocol.logprobs import TextLogprobsBuilder
 from deepseek_serve.protocol.responses import TextChoice, TextCompletion, Usage
 from deepseek_serve.state import ServerState, state_of
-from deepseek_serve.streaming import EventStream, unless_disconnected
+from deepseek_serve.streaming import EventStream, whole_answer
 
 if TYPE_CHECKING:
     from deepseek.tokenizer.tokenizer import Tokenizer
@@ -34,33 +35,41 @@ async def create_completion(request: Request) -> Response:
     """Continue one or several texts."""
     state = state_of(request)
     body = CompletionRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
-    state.check_model(body.model)
     with ExitStack() as resources:
-        job, echoes = await _admit(state, body, request.state.tenant, resources)
+        entry = Entry(state, request, resources, user_id=body.user_id, service_tier=body.service_tier)
+        job, echoes = await _admit(state, body, entry)
+        entry.record.stream = bool(body.stream)
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = _events(state, job, body.model, echoes, include_usage)
+            events = _events(job, body.model, echoes, include_usage)
             return EventStream(events, resources.pop_all(), state.config.keep_alive_interval)
-        answer = await unless_disconnected(request, _whole(state, job, body.model, echoes))
-        return Response(encode(answer), media_type="application/json")
+        return await whole_answer(request, _whole(job, body.model, echoes), resources, state.config.padding)
 
 
-async def _admit(
-    state: ServerState, body: CompletionRequest, tenant: str, resources: ExitStack
-) -> tuple[Job, list[str]]:
+async def complete(state: ServerState, tenant: str, body: CompletionRequest) -> TextCompletion:
+    """The whole answer to a line of a batch, which takes no room from live requests."""
+    with ExitStack() as resources:
+        entry = BatchEntry(state, tenant, resources, user_id=body.user_id)
+        job, echoes = await _admit(state, body, entry)
+        return await _whole(job, body.model, echoes)
+
+
+async def _admit(state: ServerState, body: CompletionRequest, entry: Entry) -> tuple[Job, list[str]]:
     """Check everything that can be checked, and take room for the answers. Returns the echo of each choice too."""
-    info, tokenizer = state.running()
+    model = state.model(body.model)
+    info, tokenizer = model.running()
     body.check()
     max_tokens = body.token_limit()
     params = body.sampling(max_tokens=max_tokens, logprobs=body.logprobs, vocab_size=info.vocab_size)
     given = body.prompts()
-    resources.enter_context(state.admission.enter(len(given) * params.n))
+    entry.take(len(given) * params.n)
     prompts = await off_loop(state, lambda: [_tokens(tokenizer, prompt) for prompt in given])
+    await check_constraint(state, body, params)
     check_prompts(
         prompts, max_tokens=max_tokens, max_context=info.max_context, vocab_size=info.vocab_size, param="prompt"
     )
-    name, salt = f"cmpl-{uuid.uuid4().hex}", cache_salt(tenant, body.user_id)
-    job = Job(state, tokenizer, name, prompts, params, cache_salt=salt, continues_text=True)
+    await entry.take_tokens(prompts, answers=params.n, max_tokens=max_tokens, max_context=info.max_context)
+    job = Job(state, model, f"cmpl-{uuid.uuid4().hex}", prompts, params, entry=entry, continues_text=True)
     if not body.echo:
         return job, [""] * len(job.choices)
     texts = [p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=False) for p in given]
@@ -72,7 +81,7 @@ def _tokens(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
     return tokenizer.encode(prompt, parse_special=True) if isinstance(prompt, str) else prompt
 
 
-async def _whole(state: ServerState, job: Job, model: str, echoes: list[str]) -> TextCompletion:
+async def _whole(job: Job, model: str, echoes: list[str]) -> TextCompletion:
     choices = [TextChoice(choice.index, "") for choice in job.choices]
     texts = [[echo] for echo in echoes]
     builders = _builders(job)
@@ -86,17 +95,17 @@ async def _whole(state: ServerState, job: Job, model: str, echoes: list[str]) ->
             answer.finish_reason = delta.finish_reason or answer.finish_reason
     for answer, parts in zip(choices, texts, strict=True):
         answer.text = "".join(parts)
-    return TextCompletion(job.name, job.created, model, choices, state.fingerprint, job.usage())
+    shared = (job.fingerprint, job.usage(), job.service_tier)
+    return TextCompletion(job.name, job.created, model, choices, *shared)
 
 
-async def _events(
-    state: ServerState, job: Job, model: str, echoes: list[str], include_usage: bool
-) -> AsyncGenerator[bytes, None]:
+async def _events(job: Job, model: str, echoes: list[str], include_usage: bool) -> AsyncGenerator[bytes, None]:
     """The chunks of a stream; the prompt's echo comes with a choice's first one."""
     usage: Usage | UnsetType | None = None if include_usage else UNSET
 
     def chunk(*choices: TextChoice) -> bytes:
-        return encode(TextCompletion(job.name, job.created, model, list(choices), state.fingerprint, usage))
+        shared = (job.fingerprint, usage, job.service_tier)
+        return encode(TextCompletion(job.name, job.created, model, list(choices), *shared))
 
     pending = list(echoes)
     builders = _builders(job)

@@ -22,14 +22,10 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """200 if the engine makes progress, or is idle and answers; else 503 with the state and the reason."""
     state = state_of(request)
-    client = state.client
+    model = state.model(None)
     if state.ready:
-        return JSONResponse({"status": "ready", "model": state.config.served_model_name})
-    if state.admission.draining:
-        status = "draining"
-    elif client.state == "ready":
-        status = "starting" if state.tokenizer is None else "unresponsive"
-    else:
-        status = client.state
+        return JSONResponse({"status": "ready", "model": model.name})
+    status = "draining" if state.admission.draining else model.status
+    request.state.record.error_code = "not_ready"
     headers = {"retry-after": str(round(RETRY_WHILE_STARTING))}
-    return JSONResponse({"status": status, "reason": client.failure}, 503, headers)
+    return JSONResponse({"status": status, "reason": model.client.failure}, 503, headers)

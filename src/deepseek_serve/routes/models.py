@@ -7,8 +7,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepseek_serve.models import ServedModel
 from deepseek_serve.protocol.responses import ModelCard, ModelList
-from deepseek_serve.state import ServerState, state_of
+from deepseek_serve.state import state_of
 
 router = APIRouter()
 
@@ -16,9 +17,9 @@ router = APIRouter()
 @router.get("/v1/models")
 @router.get("/models")
 async def list_models(request: Request) -> Response:
-    """The one model of this server, under its public name."""
+    """The models of this server, each under its public name."""
     state = state_of(request)
-    return _json(ModelList([_card(state, state.config.served_model_name)]))
+    return _json(ModelList([_card(model, model.name) for model in state.models]))
 
 
 @router.get("/v1/models/{model:path}")
@@ -26,13 +27,12 @@ async def list_models(request: Request) -> Response:
 async def retrieve_model(request: Request, model: str) -> Response:
     """A model by any of its names."""
     state = state_of(request)
-    state.check_model(model)
-    return _json(_card(state, model))
+    return _json(_card(state.model(model), model))
 
 
-def _card(state: ServerState, name: str) -> ModelCard:
-    info = state.client.info
-    return ModelCard(name, state.created, state.real_name, info.max_context if info is not None else None)
+def _card(model: ServedModel, name: str) -> ModelCard:
+    info = model.client.info
+    return ModelCard(name, model.created, model.real_name, info.max_context if info is not None else None)
 
 
 def _json(body: msgspec.Struct) -> Response:

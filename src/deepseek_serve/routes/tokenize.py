@@ -21,9 +21,7 @@ async def tokenize(request: Request) -> Response:
     """The tokens of a text (special tokens may be spelled, as in completions) or of a conversation."""
     state = state_of(request)
     body = TokenizeRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
-    if body.model is not None:
-        state.check_model(body.model)
-    info, tokenizer = state.running()
+    info, tokenizer = state.model(body.model).running()
 
     def encode() -> Tokens:
         if body.prompt is not None:
@@ -43,9 +41,7 @@ async def detokenize(request: Request) -> Response:
     """The text of tokens, special ones included."""
     state = state_of(request)
     body = DetokenizeRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
-    if body.model is not None:
-        state.check_model(body.model)
-    info, tokenizer = state.running()
+    info, tokenizer = state.model(body.model).running()
     if any(not 0 <= token < info.vocab_size for token in body.tokens):
         raise InvalidRequestError(
             f"tokens has ids outside of 0 to {info.vocab_size - 1}.", param="tokens", code="invalid_value"

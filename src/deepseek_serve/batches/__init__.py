@@ -1,0 +1,1 @@
+"""Batches: requests from a file, answered when the engine has time."""

@@ -1,0 +1,1 @@
+"""What outlives the process: files, batches, stored responses, usage; SQLite or PostgreSQL, and a data directory."""

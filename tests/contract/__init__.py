@@ -1,0 +1,1 @@
+"""Clients that others wrote, over every endpoint and error."""

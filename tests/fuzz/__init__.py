@@ -1,0 +1,1 @@
+"""Everything that reads bytes from strangers, given bytes nobody meant well with."""
