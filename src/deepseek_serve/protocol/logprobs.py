@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from deepseek.runtime.output import LogprobEntry, TextDelta, TopLogprob
 from deepseek_serve.protocol.responses import ContentLogprob, TextLogprobs
 from deepseek_serve.protocol.responses import TopLogprob as TopLogprobBody
 
 
-def chat_logprobs(delta: TextDelta) -> list[ContentLogprob]:
+def chat_logprobs(entries: Iterable[LogprobEntry]) -> list[ContentLogprob]:
     """One entry per token; ``bytes`` is exact where ``token`` had to replace incomplete characters."""
     return [
         ContentLogprob(
@@ -16,7 +18,7 @@ def chat_logprobs(delta: TextDelta) -> list[ContentLogprob]:
             list(entry.bytes),
             [TopLogprobBody(top.token, top.logprob, list(top.bytes)) for top in entry.top],
         )
-        for entry in delta.logprobs
+        for entry in entries
     ]
 
 

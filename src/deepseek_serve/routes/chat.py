@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 
@@ -12,9 +11,9 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepseek.runtime.output import TextDelta
+from deepseek_serve.answers import Answer, AnswerPiece, CallPiece, admit, collect, pieces
 from deepseek_serve.entry import BatchEntry, Entry
-from deepseek_serve.generation import Choice, Job, check_constraint, check_prompts, off_loop
+from deepseek_serve.generation import Job
 from deepseek_serve.limits import read_body
 from deepseek_serve.protocol.chat import ChatRequest
 from deepseek_serve.protocol.logprobs import chat_logprobs
@@ -26,6 +25,10 @@ from deepseek_serve.protocol.responses import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
+    FunctionCall,
+    FunctionDelta,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 from deepseek_serve.state import ServerState, state_of
@@ -43,7 +46,7 @@ async def create_chat_completion(request: Request) -> Response:
     body = ChatRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
     with ExitStack() as resources:
         entry = Entry(state, request, resources, user_id=body.user_id, service_tier=body.service_tier)
-        job = await _admit(state, body, entry)
+        job = await admit(state, body, entry)
         entry.record.stream = bool(body.stream)
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -56,49 +59,34 @@ async def complete(state: ServerState, tenant: str, body: ChatRequest) -> ChatCo
     """The whole answer to a line of a batch, which takes no room from live requests."""
     with ExitStack() as resources:
         entry = BatchEntry(state, tenant, resources, user_id=body.user_id)
-        return await _whole(await _admit(state, body, entry), body.model)
-
-
-async def _admit(state: ServerState, body: ChatRequest, entry: Entry) -> Job:
-    """Check everything that can be checked, and take room for the answers."""
-    model = state.model(body.model)
-    info, tokenizer = model.running()
-    max_tokens = body.token_limit()
-    params = body.sampling(max_tokens=max_tokens, logprobs=body.logprob_count(), vocab_size=info.vocab_size)
-    messages, add_prompt, continues = body.conversation()
-    entry.take(params.n)
-    prompt = await off_loop(
-        state,
-        lambda: tokenizer.encode_chat(messages, add_generation_prompt=add_prompt, continue_final_message=continues),
-    )
-    await check_constraint(state, body, params)
-    check_prompts(
-        [prompt], max_tokens=max_tokens, max_context=info.max_context, vocab_size=info.vocab_size, param="messages"
-    )
-    await entry.take_tokens([prompt], answers=params.n, max_tokens=max_tokens, max_context=info.max_context)
-    name = f"chatcmpl-{uuid.uuid4().hex}"
-    return Job(state, model, name, [prompt], params, entry=entry, continues_text=continues)
+        return await _whole(await admit(state, body, entry), body.model)
 
 
 async def _whole(job: Job, model: str) -> ChatCompletion:
-    choices = [ChatChoice(choice.index, ChatMessage(""), None, None) for choice in job.choices]
-    texts: list[list[str]] = [[] for _ in choices]
     wants_logprobs = job.params.logprobs is not None
-    async with aclosing(job.deltas()) as deltas:
-        async for choice, delta in deltas:
-            answer = choices[choice.index]
-            texts[choice.index].append(delta.text)
-            answer.finish_reason = delta.finish_reason or answer.finish_reason
-            if wants_logprobs:
-                answer.logprobs = answer.logprobs or ChatLogprobs([])
-                answer.logprobs.content += chat_logprobs(delta)
-    for answer, parts in zip(choices, texts, strict=True):
-        answer.message.content = "".join(parts)
+    choices = [
+        ChatChoice(
+            index,
+            _message(answer),
+            ChatLogprobs(chat_logprobs(answer.logprobs)) if wants_logprobs else None,
+            answer.finish_reason,
+        )
+        for index, answer in enumerate(await collect(job))
+    ]
     return ChatCompletion(job.name, job.created, model, choices, job.usage(), job.fingerprint, job.service_tier)
 
 
+def _message(answer: Answer) -> ChatMessage:
+    calls = [ToolCall(call.id, FunctionCall(call.name, call.arguments)) for call in answer.calls]
+    return ChatMessage(
+        answer.content if answer.content or not calls else None,
+        reasoning_content=answer.reasoning or UNSET,
+        tool_calls=calls or UNSET,
+    )
+
+
 async def _events(job: Job, model: str, include_usage: bool) -> AsyncGenerator[bytes, None]:
-    """The chunks of a stream: per choice the role, the text, the finish; at the end the usage if asked for."""
+    """The chunks of a stream: per choice the role, the answer, the finish; at the end the usage if asked for."""
     usage: Usage | UnsetType | None = None if include_usage else UNSET
 
     def chunk(*choices: ChatChunkChoice) -> bytes:
@@ -106,23 +94,33 @@ async def _events(job: Job, model: str, include_usage: bool) -> AsyncGenerator[b
         return encode(ChatChunk(job.name, job.created, model, list(choices), *shared))
 
     begun: set[int] = set()
-    async with aclosing(job.deltas()) as deltas:
-        async for choice, delta in deltas:
+    async with aclosing(pieces(job)) as found:
+        async for choice, piece in found:
             if choice.index not in begun:
                 begun.add(choice.index)
                 yield chunk(ChatChunkChoice(choice.index, ChatDelta("assistant", "")))
-            logprobs = _chunk_logprobs(job, choice, delta)
-            if delta.text or logprobs is not None:
-                yield chunk(ChatChunkChoice(choice.index, ChatDelta(content=delta.text), logprobs))
-            if delta.finish_reason is not None:
-                yield chunk(ChatChunkChoice(choice.index, ChatDelta(), None, delta.finish_reason))
+            delta = _delta(piece)
+            if delta is not None or piece.logprobs:
+                logprobs = ChatLogprobs(chat_logprobs(piece.logprobs)) if piece.logprobs else None
+                yield chunk(ChatChunkChoice(choice.index, delta or ChatDelta(content=""), logprobs))
+            if piece.finish_reason is not None:
+                yield chunk(ChatChunkChoice(choice.index, ChatDelta(), None, piece.finish_reason))
     if include_usage:
         usage = job.usage()
         yield chunk()
 
 
-def _chunk_logprobs(job: Job, choice: Choice, delta: TextDelta) -> ChatLogprobs | None:
-    if job.params.logprobs is None:
+def _delta(piece: AnswerPiece) -> ChatDelta | None:
+    if not (piece.content or piece.reasoning or piece.calls):
         return None
-    content = chat_logprobs(delta)
-    return ChatLogprobs(content) if content else None
+    return ChatDelta(
+        content=piece.content or UNSET,
+        reasoning_content=piece.reasoning or UNSET,
+        tool_calls=[_call(call) for call in piece.calls] or UNSET,
+    )
+
+
+def _call(piece: CallPiece) -> ToolCallDelta:
+    if piece.id is None:
+        return ToolCallDelta(piece.index, FunctionDelta(piece.arguments))
+    return ToolCallDelta(piece.index, FunctionDelta(piece.arguments, piece.name or UNSET), piece.id, "function")
