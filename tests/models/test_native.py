@@ -148,7 +148,9 @@ def test_many_wide_rows(scheme: str) -> None:
     actual = [parts.step([(0, prompt[start:stop])])[0] for start, stop in ((0, 10), (10, 77), (77, 210), (210, 600))]
     assert torch.equal(torch.cat(actual), expected)
     (narrow,) = Driver(model, page_size=16, num_pages=40).step([(0, prompt)], narrow_rows=len(prompt))
-    assert distance(expected, narrow) < 0.01
+    # Without a matrix unit the wide rows of integer weights are 8-bit integers, with it bf16.
+    bf16 = scheme == "bf16" or "amx" in native().available_isas()
+    assert distance(expected, narrow) < (0.01 if bf16 else 0.02)
 
 
 def test_wide_rows_are_close_to_their_own_weights_in_fp32() -> None:
