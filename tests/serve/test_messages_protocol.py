@@ -89,10 +89,61 @@ def test_options() -> None:
     assert (chat.max_tokens, chat.temperature, chat.top_p, chat.top_k, chat.stop) == (9, 1, 0.5, 7, ["x"])
     assert (chat.stream, chat.user_id, chat.service_tier) == (True, "ann", "default")
     assert chat.constraint() is not None
-    assert Translation(parsed(thinking={"type": "disabled"})).chat.thinking == {"type": "disabled"}
-    assert Translation(parsed(thinking={"type": "adaptive"})).chat.thinking is None
+    budget = {"type": "enabled", "budget_tokens": 1024}
+    assert Translation(parsed(thinking=budget, max_tokens=1025)).chat.thinks is True
+    assert Translation(parsed(thinking={"type": "disabled"})).chat.thinks is False
+    assert Translation(parsed(thinking={"type": "adaptive"})).chat.thinks is None
+    quiet = Translation(parsed(thinking={"type": "disabled"}, output_config={"effort": "low"})).chat
+    assert quiet.template_kwargs() == {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
     chat = Translation(CountRequest.model_validate_json(json.dumps({"model": "m", "messages": [HI]}))).chat
     assert chat.max_tokens is None
+
+
+LOOK = {"name": "look", "description": "Looks.", "input_schema": {"type": "object"}, "strict": True}
+
+
+@pytest.mark.parametrize(
+    ("choice", "mode", "single", "names"),
+    [
+        (None, "auto", False, {"look", "hear"}),
+        ({"type": "auto"}, "auto", False, {"look", "hear"}),
+        ({"type": "auto", "disable_parallel_tool_use": True}, "auto", True, {"look", "hear"}),
+        ({"type": "any"}, "required", False, {"look", "hear"}),
+        ({"type": "tool", "name": "hear"}, "required", True, {"hear"}),
+        ({"type": "none"}, "none", False, set()),
+    ],
+)
+def test_tools(choice: dict[str, Any] | None, mode: str, single: bool, names: set[str]) -> None:
+    hear = {"type": "custom", "name": "hear", "input_schema": {}, "cache_control": None}
+    tooling = Translation(parsed(tools=[LOOK, hear], tool_choice=choice)).chat.tooling()
+    assert (tooling.mode, tooling.single, tooling.names) == (mode, single, names)
+    if "look" in names:
+        (function,) = (function for function in tooling.functions if function.name == "look")
+        assert function.strict and function.parameters == LOOK["input_schema"] and function.description == "Looks."
+
+
+def test_calls_results_and_thinking_of_earlier_turns() -> None:
+    thinking = {"type": "thinking", "thinking": "hm", "signature": "of anybody"}
+    made = calls("a", "b")
+    made["content"] = [thinking, {"type": "redacted_thinking", "data": "?"}, *made["content"]]
+    done = results("a", "b")
+    done["content"][0]["content"] = [text("sunny"), text("warm")]
+    done["content"][1] |= {"content": "no such place", "is_error": True}
+    done["content"].append(text("so?"))
+    assert messages_of(HI, made, done)[1:] == [
+        {
+            "role": "assistant",
+            "content": "well",
+            "reasoning_content": "hm",
+            "tool_calls": [
+                {"id": name, "type": "function", "function": {"name": "look", "arguments": f'{{"at":"{name}"}}'}}
+                for name in ("a", "b")
+            ],
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "sunny\nwarm"},
+        {"role": "tool", "tool_call_id": "b", "content": "Error: no such place"},
+        {"role": "user", "content": "so?"},
+    ]
 
 
 @pytest.mark.parametrize(

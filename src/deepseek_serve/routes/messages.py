@@ -11,8 +11,9 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepseek_serve.answers import AnswerEnd, AnswerPiece, admit, pieces
+from deepseek_serve.answers import AnswerEnd, AnswerPiece, admit, pieces, prompt_of
 from deepseek_serve.entry import Entry
+from deepseek_serve.errors import error_body
 from deepseek_serve.generation import Job, off_loop
 from deepseek_serve.limits import read_body
 from deepseek_serve.protocol.anthropic.blocks import BlockWriter, content_of
@@ -21,17 +22,19 @@ from deepseek_serve.protocol.anthropic.request import CountRequest, MessagesRequ
 from deepseek_serve.protocol.anthropic.response import (
     BlockEvent,
     Content,
+    Event,
     Message,
     MessageDelta,
     MessageStart,
     MessageStop,
     MessageUsage,
     OutputTokensDetails,
+    Ping,
     Stop,
     TokenCount,
 )
 from deepseek_serve.state import state_of
-from deepseek_serve.streaming import EventStream, whole_answer
+from deepseek_serve.streaming import EventStream, Wire, named_event, whole_answer
 
 router = APIRouter()
 encode = msgspec.json.Encoder().encode
@@ -54,7 +57,7 @@ async def create_message(request: Request) -> Response:
         entry.record.stream = bool(body.stream)
         answer = MessageWriter(job, body)
         if body.stream:
-            return EventStream(answer.events(), resources.pop_all(), state.config.keep_alive_interval)
+            return EventStream(answer.events(), resources.pop_all(), state.config.keep_alive_interval, _wire(request))
         return await whole_answer(request, answer.whole(), resources, state.config.padding)
 
 
@@ -67,12 +70,23 @@ async def count_tokens(request: Request) -> Response:
     translation = Translation(body)
     _, tokenizer = state.model(body.model).running()
     with translation.errors():
-        messages, add_prompt, continues = translation.chat.conversation()
-        ids = await off_loop(
-            state,
-            lambda: tokenizer.encode_chat(messages, add_generation_prompt=add_prompt, continue_final_message=continues),
-        )
-    return Response(encode(TokenCount(len(ids))), media_type="application/json")
+        encode_prompt, _ = prompt_of(translation.chat, tokenizer)
+        prompt = await off_loop(state, encode_prompt)
+    return Response(encode(TokenCount(len(prompt))), media_type="application/json")
+
+
+def _wire(request: Request) -> Wire:
+    """How a stream is written: events have names, an error has its request's id, and the last event is the end."""
+    return Wire(
+        event=bytes,
+        failure=lambda error: named_event("error", error_body(error, request.scope)),
+        end=b"",
+        silence=_event(Ping()),
+    )
+
+
+def _event(event: Event) -> bytes:
+    return named_event(str(event.__struct_config__.tag), encode(event))
 
 
 class MessageWriter:
@@ -100,15 +114,15 @@ class MessageWriter:
         async with aclosing(pieces(self._job)) as found:
             async for _, piece in found:
                 if last is None:
-                    yield encode(MessageStart(self._message([])))
+                    yield _event(MessageStart(self._message([])))
                 last = piece
                 for event in self._blocks.push(piece):
-                    yield encode(event)
+                    yield _event(event)
         for event in self._blocks.end():
-            yield encode(event)
+            yield _event(event)
         assert last is not None, "every answer has an end"
-        yield encode(MessageDelta(_stop(last), self._usage()))
-        yield encode(MessageStop())
+        yield _event(MessageDelta(_stop(last), self._usage()))
+        yield _event(MessageStop())
 
     def _message(self, content: list[Content], reason: str | None = None, sequence: str | None = None) -> Message:
         return Message(self._job.name, self._model, content, self._usage(), reason, sequence)

@@ -37,7 +37,6 @@ NAMES = {
     "stop": "stop_sequences",
     "user_id": "metadata.user_id",
     "response_format": "output_config.format",
-    "reasoning_effort": "output_config.effort",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }
 TIERS = {"auto": "auto", "standard_only": "default"}
@@ -207,7 +206,8 @@ def _fields(body: CountRequest) -> dict[str, Any]:
     if body.thinking is not None and body.thinking.type != "adaptive":
         fields["thinking"] = {"type": body.thinking.type}
     if body.output_config is not None and body.output_config.effort is not None:
-        fields["reasoning_effort"] = body.output_config.effort
+        # not the chat's own field, which would switch thinking on
+        fields["chat_template_kwargs"] = {"reasoning_effort": body.output_config.effort}
     return fields
 
 
