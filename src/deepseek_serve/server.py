@@ -21,6 +21,7 @@ from deepseek.runtime.supervisor import RuntimeOptions
 from deepseek_serve.app import create_app
 from deepseek_serve.batches.runner import BatchRunner
 from deepseek_serve.config import ServeConfig
+from deepseek_serve.http_protocol import BoundedProtocol
 from deepseek_serve.models import ServedModel
 from deepseek_serve.observability.logs import set_up
 from deepseek_serve.observability.process import raise_file_limit, watch_lag
@@ -151,7 +152,7 @@ class _Server:
                 access_log=False,
                 lifespan="off",
                 ws="none",
-                http="httptools",
+                http=BoundedProtocol,
                 server_header=False,
                 proxy_headers=False,
                 backlog=BACKLOG,

@@ -69,8 +69,9 @@ async def count_tokens(request: Request) -> Response:
     body = CountRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
     translation = Translation(body)
     _, tokenizer = state.model(body.model).running()
-    with translation.errors():
+    with ExitStack() as resources, translation.errors():
         encode_prompt, _ = prompt_of(translation.chat, tokenizer)
+        Entry(state, request, resources).take(1)  # chats wait for the same threads
         prompt = await off_loop(state, encode_prompt)
     return Response(encode(TokenCount(len(prompt))), media_type="application/json")
 
