@@ -67,4 +67,7 @@ class StructuredOutputs(Strict):
                 param="structured_outputs",
                 code="invalid_value",
             )
-        return given[0]()
+        try:
+            return given[0]()
+        except InvalidRequestError as error:
+            raise InvalidRequestError(str(error), param="structured_outputs", code=error.code) from error
