@@ -123,12 +123,14 @@ class Tooling:
         functions: those that may be called; empty if none may.
         mode: whether the model decides to call (``auto``) or must (``required``).
         single: at most one call.
-        places: the request's field of each function, for errors.
+        field: the request's field that named them.
+        places: the place of each function, for errors.
     """
 
     functions: tuple[Function, ...] = ()
     mode: Mode = "none"
     single: bool = False
+    field: str = "tools"
     places: tuple[str, ...] = ()
 
     @property
@@ -167,6 +169,7 @@ def tooling(
         tuple(function for _, function in chosen),
         mode,
         parallel is False or kind == "function",
+        field,
         tuple(f"{field}[{i}]{item}" for i, _ in chosen),
     )
 
