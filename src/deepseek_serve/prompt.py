@@ -59,9 +59,9 @@ class ChatPrompt:
         marks = self.form.marks.all + self.form.words if self.form is not None else ()
         return self.special.intersection((*marks, *(thinking.MARKERS if self.thinks else ())))
 
-    def parser(self) -> AnswerParser:
-        """Reads one answer."""
-        calls = self.form.parser(self.schemas) if self.form is not None else None
+    def parser(self, *, kept: bool) -> AnswerParser:
+        """Reads one answer. ``kept``: a grammar keeps its calls to their format."""
+        calls = self.form.parser(self.schemas, kept=kept) if self.form is not None else None
         return AnswerParser(ThinkParser(opened=self.opened) if self.thinks else None, calls)
 
     def constraint(self, body: ChatRequest, tools: Tooling) -> Constraint | None:

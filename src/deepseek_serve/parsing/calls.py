@@ -82,21 +82,23 @@ class Marks:
 
     Attributes:
         begin: marker in front of a call.
-        end: marker behind it; empty for none.
+        ends: markers behind it; none if nothing ends it but itself.
         silent: markers that may stand around calls and mean nothing.
         bare: a call may begin without a marker, with ``{``, where an answer begins and behind another call.
+        fence: what may stand in front of a bare call.
         filler: characters that may stand between a call and its end marker or the next bare call.
     """
 
     begin: str
-    end: str
+    ends: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
     bare: bool = False
+    fence: str = ""
     filler: str = WHITESPACE
 
     @property
     def all(self) -> tuple[str, ...]:
-        return tuple(mark for mark in (self.begin, self.end, *self.silent) if mark)
+        return (self.begin, *self.ends, *self.silent)
 
 
 class CallParser:
@@ -111,8 +113,8 @@ class CallParser:
         self._marks = marks
         self._new_reader = reader
         self._events: list[Event] = []
-        self._finder = MarkerFinder((marks.begin, *marks.silent))
-        self._ending = MarkerFinder((marks.end,) if marks.end else ())
+        self._finder = MarkerFinder((marks.begin, *marks.silent, *filter(None, [marks.fence])))
+        self._ending = MarkerFinder(marks.ends)
         self._state: Literal["text", "call", "broken", "behind"] = "text"
         self._reader: CallReader | None = None
         self._raw = ""  # what the call that is being read has had, while it may still turn out to be none
@@ -162,8 +164,10 @@ class CallParser:
             return
         found, marker = self._finder.push(char)
         self._say(found)
-        if marker == self._marks.begin:
+        if marker == self._marks.begin or (marker and marker == self._marks.fence and self._may_be_bare):
             self._open(marker)
+        elif marker not in self._marks.silent:
+            self._say(marker)
 
     def _open(self, marker: str) -> None:
         self._state, self._opened_by, self._raw = "call", marker, ""

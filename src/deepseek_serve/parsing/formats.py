@@ -23,6 +23,7 @@ class Format:
     Attributes:
         name: what ``--tool-parser`` calls it.
         marks: how calls are told from words.
+        lenient: how else a model may set calls apart, unless a grammar keeps it from that.
         reader: reads one call.
         pattern: a call, with ``NAME`` and ``ARGUMENTS`` in their places.
         before, between, after: text around all calls of an answer.
@@ -41,18 +42,22 @@ class Format:
     json_after: str | None = None
     signs: tuple[str, ...]
     words: tuple[str, ...] = ()
+    lenient: Marks | None = None
 
-    def parser(self, schemas: Schemas) -> CallParser:
-        """For one answer."""
-        return CallParser(self.marks, lambda: self.reader(schemas))
+    def parser(self, schemas: Schemas, *, kept: bool = False) -> CallParser:
+        """For one answer. ``kept``: a grammar keeps its calls to the format."""
+        marks = self.marks if kept or self.lenient is None else self.lenient
+        return CallParser(marks, lambda: self.reader(schemas))
 
     def call(self, name: str, arguments: str) -> str:
         """A call, written out."""
         return self.pattern.replace("NAME", name).replace("ARGUMENTS", arguments)
 
 
-_TOOL_CALL = Marks(begin="<tool_call>", end="</tool_call>")
-_DEEPSEEK = Marks(begin=_CALL_BEGIN, end=_CALL_END, silent=(_CALLS_BEGIN, _CALLS_END), filler=WHITESPACE + "`")
+_TOOL_CALL = Marks(begin="<tool_call>", ends=("</tool_call>",))
+# Small models write their calls as they have seen JSON most.
+_TOOL_CALL_OR_JSON = Marks(begin="<tool_call>", ends=("</tool_call>", "```"), bare=True, fence="```json")
+_DEEPSEEK = Marks(begin=_CALL_BEGIN, ends=(_CALL_END,), silent=(_CALLS_BEGIN, _CALLS_END), filler=WHITESPACE + "`")
 
 # In the order in which templates are asked: an earlier one has all signs of a later one, and more.
 FORMATS = (
@@ -66,6 +71,7 @@ FORMATS = (
     Format(
         name="hermes",
         marks=_TOOL_CALL,
+        lenient=_TOOL_CALL_OR_JSON,
         reader=JsonCallReader,
         pattern='<tool_call>\n{"name": "NAME", "arguments": ARGUMENTS}\n</tool_call>',
         json_after="<tool_call>",
@@ -96,7 +102,7 @@ FORMATS = (
     ),
     Format(
         name="llama3_json",
-        marks=Marks(begin="<|python_tag|>", end="", bare=True, filler=WHITESPACE + ";,"),
+        marks=Marks(begin="<|python_tag|>", bare=True, filler=WHITESPACE + ";,"),
         reader=JsonCallReader,
         pattern='{"name": "NAME", "parameters": ARGUMENTS}',
         between="; ",
