@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from functools import partial
 
 import msgspec
 
@@ -57,7 +56,7 @@ async def admit(state: ServerState, body: ChatRequest, entry: Entry, *, prefix: 
         entry=entry,
         continues_text=prompt.continues,
         shown=prompt.shown,
-        parser=partial(prompt.parser, kept=params.constraint is not None),
+        parser=prompt.parser,
     )
 
 

@@ -40,6 +40,8 @@ class ChatPrompt:
         continues: the answers go on the last message.
         form: the format of the calls that may be made; None if none may.
         schemas: the functions that may be called.
+        kept: the answers keep to a form, calls too.
+        single: they may make one call only.
         thinks: the answers may begin with reasoning.
         opened: the prompt has begun it.
         special: spellings of the model's special tokens.
@@ -49,6 +51,8 @@ class ChatPrompt:
     continues: bool
     form: Format | None
     schemas: Schemas
+    kept: bool
+    single: bool
     thinks: bool
     opened: bool
     special: frozenset[str]
@@ -59,9 +63,11 @@ class ChatPrompt:
         marks = self.form.marks.all + self.form.words if self.form is not None else ()
         return self.special.intersection((*marks, *(thinking.MARKERS if self.thinks else ())))
 
-    def parser(self, *, kept: bool) -> AnswerParser:
-        """Reads one answer. ``kept``: a grammar keeps its calls to their format."""
-        calls = self.form.parser(self.schemas, kept=kept) if self.form is not None else None
+    def parser(self) -> AnswerParser:
+        """Reads one answer."""
+        calls = None
+        if self.form is not None:
+            calls = self.form.parser(self.schemas, kept=self.kept, single=self.single)
         return AnswerParser(ThinkParser(opened=self.opened) if self.thinks else None, calls)
 
     def constraint(self, body: ChatRequest, tools: Tooling) -> Constraint | None:
@@ -111,6 +117,8 @@ def prompt_of(
         continues=continues,
         form=calls if tools.functions else None,
         schemas={function.name: function.schema_ for function in tools.functions},
+        kept=body.constraint() is not None or tools.strict,
+        single=tools.single,
         thinks=form.thinks and not whole,
         opened=opened,
         special=form.special,

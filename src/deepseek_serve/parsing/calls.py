@@ -107,10 +107,12 @@ class CallParser:
     Args:
         marks: of the format.
         reader: makes the reader of the next call.
+        single: behind a call no bare one may follow.
     """
 
-    def __init__(self, marks: Marks, reader: Callable[[], CallReader]) -> None:
+    def __init__(self, marks: Marks, reader: Callable[[], CallReader], *, single: bool = False) -> None:
         self._marks = marks
+        self._bare_may_follow = marks.bare and not single
         self._new_reader = reader
         self._events: list[Event] = []
         self._finder = MarkerFinder((marks.begin, *marks.silent, *filter(None, [marks.fence])))
@@ -186,7 +188,7 @@ class CallParser:
         if status == "done":
             self._events.append(End())
             self._state, self._reader, self._raw = "behind", None, ""
-            self._called, self._may_be_bare = True, self._marks.bare
+            self._called, self._may_be_bare = True, self._bare_may_follow
         elif status == "broken" and reader.begun:
             self._state = "broken"
             self._push_broken(char)
@@ -224,7 +226,7 @@ class CallParser:
     def _resume(self, held: str) -> None:
         """There is no end marker. The next bare call may follow, or words."""
         rest = held.lstrip(self._marks.filler)
-        if self._marks.bare and rest.startswith(("{", self._marks.begin[0])):
+        if self._bare_may_follow and rest.startswith(("{", self._marks.begin[0])):
             held = rest
         for char in held:
             self._push(char)

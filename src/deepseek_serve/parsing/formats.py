@@ -44,10 +44,15 @@ class Format:
     words: tuple[str, ...] = ()
     lenient: Marks | None = None
 
-    def parser(self, schemas: Schemas, *, kept: bool = False) -> CallParser:
-        """For one answer. ``kept``: a grammar keeps its calls to the format."""
+    def parser(self, schemas: Schemas, *, kept: bool = False, single: bool = False) -> CallParser:
+        """For one answer.
+
+        Args:
+            kept: a grammar keeps its calls to their schemas, so that what is set apart otherwise is no call.
+            single: it may make one call only.
+        """
         marks = self.marks if kept or self.lenient is None else self.lenient
-        return CallParser(marks, lambda: self.reader(schemas))
+        return CallParser(marks, lambda: self.reader(schemas), single=single)
 
     def call(self, name: str, arguments: str) -> str:
         """A call, written out."""

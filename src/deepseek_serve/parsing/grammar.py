@@ -19,8 +19,7 @@ _GAP = r"/[ \n]{0,4}/"  # between reasoning and what follows
 
 def needs_grammar(tools: Tooling) -> bool:
     """Whether the calls must be kept to something: that there is one, their schemas, or that there is only one."""
-    strict = any(function.strict for function in tools.functions)
-    return bool(tools.functions) and (tools.mode == "required" or tools.single or strict)
+    return bool(tools.functions) and (tools.single or tools.strict)
 
 
 def call_grammar(

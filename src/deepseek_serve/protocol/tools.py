@@ -134,8 +134,9 @@ class Tooling:
     places: tuple[str, ...] = ()
 
     @property
-    def names(self) -> frozenset[str]:
-        return frozenset(function.name for function in self.functions)
+    def strict(self) -> bool:
+        """Whether calls must keep to the schema of any of the functions."""
+        return self.mode == "required" or any(function.strict for function in self.functions)
 
 
 def tooling(
