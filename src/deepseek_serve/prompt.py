@@ -166,7 +166,10 @@ def _schema_of(asked: Constraint) -> dict[str, Any]:
 
 
 def _of_tools(error: InvalidRequestError, field: str) -> InvalidRequestError:
+    """An error of the form as a whole, told of the field whose schemas made it."""
     problem = str(error).removeprefix("Invalid response format: ")
+    if problem == str(error):
+        return error
     return InvalidRequestError(f"Invalid schema in '{field}': {problem}", param=field, code="invalid_value")
 
 
