@@ -128,9 +128,8 @@ HOSTILE: list[tuple[dict[str, Any], bool]] = [
     ({"type": "string", "pattern": "("}, True),
     ({"allOf": [{"type": "string"}, {"type": "integer"}]}, True),
     ({"$ref": "#/nowhere"}, True),
-    ({"type": "string", "description": "\ud800"}, True),
     ({"type": "string", "pattern": "(a|b){1,60000}c{1,60000}"}, False),
-    ({"enum": [f"value-{i:06}" for i in range(12_000)]}, False),
+    ({"enum": [f"value-{i:06}" for i in range(12_000)]}, True),
 ]
 
 
