@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,16 +126,36 @@ class Tokenizer:
         """Ids of the special tokens, which are no text."""
         return self._parts.vocabulary.special
 
-    def stream(self, *, skip_special_tokens: bool = True, continues_text: bool = False) -> IncrementalDetokenizer:
+    def stream(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        continues_text: bool = False,
+        shown: Collection[str] = (),
+    ) -> IncrementalDetokenizer:
         """Decodes an answer as it grows; the result equals ``decode`` of all its ids.
 
-        ``continues_text``: the answer goes on a text (a completion, not a turn of a chat), so a space at its beginning
-        is kept. Matters only for vocabularies that put a space in front of every text.
+        Args:
+            continues_text: the answer goes on a text (a completion, not a turn of a chat), so a space at its beginning
+                is kept. Matters only for vocabularies that put a space in front of every text.
+            shown: spellings of special tokens that are shown all the same, for those who read an answer's structure.
         """
         strip = self._parts.strips_space and not continues_text
-        return IncrementalDetokenizer(self._shown_bytes(skip_special_tokens), strip_space=strip)
+        show = self._shown_bytes(skip_special_tokens)
+        if shown and skip_special_tokens:
+            show = self._with_special(frozenset(text.encode() for text in shown))
+        return IncrementalDetokenizer(show, strip_space=strip)
 
-    def _shown_bytes(self, skip_special_tokens: bool) -> Any:
+    def _with_special(self, shown: frozenset[bytes]) -> Callable[[int], bytes]:
+        vocabulary = self._parts.vocabulary
+
+        def show(token_id: int) -> bytes:
+            data = vocabulary.token_bytes(token_id)
+            return data if token_id not in vocabulary.special or data in shown else b""
+
+        return show
+
+    def _shown_bytes(self, skip_special_tokens: bool) -> Callable[[int], bytes]:
         vocabulary = self._parts.vocabulary
         return vocabulary.text_bytes if skip_special_tokens else vocabulary.token_bytes
 
@@ -144,6 +164,11 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._templates)
+
+    @property
+    def chat_templates(self) -> tuple[str, ...]:
+        """The sources of the model's chat templates."""
+        return tuple(template.source for template in self._templates.values())
 
     def render_chat(
         self,
@@ -207,12 +232,13 @@ class Tokenizer:
             self._special,
             continue_final_message=continue_final_message,
             template=template.source,
+            variables=template_kwargs,
         )
-        check_unicode([chat.messages, chat.tools, template_kwargs])
+        check_unicode([chat.messages, chat.tools, chat.variables])
         text = template.render(
             {
                 **self._parts.variables,
-                **template_kwargs,
+                **chat.variables,
                 "messages": chat.messages,
                 "tools": chat.tools,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
