@@ -19,6 +19,7 @@ from deepseek_serve.routes import (
     metrics,
     models,
     playground,
+    responses,
     tokenize,
     usage,
 )
@@ -41,6 +42,7 @@ PROTECTED: tuple[APIRouter, ...] = (
     chat.router,
     completions.router,
     models.router,
+    responses.router,
     tokenize.router,
     files.router,
     batches.router,

@@ -93,7 +93,9 @@ def input_items(body: InputRequest) -> list[dict[str, Any]]:
 
 def chat_request(body: InputRequest, earlier: Sequence[Item]) -> ChatRequest:
     """The chat that ``body`` asks for. Raises :class:`InvalidRequestError`."""
-    own: Sequence[Item] = body.input if not isinstance(body.input, str) else [MessageItem(role="user", content=body.input)]
+    own: Sequence[Item] = (
+        body.input if not isinstance(body.input, str) else [MessageItem(role="user", content=body.input)]
+    )
     messages = messages_of(earlier, own, body.instructions)
     if len(messages) > MAX_MESSAGES:
         raise InvalidFieldError("input", f"the conversation has more than {MAX_MESSAGES} messages")

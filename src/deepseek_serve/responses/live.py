@@ -45,19 +45,20 @@ class Running:
         self._log: list[bytes] = []
         self._more = asyncio.Event()
         self._ended = False
-        self.task = asyncio.create_task(self._run(events, resources))
+        self.task = asyncio.create_task(self._run(events))
+        self.task.add_done_callback(lambda _: self._end(resources))  # a task may be cancelled before it begins
 
-    async def _run(self, source: AsyncGenerator[Event, None], resources: ExitStack) -> None:
-        try:
-            with resources:
-                async with aclosing(source) as events:
-                    async for event in events:
-                        if self.streamed:
-                            self._log.append(event.encode())
-                            self._wake()
-        finally:
-            self._ended = True
-            self._wake()
+    async def _run(self, source: AsyncGenerator[Event, None]) -> None:
+        async with aclosing(source) as events:
+            async for event in events:
+                if self.streamed:
+                    self._log.append(event.encode())
+                    self._wake()
+
+    def _end(self, resources: ExitStack) -> None:
+        resources.close()
+        self._ended = True
+        self._wake()
 
     def _wake(self) -> None:
         self._more.set()

@@ -82,7 +82,7 @@ class ResponseRun:
         return self.response
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Its events; close it if it is left early, which ends the response as cancelled.
+        """Its events; close it if it is left early.
 
         In the background they begin at once, otherwise with the answer's first piece: what the engine fails with
         before that is raised, so that clients are told by a status and try again. Later it is an event.
@@ -116,11 +116,13 @@ class ResponseRun:
             if not begun and not background:
                 raise
             yield self._lifecycle("failed")
-        finally:
-            if self.response.status in UNFINISHED:  # left early
-                self._finish("cancelled")
-                if self._body.stored:
-                    self._state.responses.save_soon(self._tenant, self.response)
+
+    def close(self) -> None:
+        """Nobody goes on with it: if it has no end yet, it is cancelled."""
+        if self.response.status in UNFINISHED:
+            self._finish("cancelled")
+            if self._body.stored:
+                self._state.responses.save_soon(self._tenant, self.response)
 
     def error_event(self, error: ApiError) -> bytes:
         """What a stream that cannot go on says last."""
@@ -148,7 +150,7 @@ class ResponseRun:
             completed_at=now if status == "completed" else None,
             error=None if told is None else ResponseFailure("server_error", told.message),
             incomplete_details=Incomplete("max_output_tokens") if status == "incomplete" else None,
-            usage=_usage(self._job),
+            usage=_usage(self._job) if self._job.choices[0].completion_tokens else None,
         )
 
     def _lifecycle(self, state: str) -> Event:
@@ -179,7 +181,10 @@ def _begun(job: Job, body: ResponseRequest) -> ResponseObject:
         parallel_tool_calls=body.parallel_tool_calls is not False,
         previous_response_id=body.previous_response_id,
         prompt_cache_key=body.prompt_cache_key,
-        reasoning={"effort": reasoning.effort if reasoning else None, "summary": reasoning.summary if reasoning else None},
+        reasoning={
+            "effort": reasoning.effort if reasoning else None,
+            "summary": reasoning.summary if reasoning else None,
+        },
         safety_identifier=body.safety_identifier,
         service_tier=job.service_tier if job.service_tier is not UNSET else "default",
         temperature=params.temperature,

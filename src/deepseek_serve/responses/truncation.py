@@ -17,21 +17,20 @@ async def shortened(state: ServerState, chat: ChatRequest) -> ChatRequest:
     info, tokenizer = state.model(chat.model).running()
     room = info.max_context - (chat.token_limit() or 1)
     head = next((i for i, turn in enumerate(chat.messages) if turn.role not in ("system", "developer")), 0)
-    cuts = [i for i, turn in enumerate(chat.messages) if i > head and turn.role == "user"]
-    candidates = [chat, *(_without(chat, head, cut) for cut in cuts)]
+    cuts = [head, *(i for i, turn in enumerate(chat.messages) if i > head and turn.role == "user")]
 
-    async def fits(candidate: ChatRequest) -> bool:
-        encode, _ = prompt_of(candidate, tokenizer)
+    async def fits(cut: int) -> bool:
+        encode, _ = prompt_of(_without(chat, head, cut), tokenizer)
         return len(await off_loop(state, encode)) <= room
 
-    low, high = 0, len(candidates) - 1  # the least cut that fits is among these, if any is
+    low, high = 0, len(cuts) - 1  # the least cut that fits is among these, if any is
     while low < high:
         middle = (low + high) // 2 if low else 0  # most conversations fit as they are
-        if await fits(candidates[middle]):
+        if await fits(cuts[middle]):
             high = middle
         else:
             low = middle + 1
-    return candidates[low]
+    return _without(chat, head, cuts[low])
 
 
 def _without(chat: ChatRequest, begin: int, end: int) -> ChatRequest:

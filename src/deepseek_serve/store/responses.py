@@ -10,7 +10,6 @@ from deepseek_serve.store.database import Database, as_struct
 from deepseek_serve.store.files import no_such, plain_id
 from deepseek_serve.store.schema import responses
 
-
 UNFINISHED = ("queued", "in_progress")
 
 

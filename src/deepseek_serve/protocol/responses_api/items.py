@@ -74,7 +74,7 @@ class ReasoningItem(Strict):
     """What an earlier answer thought; the chat template decides what becomes of it."""
 
     type: Literal["reasoning"]
-    summary: list[ReasoningPart] = []
+    summary: list[ReasoningPart] = Field(default_factory=list)
     content: list[ReasoningPart] | None = None
     id: str | None = Field(default=None, max_length=MAX_ID)
     status: Status | None = None
@@ -106,6 +106,8 @@ def check_kinds(items: Sequence[Any], place: str) -> None:
 
     Raises :class:`InvalidRequestError`.
     """
+    if not items:
+        raise InvalidFieldError(place, "it must not be empty")
     for index, item in enumerate(items):
         where = f"{place}[{index}]"
         if not isinstance(item, dict):
