@@ -1,4 +1,4 @@
-"""`/v1/responses` over HTTP and through the official SDK: whole, streamed, continued, in the background; every error."""
+"""`/v1/responses` over HTTP and through the official SDK: whole, streamed, continued, in the background, errors."""
 
 from __future__ import annotations
 
@@ -386,7 +386,13 @@ def test_an_engine_that_dies() -> None:
     """Before the stream has begun it is told by a status, which clients retry; later, and in the background, it is an
     event and a state."""
     with running_server(options={"ping_interval": 0.1}) as server, server.client() as http:
-        assert events_of(http.post(URL, json=body("[die]", stream=True)).text)[-1]["type"] == "response.failed"
+        with http.stream("POST", URL, json=body("[long][slow]", stream=True)) as begun:
+            parts = begun.iter_text()
+            text = next(parts)
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            text += "".join(parts)
+        assert events_of(text)[-1]["type"] == "response.failed"
+        server.wait_status("/health/ready", 503)
         server.wait_status("/health/ready", 200)
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(http.post, URL, json=body("[hang]", stream=True))

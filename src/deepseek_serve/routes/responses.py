@@ -10,10 +10,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepseek_serve.answers import admit, prompt_of
+from deepseek_serve.answers import admit
 from deepseek_serve.entry import BatchEntry, Entry
 from deepseek_serve.errors import ApiError
-from deepseek_serve.generation import off_loop
 from deepseek_serve.limits import read_body
 from deepseek_serve.protocol.chat import ChatRequest
 from deepseek_serve.protocol.common import InvalidFieldError
@@ -22,7 +21,7 @@ from deepseek_serve.protocol.responses_api.objects import InputTokens, ResponseO
 from deepseek_serve.protocol.responses_api.request import InputRequest, ResponseRequest
 from deepseek_serve.responses.conversation import chat_request, earlier_items, errors_in_own_words, input_items
 from deepseek_serve.responses.run import ResponseRun
-from deepseek_serve.responses.truncation import shortened
+from deepseek_serve.responses.truncation import prompt_length, shortened
 from deepseek_serve.state import ServerState, state_of
 from deepseek_serve.store.responses import UNFINISHED
 from deepseek_serve.streaming import EventStream, Wire, whole_answer
@@ -60,12 +59,9 @@ async def count_input_tokens(request: Request) -> Response:
     """How long a prompt would be."""
     state = state_of(request)
     body = InputRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
-    _, tokenizer = state.model(body.model).running()
     chat = await _chat(state, request.state.tenant, body)
     with errors_in_own_words():
-        encode, _ = prompt_of(chat, tokenizer)
-        prompt = await off_loop(state, encode)
-    return _json(InputTokens(len(prompt)))
+        return _json(InputTokens(await prompt_length(state, chat)))
 
 
 @router.get("/v1/responses/{response_id}")
