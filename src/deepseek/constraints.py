@@ -26,7 +26,7 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         schemas: of a grammar: the JSON text of an object, rule -> schema of the JSON that the rule derives. They are
             bounded as those of ``json_schema``. At most :data:`MAX_SOURCE` characters.
         json_after: of a grammar with schemas: the text behind which JSON begins; empty where it does at once. None if
-            the answer is JSON from its first character to the last.
+            that cannot be said: then what a schema cannot bound, such as a number's digits, has no bound.
         source: the JSON text of a schema; a regular expression for the whole answer; a grammar in llguidance's dialect
             of Lark (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md); a JSON list of the strings to
             choose from; empty for ``json_object``. At most :data:`MAX_SOURCE` characters.

@@ -35,6 +35,8 @@ async def admit(state: ServerState, body: ChatRequest, entry: Entry, *, prefix: 
     max_tokens = body.token_limit()
     params = body.sampling(max_tokens=max_tokens, logprobs=body.logprob_count(), vocab_size=info.vocab_size)
     tools = body.tooling()
+    body.conversation()  # what is wrong with a request is said before what it has to wait for
+    body.template_kwargs()
     entry.take(params.n)
     prompt = await off_loop(state, lambda: prompt_of(state.config, model, tokenizer, body, tools))
     params = msgspec.structs.replace(params, constraint=prompt.constraint(body, tools))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ class ChatPrompt:
 def prompt_of(
     config: ServeConfig, model: ServedModel, tokenizer: Tokenizer, body: ChatRequest, tools: Tooling
 ) -> ChatPrompt:
-    """The prompt of a chat; takes milliseconds, so call it off the event loop.
+    """The prompt of a chat that has been checked; takes milliseconds, so call it off the event loop.
 
     Raises :class:`InvalidRequestError` for what this model cannot do, :class:`ChatTemplateError`.
     """
@@ -166,26 +166,36 @@ def _schema_of(asked: Constraint) -> dict[str, Any]:
 
 
 def _of_tools(error: InvalidRequestError, field: str) -> InvalidRequestError:
+    """An error of the form as a whole, told of the field whose schemas made it."""
     problem = str(error).removeprefix("Invalid response format: ")
+    if problem == str(error):
+        return error
     return InvalidRequestError(f"Invalid schema in '{field}': {problem}", param=field, code="invalid_value")
 
 
 async def check_form(state: ServerState, body: ChatRequest, tools: Tooling, params: SamplingParams) -> None:
     """As :func:`check_constraint`; a schema of a tool that cannot be kept to is named. Raises
     :class:`InvalidRequestError`."""
-    if params.constraint is None or not params.constraint.schemas:
+    if params.constraint is None or not tools.functions:
         await check_constraint(state, body, params)
         return
     loop = asyncio.get_running_loop()
-    schemas = [
-        (f"{place}.parameters", Constraint.json_schema(function.schema_))
-        for place, function in zip(tools.places, tools.functions, strict=True)
-        if tools.mode == "required" or function.strict
-    ]
-    if (asked := body.constraint()) is not None:
-        schemas.append(("response_format", asked))
-    for field, constraint in [*schemas, (tools.field, params.constraint)]:
-        try:
-            await loop.run_in_executor(state.checks, state.checker.check, constraint)
-        except InvalidRequestError as error:
-            raise _of_tools(error, field) from error
+    try:
+        await loop.run_in_executor(state.checks, state.checker.check, params.constraint)
+    except InvalidRequestError as problem:
+        for field, constraint in _parts_of_form(body, tools):
+            try:
+                await loop.run_in_executor(state.checks, state.checker.check, constraint)
+            except InvalidRequestError as error:
+                raise _of_tools(error, field) from error
+        raise _of_tools(problem, tools.field) from problem
+
+
+def _parts_of_form(body: ChatRequest, tools: Tooling) -> Iterator[tuple[str, Constraint]]:
+    """The fields that a form is made of."""
+    for place, function in zip(tools.places, tools.functions, strict=True):
+        if tools.mode == "required" or function.strict:
+            yield f"{place}.parameters", Constraint.json_schema(function.schema_)
+    asked = body.constraint()
+    if asked is not None:
+        yield "response_format", asked

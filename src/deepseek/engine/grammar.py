@@ -170,14 +170,12 @@ def _json_grammar(schema: Any) -> Grammar:
 def _grammar(constraint: Constraint, special_tokens: Collection[str] | None) -> Grammar:
     """A client's own grammar, or one with rules that derive JSON."""
     text = _lark_grammar(constraint.source, special_tokens)
-    if not constraint.schemas:
-        return Grammar(text)
     limits_of_all = JsonLimits()
-    for rule, schema in _parse(constraint.schemas).items():
+    for rule, schema in _parse(constraint.schemas or "{}").items():
         bounded, json_limits = bounded_schema(schema)
         limits_of_all = limits_of_all.union(json_limits)
         text += f"\n{rule}: %json {json.dumps({**bounded, 'x-guidance': _OPTIONS})}"
-    return Grammar(text, limits_of_all, constraint.json_after)
+    return Grammar(text, limits_of_all if constraint.json_after is not None else None, constraint.json_after)
 
 
 def _choice_grammar(choices: Any) -> str:

@@ -216,12 +216,12 @@ class CallParser:
             self._raw += char
             return
         held = self._raw + self._ending.held + char
-        _, marker = self._ending.push(char)
-        if marker or not self._ending.held:
+        other, marker = self._ending.push(char)
+        if other or marker:
             self._ending.take()
             self._state, self._raw = "text", ""
-            if not marker:
-                self._resume(held)
+        if other:
+            self._resume(held)
 
     def _resume(self, held: str) -> None:
         """There is no end marker. The next bare call may follow, or words."""

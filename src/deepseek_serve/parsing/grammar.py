@@ -8,8 +8,10 @@ from collections.abc import Collection
 from typing import Any
 
 from deepseek.constraints import Constraint
+from deepseek.errors import InvalidRequestError
 from deepseek_serve.parsing import thinking
 from deepseek_serve.parsing.formats import Format
+from deepseek_serve.parsing.xml_grammar import ANY, SHARED, parameter_rules
 from deepseek_serve.protocol.tools import Tooling
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
@@ -38,12 +40,20 @@ def call_grammar(
         answer: schema of an answer without calls; None allows any text.
         thinks: the answer may begin with reasoning.
         opened: the prompt has begun it, so it does.
+
+    Raises :class:`InvalidRequestError` for what cannot be a grammar.
     """
     builder = _Builder(form, tools, special)
     forced = tools.mode == "required"
     if forced:
         start = builder.calls()
     elif answer is not None:
+        if form.marks.bare:  # the beginnings of both are one lexeme to llguidance
+            raise InvalidRequestError(
+                "'response_format' is not possible together with 'tools' for this model, whose calls are plain JSON.",
+                param="response_format",
+                code="invalid_value",
+            )
         start = f"({builder.calls()} | answer)"
         builder.schemas["answer"] = answer
     else:
@@ -73,8 +83,21 @@ class _Builder:
         for index, function in enumerate(tools.functions):
             before, _, after = form.call(function.name, "\0").partition("\0")
             rule = f"arguments_{index}"
-            self.schemas[rule] = function.schema_ if exact or function.strict else _ANY_OBJECT
-            self._heads.append((before, rule, after))
+            self._heads.append((before, self._arguments(rule, function.schema_, exact or function.strict), after))
+        if form.json_after is None:
+            self.rules += SHARED
+
+    def _arguments(self, rule: str, schema: dict[str, Any], kept: bool | None) -> str:
+        """The rule for arguments, which keep to the schema or are any."""
+        if self._form.json_after is not None:
+            self.schemas[rule] = schema if kept else _ANY_OBJECT
+            return rule
+        if not kept:
+            return ANY
+        rules, schemas = parameter_rules(rule, schema)
+        self.rules += rules
+        self.schemas |= schemas
+        return rule
 
     def calls(self) -> str:
         """One call, or several."""

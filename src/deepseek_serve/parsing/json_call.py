@@ -64,7 +64,7 @@ class JsonCallReader(CallReader):
         return True
 
     def _known(self, name: str) -> bool:
-        value = json.loads(name)
+        value = _value(name)
         return isinstance(value, str) and value in self._schemas
 
     def _whole(self) -> Status:
@@ -81,10 +81,17 @@ class JsonCallReader(CallReader):
 
 def _object(text: str) -> str | None:
     """The JSON text of an object: ``text`` itself, ``{}`` for null, or what a JSON string holds."""
-    value: Any = json.loads(text)
+    if text == "null":
+        return "{}"
+    value = _value(text)
     if isinstance(value, str):
-        try:
-            text, value = value, json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    return "{}" if value is None else text if isinstance(value, dict) else None
+        text, value = value, _value(value)
+    return text if isinstance(value, dict) else None
+
+
+def _value(text: str) -> Any:
+    """What the text stands for; None for what Python does not read: no JSON, nested too deeply, numbers too long."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

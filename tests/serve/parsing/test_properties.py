@@ -70,6 +70,18 @@ def test_nothing_visible_is_lost_without_a_call(text: str) -> None:
     assert result.calls or result.content == text
 
 
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("</>tol_cae\n`x", max_size=40))
+def test_nothing_visible_is_lost_behind_a_call(text: str) -> None:
+    form = format_named("hermes")
+    assert form is not None
+    result = Answer.of(read(parser_of("hermes"), list(form.call("get", "{}") + "." + text)))
+    assert len(result.calls) == 1 and result.content.strip() == ("." + text).strip()
+    *_, marker = form.marks.ends
+    result = Answer.of(read(parser_of("hermes"), list(form.call("get", "{}").removesuffix(marker) + text)))
+    assert result.content.count("x") == text.count("x")
+
+
 @settings(max_examples=300, deadline=None)
 @given(value=JSON, junk=st.text('{}[],:"\\ 0-1.eEtfnul\n', max_size=3), place=st.integers(0, 60))
 def test_the_scanner_knows_json_as_the_library_does(value: object, junk: str, place: int) -> None:
