@@ -14,9 +14,9 @@ from starlette.responses import Response
 from deepseek_serve.answers import AnswerEnd, AnswerPiece, admit, pieces
 from deepseek_serve.entry import Entry
 from deepseek_serve.errors import error_body
-from deepseek_serve.generation import Job, off_loop
+from deepseek_serve.generation import Job
 from deepseek_serve.limits import read_body
-from deepseek_serve.prompt import prompt_of
+from deepseek_serve.prompt import prompt_length
 from deepseek_serve.protocol.anthropic.blocks import BlockWriter, content_of
 from deepseek_serve.protocol.anthropic.chat import Translation
 from deepseek_serve.protocol.anthropic.request import CountRequest, MessagesRequest
@@ -79,13 +79,10 @@ async def count_tokens(request: Request) -> Response:
     state = state_of(request)
     body = CountRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
     translation = Translation(body)
-    chat, model = translation.chat, state.model(body.model)
-    _, tokenizer = model.running()
     with ExitStack() as resources, translation.errors():
-        tools = chat.tooling()
         Entry(state, request, resources).take(1)  # chats wait for the same threads
-        prompt = await off_loop(state, lambda: prompt_of(state.config, model, tokenizer, chat, tools))
-    return Response(encode(TokenCount(len(prompt.tokens))), media_type="application/json")
+        length = await prompt_length(state, translation.chat)
+    return Response(encode(TokenCount(length)), media_type="application/json")
 
 
 def _wire(request: Request) -> Wire:
