@@ -90,7 +90,12 @@ def results(
                 found[result.custom_id] = result
     if order is None:
         order = yield from _order(client, batch.input_file_id, found)
-    return [found.get(name) or BatchResult(name, None, line_error(None, {}, None)) for name in order]
+    # A batch that is cancelled while it is validated has no files.
+    missing = {
+        "code": f"batch_{batch.status}",
+        "message": f"This request was not executed: the batch is {batch.status}.",
+    }
+    return [found.get(name) or BatchResult(name, None, line_error(None, missing, None)) for name in order]
 
 
 def _named(requests: Requests) -> Mapping[str, Body]:
@@ -165,7 +170,7 @@ def _order(client: Any, input_file_id: str, found: Mapping[str, BatchResult]) ->
 def _result(line: Mapping[str, Any], endpoint: str) -> BatchResult:
     custom_id, response = str(line["custom_id"]), line.get("response")
     if response is None:
-        return BatchResult(custom_id, None, line_error(None, line.get("error") or {}, None))
+        return BatchResult(custom_id, None, line_error(None, line["error"], None))
     body = response["body"]
     if response["status_code"] != 200:
         told = body.get("error", {})

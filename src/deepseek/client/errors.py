@@ -64,9 +64,13 @@ def connection_error(error: openai.APIConnectionError) -> openai.APIConnectionEr
 def line_error(status: int | None, body: Mapping[str, Any], request_id: str | None) -> RemoteError:
     """The error of a batch's line, which is no HTTP answer and so no error of the SDK."""
     code = body.get("code")
-    message = str(body.get("message") or "The batch has no result for this request.")
     return kind_of(status, code)(
-        message, status_code=status, code=code, param=body.get("param"), type=body.get("type"), request_id=request_id
+        str(body.get("message")),
+        status_code=status,
+        code=code,
+        param=body.get("param"),
+        type=body.get("type"),
+        request_id=request_id,
     )
 
 
