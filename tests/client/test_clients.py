@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -91,6 +92,16 @@ def test_a_dead_engine_ends_the_stream_and_the_next_request_waits_for_the_new_on
         with pytest.raises(OverloadedError, match="SIGKILL"):
             list(client.stream_text("[die]"))
         assert "".join(client.stream_text("hi")) == ANSWER
+
+
+def test_a_server_that_goes_away_within_a_stream(connect: Connect) -> None:
+    with running_server() as server:
+        client = connect(server.url)
+        threading.Timer(1.0, server.process.kill).start()
+        started = time.monotonic()
+        with pytest.raises(UnreachableError):
+            list(client.stream_text("[slow][long]"))
+        assert time.monotonic() - started >= 0.9
 
 
 def test_tokens(client: Any) -> None:

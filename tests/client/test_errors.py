@@ -27,6 +27,7 @@ from tests.client.conftest import Connect
 from tests.serve.conftest import Server, chat_body, running_server
 
 BODY_BYTES = 20_000
+REFUSED = "deepseek_refused_requests_total"
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +109,12 @@ def test_retries_wait_as_long_as_the_server_says(
     try:
         error = refused(connect(strict.url, api_key=key, max_retries=0), **fields)
         assert isinstance(error, kind) and error.retry_after is not None and error.retry_after >= 0.5
-        timer = threading.Timer(0.2, stream.close)
-        timer.start()
+        so_far = strict.metric(REFUSED)
+        making_room = threading.Thread(target=lambda: (strict.wait_metric(REFUSED, so_far + 1, 20), stream.close()))
+        making_room.start()
         client, started = connect(strict.url, api_key=key), time.monotonic()
         answer = client.run(client.chat.completions.create(**chat_body(**fields)))
-        timer.join()
+        making_room.join()
     finally:
         stream.close()
     assert len(answer.choices) == fields["n"]

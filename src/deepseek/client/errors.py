@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import openai
@@ -33,6 +33,12 @@ _BY_STATUS: Mapping[int | None, type[RemoteError]] = {
     503: OverloadedError,
 }
 
+_TRANSPORT_ERRORS: tuple[type[Exception], ...] = ()
+with suppress(ImportError):  # openai 3 comes without it, and openai 2 lets its errors through when a stream breaks
+    from httpx import TransportError
+
+    _TRANSPORT_ERRORS = (TransportError,)
+
 _made: dict[tuple[type, type], type] = {}
 
 
@@ -51,12 +57,12 @@ def status_error(error: openai.APIStatusError) -> openai.APIStatusError:
     return cast(openai.APIStatusError, made)
 
 
-def connection_error(error: openai.APIConnectionError) -> openai.APIConnectionError:
-    """The same error, which names the address too."""
+def connection_error(error: openai.APIConnectionError, problem: str = "No server answers") -> openai.APIConnectionError:
+    """The same error, which says the address too."""
     request = error.request
     if isinstance(error, openai.APITimeoutError):
         return cast(openai.APIConnectionError, _both(openai.APITimeoutError, UnreachableError)(request))
-    message = f"No server answers at {request.url.scheme}://{request.url.netloc.decode()}. Is it running?"
+    message = f"{problem} at {request.url.scheme}://{request.url.netloc.decode()}. Is it running?"
     kind = _both(openai.APIConnectionError, UnreachableError)
     return cast(openai.APIConnectionError, kind(message=message, request=request))
 
@@ -79,6 +85,10 @@ def errors_in_stream() -> Iterator[None]:
     """Raise errors that come within a stream as ours."""
     try:
         yield
+    except _TRANSPORT_ERRORS as error:
+        raise UnreachableError(f"The connection broke within the answer: {error}.") from error
+    except openai.APIConnectionError as error:
+        raise error if isinstance(error, RemoteError) else connection_error(error, "The server has gone") from error
     except openai.APIError as error:
         if isinstance(error, RemoteError) or type(error) is not openai.APIError:
             raise
