@@ -15,7 +15,7 @@ from openai.types.responses import Response
 
 from deepseek.client.errors import line_error
 from deepseek.client.steps import Sleep, Steps
-from deepseek.errors import BatchError, OverloadedError, RejectedError, RemoteError, UnreachableError
+from deepseek.errors import BatchError, OverloadedError, RateLimitedError, RejectedError, RemoteError, UnreachableError
 
 Body: TypeAlias = Mapping[str, Any]
 Requests: TypeAlias = Iterable[Body] | Mapping[str, Body]
@@ -114,8 +114,9 @@ def _create(client: Any, file_id: str, endpoint: str, metadata: Mapping[str, str
     for attempt in range(client.max_retries + 1):
         try:
             batch: Batch = yield lambda: once.batches.create(**given)
-        except (UnreachableError, OverloadedError) as error:
-            if attempt == client.max_retries:
+        except (UnreachableError, OverloadedError, RateLimitedError) as error:
+            never = isinstance(error, RateLimitedError) and error.retry_after is None
+            if never or attempt == client.max_retries:
                 raise
             yield Sleep(error.retry_after or 2.0**attempt / 2)
             page = yield lambda: client.batches.list(limit=100)

@@ -251,7 +251,7 @@ def _key(given: Any) -> Any:
 
 
 def _is_loopback(url: str) -> bool:
-    """Requests to this machine go to no proxy, whatever the environment says."""
+    """Whether it is this machine, for which no proxy is asked, whatever the environment says."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

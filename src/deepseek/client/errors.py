@@ -85,13 +85,13 @@ def errors_in_stream() -> Iterator[None]:
     """Raise errors that come within a stream as ours."""
     try:
         yield
+    except RemoteError:
+        raise
     except _TRANSPORT_ERRORS as error:
         raise UnreachableError(f"The connection broke within the answer: {error}.") from error
     except openai.APIConnectionError as error:
-        raise error if isinstance(error, RemoteError) else connection_error(error, "The server has gone") from error
+        raise connection_error(error, "The connection broke") from error
     except openai.APIError as error:
-        if isinstance(error, RemoteError) or type(error) is not openai.APIError:
-            raise
         kind = _both(openai.APIError, kind_of(None, error.code))
         raise kind(error.message, error.request, body=error.body) from error.__cause__
 

@@ -1,8 +1,7 @@
 """What both clients do, written once: a generator yields calls of a client, and a driver makes or awaits them.
 
 The same call returns a value in the synchronous client and an awaitable in the other. So a helper is a generator of
-``lambda: client.batches.retrieve(id)`` and the like, and each ``yield`` gives the call's result
-or raises its error.
+``lambda: client.batches.retrieve(id)`` and the like, and each ``yield`` gives the call's result or raises its error.
 """
 
 from __future__ import annotations
