@@ -8,6 +8,7 @@ from deepseek.config import PUBLIC_NAME, EngineConfig
 from deepseek.errors import ConfigurationError
 from deepseek_serve.auth import ApiKey
 from deepseek_serve.observability.logs import FORMATS, LogFormat
+from deepseek_serve.parsing.detect import check_names
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,6 +22,10 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         limits_store: where requests and tokens per minute are counted: ``memory``, or the address of a Redis that
             several nodes share (``redis://host:6379/0``).
         served_model_name: the name clients ask for, besides the model's real one.
+        tool_parser: the format in which models write calls (:mod:`deepseek_serve.parsing.formats`); ``auto`` takes that
+            of a model's chat template, ``none`` refuses tools.
+        reasoning_parser: ``think`` for models that think inside of ``<think>``; ``auto`` asks the chat template,
+            ``none`` leaves thoughts in the answer.
         max_sequences: answers (requests times ``n``) admitted at a time, running and queued; None takes four times
             the engine's ``max_running``. One more gets 503.
         max_waiting_tokens: prompt tokens that may wait for their first step; None takes 512 for each answer admitted,
@@ -50,6 +55,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     api_keys: tuple[ApiKey | str, ...] = ()
     limits_store: str = "memory"
     served_model_name: str = PUBLIC_NAME
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
     max_sequences: int | None = None
     max_waiting_tokens: int | None = None
     max_body_bytes: int = 16 << 20
@@ -78,6 +85,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigurationError(f"log_level must be debug, info, warning or error, not {self.log_level!r}.")
         if self.log_format not in FORMATS:
             raise ConfigurationError(f"log_format must be one of {', '.join(FORMATS)}, not {self.log_format!r}.")
+        check_names(self.tool_parser, self.reasoning_parser)
         if self.max_sequences is not None and self.max_sequences < 1:
             raise ConfigurationError(f"max_sequences must be at least 1, not {self.max_sequences}.")
         if self.max_waiting_tokens is not None and self.max_waiting_tokens < 1:

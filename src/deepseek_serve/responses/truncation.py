@@ -1,25 +1,18 @@
-"""How long a conversation is, and ``truncation: auto``: one that is too long loses its beginning."""
+"""``truncation: auto``: a conversation that is too long loses its beginning."""
 
 from __future__ import annotations
 
-from deepseek_serve.answers import prompt_of
-from deepseek_serve.generation import off_loop
+from deepseek_serve.prompt import prompt_length
 from deepseek_serve.protocol.chat import ChatRequest
 from deepseek_serve.state import ServerState
-
-
-async def prompt_length(state: ServerState, chat: ChatRequest) -> int:
-    """Tokens of the prompt. Raises as :func:`prompt_of`, and an error that says 503 while there is no model."""
-    _, tokenizer = state.model(chat.model).running()
-    encode, _ = prompt_of(chat, tokenizer)
-    return len(await off_loop(state, encode))
 
 
 async def shortened(state: ServerState, chat: ChatRequest) -> ChatRequest:
     """``chat`` without its oldest turns, as few of them as possible, so that prompt and answer fit the context.
 
     What is cut ends where somebody asks something, so that no call loses its result. System messages at the beginning
-    stay, and so does the last question, whether it fits or not. Raises as :func:`prompt_of`.
+    stay, and so does the last question, whether it fits or not. Raises as
+    :func:`prompt_length`.
     """
     info, _ = state.model(chat.model).running()
     room = info.max_context - (chat.token_limit() or 1)

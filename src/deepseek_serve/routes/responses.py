@@ -13,6 +13,7 @@ from deepseek_serve.answers import admit
 from deepseek_serve.entry import BatchEntry, Entry
 from deepseek_serve.errors import ApiError
 from deepseek_serve.limits import read_body
+from deepseek_serve.prompt import prompt_length
 from deepseek_serve.protocol.chat import ChatRequest
 from deepseek_serve.protocol.common import InvalidFieldError
 from deepseek_serve.protocol.files import Deleted, ObjectList, page, whole_number
@@ -21,7 +22,7 @@ from deepseek_serve.protocol.responses_api.request import InputRequest, Response
 from deepseek_serve.reference.described import PAGE_QUERY, PROBLEMS, STORE_PROBLEMS, described
 from deepseek_serve.responses.conversation import chat_request, earlier_items, errors_in_own_words, input_items
 from deepseek_serve.responses.run import ResponseRun
-from deepseek_serve.responses.truncation import prompt_length, shortened
+from deepseek_serve.responses.truncation import shortened
 from deepseek_serve.state import ServerState, state_of
 from deepseek_serve.store.responses import UNFINISHED
 from deepseek_serve.streaming import EventStream, Wire, whole_answer
