@@ -13,7 +13,7 @@ from deepseek.errors import InvalidRequestError
 from deepseek.sampling import SamplingParams
 from deepseek.tokenizer.tokenizer import Tokenizer
 from deepseek_serve.config import ServeConfig
-from deepseek_serve.generation import check_constraint
+from deepseek_serve.generation import check_constraint, off_loop
 from deepseek_serve.models import ServedModel
 from deepseek_serve.parsing import thinking
 from deepseek_serve.parsing.answer import AnswerParser
@@ -123,6 +123,14 @@ def prompt_of(
         opened=opened,
         special=form.special,
     )
+
+
+async def prompt_length(state: ServerState, chat: ChatRequest) -> int:
+    """Tokens of a chat's prompt. Raises as :func:`prompt_of`, and an error that says 503 while there is no model."""
+    model = state.model(chat.model)
+    _, tokenizer = model.running()
+    prompt = await off_loop(state, lambda: prompt_of(state.config, model, tokenizer, chat, chat.tooling()))
+    return len(prompt.tokens)
 
 
 def _format_of_calls(model: ServedModel, form: ChatFormat, body: ChatRequest, tools: Tooling) -> Format | None:

@@ -1,6 +1,7 @@
 """A scripted engine and a byte tokenizer: the process boundary and the server are tested without torch and weights.
 
-A token is a byte; 256 ends an answer, 257 begins a prompt. The prompt's text steers the engine:
+A token is a byte; 256 ends an answer, 257 begins a prompt. Around a hole stand 258 and 259, and the letter Q plays
+the file separator that ends what fills it. The prompt's text steers the engine:
 
 ``[long]``    an answer that goes on until ``max_tokens``; otherwise it is :data:`ANSWER`
 ``[slow]``    every step takes 20 ms
@@ -194,6 +195,12 @@ class FakeTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
         return [BOS] * add_special_tokens + list(text.encode())
+
+    fim_end_ids = frozenset({258, 259, ord("Q")})
+
+    def encode_fim(self, before: str | Sequence[int], behind: str) -> list[int]:
+        start = before.encode() if isinstance(before, str) else before
+        return [BOS, *start, 258, *behind.encode(), 259]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
