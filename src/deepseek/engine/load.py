@@ -12,7 +12,7 @@ from deepseek.config import EngineConfig
 from deepseek.engine.constraints import Constraints
 from deepseek.engine.draft_model import DraftModel, vocabulary_difference
 from deepseek.engine.engine import Engine
-from deepseek.engine.events import EngineInfo
+from deepseek.engine.events import EmbeddingInfo, EngineInfo
 from deepseek.engine.execution import choose_execution
 from deepseek.engine.memory import plan_pages
 from deepseek.engine.speculation import EXPERTS_ROW_COST, ROW_COST, Drafter, LookupDrafter, Speculation
@@ -20,6 +20,7 @@ from deepseek.errors import ConfigurationError
 from deepseek.hub.open import open_checkpoint
 from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import resolve
+from deepseek.hub.sentence_transformers import SentenceSettings, read_settings
 from deepseek.models.base import Model
 from deepseek.models.registry import parse_config
 from deepseek.tokenizer.load import load_tokenizer
@@ -76,6 +77,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         weights_bytes=model.weights_bytes,
         load_seconds=time.perf_counter() - started,
         backends=dict(execution.backends(model)),
+        embedding=embedding_info(read_settings(files.path, checkpoint.config), model.hidden_size),
     )
     logger.info(
         "loaded %s (%s, %s): weights %.2f GiB, KV cache %.2f GiB for %d tokens, context %d, in %.1f s",
@@ -89,6 +91,21 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         info.load_seconds,
     )
     return LoadedEngine(engine, info, tokenizer)
+
+
+def embedding_info(settings: SentenceSettings, dimensions: int) -> EmbeddingInfo:
+    """How a model's vectors are made.
+
+    Models made for it say in their files how: decoders such as Qwen3-Embedding by their last token (arXiv:2506.05176).
+    For others it is the mean, which sentence-transformers takes too for a model that says nothing: without training for
+    it, a last token's state tells of the next token rather than of the text (Springer et al. 2024, arXiv:2402.15449).
+    """
+    return EmbeddingInfo(
+        dimensions=dimensions,
+        pooling=settings.pooling or "mean",
+        normalize=settings.normalize is not False,
+        shorter=settings.shorter,
+    )
 
 
 def _size(
