@@ -32,6 +32,7 @@ from deepseek.sampling import SamplingParams
 from deepseek.threads import wait_politely
 
 if TYPE_CHECKING:
+    from deepseek.engine.encoder import EncoderEngine
     from deepseek.engine.engine import Engine
     from deepseek.tokenizer.tokenizer import Tokenizer
 
@@ -126,7 +127,7 @@ class LLM:
         loaded = load_engine(self.config, progress)
         self.info: EngineInfo = loaded.info
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self._engine: Engine = loaded.engine
+        self._engine: Engine | EncoderEngine = loaded.engine
         self._next_id = 0
 
     def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[Generation]:

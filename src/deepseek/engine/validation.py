@@ -34,13 +34,18 @@ def check_request(
     else:
         check_tokens(request.prompt, vocab_size)
         _check_generate(request, vocab_size, max_context, constraints)
-    if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
+    check_urgency(request.priority, request.weight)
+
+
+def check_urgency(priority: int, weight: float) -> None:
+    """Raises InvalidRequestError."""
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         raise InvalidRequestError(
-            f"priority must be {-MAX_PRIORITY} to {MAX_PRIORITY}, not {request.priority}.", param="priority"
+            f"priority must be {-MAX_PRIORITY} to {MAX_PRIORITY}, not {priority}.", param="priority"
         )
-    if not 1 / MAX_WEIGHT <= request.weight <= MAX_WEIGHT:
+    if not 1 / MAX_WEIGHT <= weight <= MAX_WEIGHT:
         raise InvalidRequestError(
-            f"weight must be {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}, not {request.weight!r}.", param="weight"
+            f"weight must be {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}, not {weight!r}.", param="weight"
         )
 
 
