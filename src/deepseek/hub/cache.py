@@ -1,7 +1,7 @@
 """Where downloaded models live, and how a finished one is told from a broken one.
 
-``models/NAME/FILE``, perhaps with companions, lies beside a ``manifest.json`` that was written after hashes were checked.
-Work in progress lies in ``models/NAME.partial/`` and becomes ``models/NAME`` by one rename.
+``models/NAME/FILE`` (and companions) beside a ``manifest.json`` that was written after the SHA-256 was checked. Work in
+progress lies in ``models/NAME.partial/`` and becomes ``models/NAME`` by one rename.
 """
 
 from __future__ import annotations
