@@ -126,6 +126,22 @@ async def test_hanging_engine_loses_readiness_then_is_replaced() -> None:
         assert client.responsive
 
 
+async def test_stopped_engine_is_replaced() -> None:
+    async with fake_client(stopped_timeout=0.5) as client:
+        await client.start()
+        assert client.pid is not None
+        before = client.pid
+        task = asyncio.create_task(collect(client, request("s", "[long][slow]")))
+        os.kill(before, signal.SIGSTOP)
+        await until(lambda: not client.responsive)
+        events = await task
+        assert "stopped by a signal" in str(events[-1].error)
+        async with asyncio.timeout(10):
+            await client.wait_ready()
+        assert client.pid != before
+        assert (await collect(client, request("next")))[-1].finish_reason == "stop"
+
+
 async def test_stopped_engine_loses_readiness_while_idle_and_regains_it() -> None:
     async with fake_client(stale_after=0.5) as client:
         await client.start()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import psutil
 import zmq
 import zmq.asyncio
 
@@ -41,6 +42,7 @@ class RuntimeOptions:
         ping_interval: time between two signs of life asked for.
         stale_after: no progress for this long: not ready, but perhaps only slow.
         hang_timeout: no progress for this long: the process is killed and replaced.
+        stopped_timeout: the same for a process that somebody has stopped (SIGSTOP), which is not ready at once.
         start_timeout: a process that has not loaded after this long is killed.
         max_failures: this many ends in a row, without a token served between them: no further start.
         healthy_after: a process that was ready this long ends a row of failures.
@@ -56,6 +58,7 @@ class RuntimeOptions:
     ping_interval: float = 2.0
     stale_after: float = 15.0
     hang_timeout: float = 120.0
+    stopped_timeout: float = 10.0
     start_timeout: float = 900.0
     max_failures: int = 5
     healthy_after: float = 60.0
@@ -150,6 +153,14 @@ class EngineProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has stopped the process (SIGSTOP) and not let it go on."""
+        try:
+            return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:  # it has ended
+            return False
 
     def send(self, message: ToEngine) -> None:
         """Queue a message; never blocks. To a process that has ended it is lost, as is the process's work."""
@@ -353,7 +364,7 @@ class Supervisor:
         stopped, the engine is not blamed for it.
         """
         options = self._options
-        loading, nonce, before = 0.0, 0, time.monotonic()
+        loading, stopped, nonce, before = 0.0, 0.0, 0, time.monotonic()
         while True:
             await asyncio.sleep(options.ping_interval)
             now = time.monotonic()
@@ -364,6 +375,11 @@ class Supervisor:
                     return f"the engine did not load within {options.start_timeout:g} s"
                 continue
             self._quiet += elapsed
+            stopped = stopped + elapsed if process.stopped else 0.0
+            if stopped:
+                self._quiet = max(self._quiet, options.stale_after)
+            if stopped >= options.stopped_timeout:
+                return f"the engine process was stopped by a signal, for {options.stopped_timeout:g} s"
             if self._quiet >= options.hang_timeout:
                 return f"the engine made no progress for {options.hang_timeout:g} s"
             nonce += 1
