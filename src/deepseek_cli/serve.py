@@ -29,6 +29,9 @@ def serve(
         str, typer.Option(metavar="URL", help="who counts requests per minute: memory, or redis://host:6379/0")
     ] = "memory",
     served_model_name: Annotated[str, typer.Option(help="name that clients ask for")] = PUBLIC_NAME,
+    embedding_model: Annotated[
+        str | None, typer.Option(help="one more model, for /v1/embeddings, such as all-minilm-l6-v2")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or int4")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="keys and values: auto, fp16 or int8")] = "auto",
     device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
@@ -110,6 +113,7 @@ def serve(
             api_keys=load_keys(api_key or (), api_key_file),
             limits_store=limits_store,
             served_model_name=served_model_name,
+            embedding_model=embedding_model,
             max_sequences=max_sequences,
             max_waiting_tokens=max_waiting_tokens,
             keep_alive_lines=keep_alive_lines,

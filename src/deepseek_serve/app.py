@@ -13,6 +13,7 @@ from deepseek_serve.routes import (
     batches,
     chat,
     completions,
+    embeddings,
     files,
     health,
     metrics,
@@ -39,6 +40,7 @@ OPEN_ROUTES = ("/health/live", "/health/ready", "/metrics", "/", "/playground/{v
 PROTECTED: tuple[APIRouter, ...] = (
     chat.router,
     completions.router,
+    embeddings.router,
     models.router,
     tokenize.router,
     files.router,

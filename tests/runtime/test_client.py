@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from deepseek.engine.events import GenerateRequest, ScoreRequest, TokenEvent
+from deepseek.engine.events import EmbedRequest, GenerateRequest, ScoreRequest, TokenEvent
 from deepseek.errors import EngineDeadError, EngineOverloadedError, EngineStartError, InvalidRequestError
 from deepseek.runtime.client import EngineClient
 from deepseek.sampling import SamplingParams
