@@ -36,8 +36,10 @@ serve: $(RUNTIME_STAMP)  ## serve MODEL (default: qwen2.5-coder-1.5b-instruct) o
 chat: $(RUNTIME_STAMP)  ## talk to MODEL in the terminal
 	$(BIN)/deepseek chat $(MODEL)
 
-test: $(DEV_STAMP)  ## the test suite: CPU, no network but for the 98 MB test model
-	$(BIN)/deepseek pull smollm2-135m-instruct || echo "the test model cannot be had; tests that need it are skipped"
+test: $(DEV_STAMP)  ## the test suite: CPU, no network but for two test models, 190 MB
+	for model in smollm2-135m-instruct all-minilm-l6-v2; do \
+		$(BIN)/deepseek pull $$model || echo "$$model cannot be had; tests that need it are skipped"; \
+	done
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: $(DEV_STAMP)  ## tests that take minutes or need the larger models

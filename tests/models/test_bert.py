@@ -22,12 +22,10 @@ from deepseek.errors import (
     CheckpointError,
     ConfigurationError,
     ContextLengthError,
-    HubError,
     InvalidRequestError,
     UnsupportedModelError,
 )
 from deepseek.hub.open import open_checkpoint
-from deepseek.hub.resolve import resolve
 from deepseek.hub.sentence_transformers import read_settings
 from deepseek.kernels.registry import bind
 from deepseek.models.bert import Bert, load_bert, parse_bert
@@ -262,14 +260,6 @@ SENTENCES = [
     "Crème brûlée, 北京 & [SEP] naïve café!",
     "word " * 200,
 ]
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    try:
-        return resolve("all-minilm-l6-v2", offline=True).path
-    except HubError as error:
-        pytest.skip(f"all-minilm-l6-v2 is not in the cache: {error}")
 
 
 def test_minilm_equals_transformers(minilm: Path) -> None:
