@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow test-sanitized fuzz check format bench bench-engine bench-speculation bench-invariance bench-peers bench-quality bench-serving \
+.PHONY: help serve chat test test-slow test-sanitized fuzz check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-peers bench-quality bench-serving \
         peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
 
 help:  ## this list
@@ -84,6 +84,10 @@ bench-engine: $(DEV_STAMP)  ## the engine against transformers, in turn, on one 
 bench-speculation: $(DEV_STAMP)  ## code edits with and without speculation, in turn
 	$(BIN)/deepseek pull $(MODEL)
 	$(BIN)/python -m benchmarks.speculation --model $(MODEL) --json benchmarks/results/speculation.json
+
+bench-embeddings: $(DEV_STAMP)  ## sentences through all-minilm-l6-v2, ours and transformers in turn
+	$(BIN)/deepseek pull all-minilm-l6-v2
+	$(BIN)/python -m benchmarks.embeddings --json benchmarks/results/embeddings.json
 
 bench-invariance: $(RUNTIME_STAMP)  ## do seeded answers change with what else is in the batch?
 	$(BIN)/python -m benchmarks.batch_invariance --dtype auto
