@@ -95,7 +95,7 @@ def test_dimensions_where_the_model_has_them(sdk: openai.OpenAI, http: httpx.Cli
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        ({"input": ""}, "input[0]", "invalid_value"),
+        ({"input": ""}, "input", "invalid_value"),
         ({"input": []}, "input", "invalid_value"),
         ({"input": ["a", ""]}, "input[1]", "invalid_value"),
         ({"input": [[1], []]}, "input[1]", "invalid_value"),
@@ -109,6 +109,8 @@ def test_dimensions_where_the_model_has_them(sdk: openai.OpenAI, http: httpx.Cli
         ({"input": "x" * 2048}, "input", "context_length_exceeded"),
         ({"input": "x" * 64, "model": ENCODER}, "input", "context_length_exceeded"),
         ({"input": ["x" * 2000] * 151}, "input", "max_tokens_per_request"),
+        ({"input": [[1] * 150_001] * 2}, "input", "max_tokens_per_request"),
+        ({"input": [1] * 300_001}, "input", "array_above_max_length"),
         ({"encoding_format": "hex"}, "encoding_format", "invalid_value"),
         ({"dimensions": 0}, "dimensions", "invalid_value"),
         ({"wish": 1}, "wish", "unknown_parameter"),

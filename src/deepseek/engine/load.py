@@ -55,11 +55,11 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     files = resolve(config.model, offline=config.offline, progress=RichProgress())
     with ThreadPoolExecutor(1) as executor:
         tokenizer_future = executor.submit(load_tokenizer, files.path)
-        constraints_future = executor.submit(lambda: Constraints(tokenizer_future.result()))
         checkpoint = open_checkpoint(files.path)
         try:
             if is_encoder(checkpoint.config):
                 return _load_encoder(config, files, checkpoint, tokenizer_future.result(), started, progress)
+            constraints_future = executor.submit(lambda: Constraints(tokenizer_future.result()))
             parsed = parse_config(checkpoint.config)
             max_context = _context(config, parsed.max_context)
             execution = choose_execution(config, checkpoint, parsed)

@@ -80,36 +80,8 @@ class Sequence:
         cls, request: EngineRequest, *, end_ids: frozenset[int], seed: int, max_context: int, isolate_seeds: bool
     ) -> Sequence:
         """The initial state of a validated request; ``isolate_seeds`` isolates one that brings a seed."""
-        if isinstance(request, ScoreRequest):
-            return cls(
-                request_id=request.request_id,
-                tokens=list(request.tokens),
-                prompt_length=len(request.tokens),
-                params=None,
-                seed=seed,
-                stop_ids=frozenset(),
-                max_length=len(request.tokens),
-                score_start=request.start,
-                cache_salt=request.cache_salt,
-            )
-        if isinstance(request, EmbedRequest):
-            return cls(
-                request_id=request.request_id,
-                tokens=list(request.tokens),
-                prompt_length=len(request.tokens),
-                params=None,
-                seed=seed,
-                stop_ids=frozenset(),
-                max_length=len(request.tokens),
-                score_start=None,
-                cache_salt=f"seeded {request.cache_salt}",
-                reproducible=not isolate_seeds,
-                priority=request.priority,
-                tenant=request.tenant,
-                weight=request.weight,
-                pooler=Pooler.of(request),
-            )
-        assert isinstance(request, GenerateRequest)
+        if not isinstance(request, GenerateRequest):
+            return cls._without_answer(request, seed=seed, reproducible=not isolate_seeds)
         params = request.params
         reproducible = params.seed is not None
         # A constrained answer that has come to its end can only end.
@@ -131,6 +103,26 @@ class Sequence:
             tenant=request.tenant,
             weight=request.weight,
         )
+
+    @classmethod
+    def _without_answer(cls, request: ScoreRequest | EmbedRequest, *, seed: int, reproducible: bool) -> Sequence:
+        sequence = cls(
+            request_id=request.request_id,
+            tokens=list(request.tokens),
+            prompt_length=len(request.tokens),
+            params=None,
+            seed=seed,
+            stop_ids=frozenset(),
+            max_length=len(request.tokens),
+            score_start=request.start if isinstance(request, ScoreRequest) else None,
+            cache_salt=request.cache_salt,
+        )
+        if isinstance(request, EmbedRequest):
+            sequence.pooler = Pooler.of(request)
+            sequence.priority, sequence.tenant, sequence.weight = request.priority, request.tenant, request.weight
+            if reproducible:
+                sequence.reproducible, sequence.cache_salt = True, f"seeded {request.cache_salt}"
+        return sequence
 
     @property
     def group(self) -> str:

@@ -31,10 +31,10 @@ class EmbeddingRequest(Strict):
     def inputs(self) -> list[str | list[int]]:
         """One or several texts or token lists, none of them empty. Raises :class:`InvalidRequestError`."""
         given = self.input
-        if isinstance(given, str) or (given and all(_is_token(item) for item in given)):
-            given = [given]
         if not given:
             raise InvalidFieldError("input", "it is empty")
+        if isinstance(given, str) or (len(given) <= MAX_TOKENS and all(map(_is_token, given))):
+            given = [given]
         if len(given) > MAX_INPUTS:
             raise InvalidRequestError(
                 f"Invalid 'input': array too long. Expected an array with maximum length {MAX_INPUTS}, but got an "
@@ -42,6 +42,7 @@ class EmbeddingRequest(Strict):
                 param="input",
                 code="array_above_max_length",
             )
+        check_total(sum(len(item) for item in given if isinstance(item, list)))  # before anybody looks at each of them
         for index, item in enumerate(given):
             if not isinstance(item, str) and not (isinstance(item, list) and all(map(_is_token, item))):
                 raise InvalidFieldError(f"input[{index}]", "an input is a string or a list of token ids")
@@ -72,6 +73,16 @@ class EmbeddingList(msgspec.Struct):
     model: str
     usage: EmbeddingUsage
     object: str = "list"
+
+
+def check_total(tokens: int) -> None:
+    """Raises :class:`InvalidRequestError` for more tokens than a request may have."""
+    if tokens > MAX_TOKENS:
+        raise InvalidRequestError(
+            f"Requested {tokens} tokens, max {MAX_TOKENS} tokens per request. Send the inputs in several requests.",
+            param="input",
+            code="max_tokens_per_request",
+        )
 
 
 def _is_token(value: Any) -> bool:

@@ -18,7 +18,7 @@ from deepseek_serve.embedding import EmbeddingJob
 from deepseek_serve.entry import BatchEntry, Entry
 from deepseek_serve.generation import off_loop
 from deepseek_serve.limits import read_body
-from deepseek_serve.protocol.embeddings import MAX_TOKENS, Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
+from deepseek_serve.protocol.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage, check_total
 from deepseek_serve.state import ServerState, state_of
 from deepseek_serve.streaming import whole_answer
 
@@ -64,6 +64,7 @@ async def _admit(state: ServerState, body: EmbeddingRequest, entry: Entry) -> Em
 
 def _check_texts(texts: Sequence[list[int]], info: EngineInfo) -> None:
     """Refuse what the engine would refuse, and more than a request may have."""
+    check_total(sum(map(len, texts)))
     for index, text in enumerate(texts):
         if not text:
             raise InvalidRequestError(f"Invalid 'input[{index}]': it has no tokens.", param="input")
@@ -79,12 +80,6 @@ def _check_texts(texts: Sequence[list[int]], info: EngineInfo) -> None:
                 f"{len(text)} tokens in 'input[{index}]'. Please reduce the length of the input.",
                 param="input",
             )
-    if (tokens := sum(map(len, texts))) > MAX_TOKENS:
-        raise InvalidRequestError(
-            f"Requested {tokens} tokens, max {MAX_TOKENS} tokens per request. Send the inputs in several requests.",
-            param="input",
-            code="max_tokens_per_request",
-        )
 
 
 async def _whole(state: ServerState, body: EmbeddingRequest, job: EmbeddingJob) -> EmbeddingList:
