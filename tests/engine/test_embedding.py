@@ -178,6 +178,15 @@ def test_torch_equals_transformers(name: str, pooling: Pooling) -> None:
         np.testing.assert_allclose(vector, reference(theirs(name), text, pooling), atol=2e-5)
 
 
+def test_a_decoder_saved_without_its_head(tmp_path: Path) -> None:
+    """As Qwen3-Embedding is published."""
+    whole = theirs("qwen3-bias-tied")
+    whole.model.save_pretrained(tmp_path)
+    model = load_model(open_checkpoint(tmp_path), ops=bind("cpu"), dtype=torch.float32, device="cpu")
+    (text,) = texts_of(tiny.VOCAB)[2:3]
+    np.testing.assert_allclose(of_model(model, [text], "last")[0], reference(whole, text, "last"), atol=2e-5)
+
+
 @NATIVE
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("name", ["llama-wide", "qwen3-wide", "gemma3", "deepseek-v3-wide", "qwen3-moe"])
