@@ -32,6 +32,10 @@ def serve(
     embedding_model: Annotated[
         str | None, typer.Option(help="one more model, for /v1/embeddings, such as all-minilm-l6-v2")
     ] = None,
+    tool_parser: Annotated[
+        str, typer.Option(help="how models write calls: auto, none, hermes, qwen3_coder, llama3_json, deepseek_v3 ...")
+    ] = "auto",
+    reasoning_parser: Annotated[str, typer.Option(help="how models think: auto, none or think")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or int4")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="keys and values: auto, fp16 or int8")] = "auto",
     device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
@@ -60,6 +64,7 @@ def serve(
     ] = False,
     drain_timeout: Annotated[float, typer.Option(help="seconds for running requests after SIGTERM")] = 30.0,
     playground: Annotated[bool, typer.Option(help="serve a chat page at /")] = True,
+    docs: Annotated[bool, typer.Option(help="serve the reference at /docs and /openapi.json")] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
     log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal")] = "auto",
     otlp_endpoint: Annotated[
@@ -114,11 +119,14 @@ def serve(
             limits_store=limits_store,
             served_model_name=served_model_name,
             embedding_model=embedding_model,
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
             max_sequences=max_sequences,
             max_waiting_tokens=max_waiting_tokens,
             keep_alive_lines=keep_alive_lines,
             drain_timeout=drain_timeout,
             playground=playground,
+            docs=docs,
             log_level=log_level,
             log_format=cast("LogFormat", log_format),
             otlp_endpoint=otlp_endpoint,

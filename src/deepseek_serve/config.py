@@ -8,6 +8,7 @@ from deepseek.config import PUBLIC_NAME, EngineConfig
 from deepseek.errors import ConfigurationError
 from deepseek_serve.auth import ApiKey
 from deepseek_serve.observability.logs import FORMATS, LogFormat
+from deepseek_serve.parsing.detect import check_names
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,6 +24,10 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         served_model_name: the name clients ask for, besides the model's real one.
         embedding_model: one more model, for ``/v1/embeddings``, in an engine of its own; named as ``engine.model`` is,
             and served under its real name. None: the engine's own model makes embeddings alone.
+        tool_parser: the format in which models write calls (:mod:`deepseek_serve.parsing.formats`); ``auto`` takes that
+            of a model's chat template, ``none`` refuses tools.
+        reasoning_parser: ``think`` for models that think inside of ``<think>``; ``auto`` asks the chat template,
+            ``none`` leaves thoughts in the answer.
         max_sequences: answers (requests times ``n``) admitted at a time, running and queued; None takes four times
             the engine's ``max_running``. One more gets 503.
         max_waiting_tokens: prompt tokens that may wait for their first step; None takes 512 for each answer admitted,
@@ -31,6 +36,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         drain_timeout: seconds that running requests get to finish after SIGTERM.
         keep_alive_interval: seconds of silence in a stream after which a comment is sent.
         playground: serve the page at ``/``.
+        docs: serve the reference at ``/docs`` and ``/openapi.json``, without a key.
         keep_alive_lines: fill silences of answers that are not streamed too, with empty lines before the JSON. The
             first of them commits the status 200: an error that comes later is an error body under that status.
         log_level: of server and engine.
@@ -52,12 +58,15 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     limits_store: str = "memory"
     served_model_name: str = PUBLIC_NAME
     embedding_model: str | None = None
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
     max_sequences: int | None = None
     max_waiting_tokens: int | None = None
     max_body_bytes: int = 16 << 20
     drain_timeout: float = 30.0
     keep_alive_interval: float = 15.0
     playground: bool = True
+    docs: bool = True
     keep_alive_lines: bool = False
     log_level: str = "info"
     log_format: LogFormat = "auto"
@@ -81,6 +90,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigurationError(f"log_level must be debug, info, warning or error, not {self.log_level!r}.")
         if self.log_format not in FORMATS:
             raise ConfigurationError(f"log_format must be one of {', '.join(FORMATS)}, not {self.log_format!r}.")
+        check_names(self.tool_parser, self.reasoning_parser)
         if self.max_sequences is not None and self.max_sequences < 1:
             raise ConfigurationError(f"max_sequences must be at least 1, not {self.max_sequences}.")
         if self.max_waiting_tokens is not None and self.max_waiting_tokens < 1:

@@ -17,6 +17,7 @@ from deepseek.runtime.client import RETRY_WHILE_STARTING, EngineClient
 
 if TYPE_CHECKING:
     from deepseek.tokenizer.tokenizer import Tokenizer
+    from deepseek_serve.parsing.detect import ChatFormat
 
 
 class ServedModel:
@@ -28,6 +29,7 @@ class ServedModel:
         config: settings of its engine.
         client: its engine.
         tokenizer: None until it is loaded; the model does not run before.
+        chat_format: how it writes calls and thoughts; None until the first chat asks.
         created: when it was asked for, seconds since 1970.
         fingerprint: changes with whatever may change its answers.
     """
@@ -38,6 +40,7 @@ class ServedModel:
         self.config = config
         self.client = client
         self.tokenizer: Tokenizer | None = None
+        self.chat_format: ChatFormat | None = None
         self.created = int(time.time())
         identity = f"{__version__}/{real_name}/{config.dtype}/{config.backend}"
         self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]

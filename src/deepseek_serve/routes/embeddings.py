@@ -19,6 +19,7 @@ from deepseek_serve.entry import BatchEntry, Entry
 from deepseek_serve.generation import off_loop
 from deepseek_serve.limits import read_body
 from deepseek_serve.protocol.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage, check_total
+from deepseek_serve.reference.described import PROBLEMS, described
 from deepseek_serve.state import ServerState, state_of
 from deepseek_serve.streaming import whole_answer
 
@@ -27,6 +28,14 @@ router = APIRouter()
 
 @router.post("/v1/embeddings")
 @router.post("/embeddings")
+@described(
+    tag="Embeddings",
+    body=EmbeddingRequest,
+    answer=EmbeddingList,
+    items=Embedding,
+    errors=(*PROBLEMS, 404),
+    example={"model": "deepseek-v2.1", "input": ["A man is eating food.", "Someone has a meal."]},
+)
 async def create_embeddings(request: Request) -> Response:
     """A vector for each of one or several texts."""
     state = state_of(request)

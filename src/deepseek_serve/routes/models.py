@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from deepseek_serve.models import ServedModel
 from deepseek_serve.protocol.responses import ModelCard, ModelList
+from deepseek_serve.reference.described import described
 from deepseek_serve.state import state_of
 
 router = APIRouter()
@@ -16,6 +17,7 @@ router = APIRouter()
 
 @router.get("/v1/models")
 @router.get("/models")
+@described(tag="Models", answer=ModelList, errors=(401, 402, 429, 500))
 async def list_models(request: Request) -> Response:
     """The models of this server, each under its public name."""
     state = state_of(request)
@@ -24,6 +26,7 @@ async def list_models(request: Request) -> Response:
 
 @router.get("/v1/models/{model:path}")
 @router.get("/models/{model:path}")
+@described(tag="Models", answer=ModelCard, errors=(401, 402, 404, 429, 500))
 async def retrieve_model(request: Request, model: str) -> Response:
     """A model by any of its names."""
     state = state_of(request)
