@@ -23,6 +23,7 @@ from deepseek.errors import (
     EngineOverloadedError,
     InvalidRequestError,
 )
+from deepseek_serve.last_response import LastResponse
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -104,7 +105,8 @@ def error_body(error: ApiError, scope: Scope) -> bytes:
 def error_response(error: ApiError, scope: Scope) -> Response:
     """The response in the words of the API that the request was sent to."""
     status = _anthropic_status(error) if speaks_anthropic(scope) else error.status
-    return Response(error_body(error, scope), status, error.headers, "application/json")
+    kind = LastResponse if error.headers.get("connection") == "close" else Response
+    return kind(error_body(error, scope), status, error.headers, "application/json")
 
 
 def _anthropic_status(error: ApiError) -> int:

@@ -219,6 +219,20 @@ def test_too_long_is_told_before_everything_is_read(keyed: Server) -> None:
         assert client.recv(1000).startswith(b"HTTP/1.1 413")
 
 
+def test_who_sends_on_after_the_refusal_gets_it_all_the_same(keyed: Server) -> None:
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-one\r\n"
+        f"content-type: multipart/form-data; boundary={BOUNDARY}\r\ncontent-length: {2 * LIMIT}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", keyed.port), timeout=10) as client:
+        client.sendall(head.encode())
+        time.sleep(0.2)
+        for _ in range(20):
+            client.sendall(b"x" * (LIMIT // 10))
+            time.sleep(0.005)
+        assert client.recv(1000).startswith(b"HTTP/1.1 413")
+
+
 def test_quota_of_a_key(keyed: Server, data_dir: Path) -> None:
     with sdk_of(keyed, "sk-two") as sdk:
         made = [sdk.files.create(file=io.BytesIO(b"x" * LIMIT), purpose="user_data") for _ in range(5)]
