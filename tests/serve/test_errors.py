@@ -187,8 +187,6 @@ def test_models(http: httpx.Client) -> None:
         ("DELETE", "/v1/models", 405),
         ("POST", "/health/live", 405),
         ("GET", "/v1/chat/completions/", 404),
-        ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
     ],
 )
 def test_routes_that_are_not_there(http: httpx.Client, method: str, path: str, status: int) -> None:
