@@ -108,8 +108,10 @@ class CallOfMessage(Strict):
         return {"id": self.id, "type": "function", "function": function}
 
 
-ToolChoiceField = Annotated[ToolChoice, BeforeValidator(_word_as_type)]
-FunctionChoiceField = Annotated[FunctionChoice, BeforeValidator(_word_as_mode)]
+ToolChoiceField = Annotated[ToolChoice, BeforeValidator(_word_as_type, json_schema_input_type=Mode | ToolChoice)]
+FunctionChoiceField = Annotated[
+    FunctionChoice, BeforeValidator(_word_as_mode, json_schema_input_type=Literal["none", "auto"] | FunctionChoice)
+]
 
 
 @dataclass(frozen=True)
