@@ -169,7 +169,11 @@ def errors_in_own_words() -> Iterator[None]:
     except ChatTemplateError as error:
         raise ApiError(400, str(error), param="input", code="chat_template_error") from error
     except InvalidRequestError as error:
-        old = re.split(r"[.\[]", error.param or "")[0]
+        param = error.param or ""
+        old = re.split(r"[.\[]", param)[0]
+        if old == "tools":  # a function here is what a chat has in an object around it
+            told = str(error).replace("].function", "]")
+            raise InvalidRequestError(told, param=param.replace("].function", "]"), code=error.code) from error
         if old not in FIELDS:
             raise
         new = FIELDS[old]
