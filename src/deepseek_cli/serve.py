@@ -29,6 +29,9 @@ def serve(
         str, typer.Option(metavar="URL", help="who counts requests per minute: memory, or redis://host:6379/0")
     ] = "memory",
     served_model_name: Annotated[str, typer.Option(help="name that clients ask for")] = PUBLIC_NAME,
+    embedding_model: Annotated[
+        str | None, typer.Option(help="one more model, for /v1/embeddings, such as all-minilm-l6-v2")
+    ] = None,
     tool_parser: Annotated[
         str, typer.Option(help="how models write calls: auto, none, hermes, qwen3_coder, llama3_json, deepseek_v3 ...")
     ] = "auto",
@@ -115,6 +118,7 @@ def serve(
             api_keys=load_keys(api_key or (), api_key_file),
             limits_store=limits_store,
             served_model_name=served_model_name,
+            embedding_model=embedding_model,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
             max_sequences=max_sequences,

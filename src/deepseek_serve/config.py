@@ -22,6 +22,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         limits_store: where requests and tokens per minute are counted: ``memory``, or the address of a Redis that
             several nodes share (``redis://host:6379/0``).
         served_model_name: the name clients ask for, besides the model's real one.
+        embedding_model: one more model, for ``/v1/embeddings``, in an engine of its own; named as ``engine.model`` is,
+            and served under its real name. None: the engine's own model makes embeddings alone.
         tool_parser: the format in which models write calls (:mod:`deepseek_serve.parsing.formats`); ``auto`` takes that
             of a model's chat template, ``none`` refuses tools.
         reasoning_parser: ``think`` for models that think inside of ``<think>``; ``auto`` asks the chat template,
@@ -55,6 +57,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     api_keys: tuple[ApiKey | str, ...] = ()
     limits_store: str = "memory"
     served_model_name: str = PUBLIC_NAME
+    embedding_model: str | None = None
     tool_parser: str = "auto"
     reasoning_parser: str = "auto"
     max_sequences: int | None = None
@@ -81,6 +84,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         msgspec.structs.force_setattr(self, "api_keys", keys)  # no key stays in memory, only what identifies it
         if not self.served_model_name.strip():
             raise ConfigurationError("served_model_name must not be empty.")
+        if self.embedding_model is not None and self.embedding_model in ("", self.engine.model):
+            raise ConfigurationError("embedding_model must be another model; leave it out to embed with the first one.")
         if self.log_level.lower() not in ("debug", "info", "warning", "error"):
             raise ConfigurationError(f"log_level must be debug, info, warning or error, not {self.log_level!r}.")
         if self.log_format not in FORMATS:
@@ -101,6 +106,14 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def capacity(self) -> int:
         """Answers admitted at a time."""
         return self.max_sequences or 4 * self.engine.max_running
+
+    @property
+    def embedding_engine(self) -> EngineConfig | None:
+        """Settings of the embedding model's engine, if there is one."""
+        if self.embedding_model is None:
+            return None
+        own = self.engine
+        return EngineConfig(model=self.embedding_model, device=own.device, threads=own.threads, offline=own.offline)
 
     @property
     def padding(self) -> float | None:

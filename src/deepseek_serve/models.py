@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from deepseek import __version__
 from deepseek.config import EngineConfig
 from deepseek.engine.events import EngineInfo
-from deepseek.errors import EngineOverloadedError
+from deepseek.errors import EngineOverloadedError, InvalidRequestError
 from deepseek.runtime.client import RETRY_WHILE_STARTING, EngineClient
 
 if TYPE_CHECKING:
@@ -80,3 +80,15 @@ class ServedModel:
         if self.tokenizer is None or self.client.info is None:
             raise EngineOverloadedError(f"The model {self.name} is starting.", retry_after=RETRY_WHILE_STARTING)
         return self.client.info, self.tokenizer
+
+    def generating(self) -> tuple[EngineInfo, Tokenizer]:
+        """As :meth:`running`, of a model that answers. Raises :class:`InvalidRequestError` for an encoder."""
+        info, tokenizer = self.running()
+        if not info.generates:
+            raise InvalidRequestError(
+                f"The model {self.name!r} makes embeddings and does not generate text: send its requests to "
+                "/v1/embeddings.",
+                param="model",
+                code="model_not_supported",
+            )
+        return info, tokenizer

@@ -15,18 +15,21 @@ import msgspec
 import uvicorn
 import uvloop
 
+from deepseek.config import EngineConfig
 from deepseek.errors import ConfigurationError, EngineStartError
 from deepseek.runtime.client import EngineClient
 from deepseek.runtime.supervisor import RuntimeOptions
 from deepseek_serve.app import create_app
 from deepseek_serve.batches.runner import BatchRunner
 from deepseek_serve.config import ServeConfig
+from deepseek_serve.http_protocol import BoundedProtocol
 from deepseek_serve.models import ServedModel
 from deepseek_serve.observability.logs import set_up
 from deepseek_serve.observability.process import raise_file_limit, watch_lag
 from deepseek_serve.state import ServerState
 
 if TYPE_CHECKING:
+    from deepseek.engine.events import EngineInfo
     from deepseek.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger("deepseek.serve")
@@ -49,8 +52,8 @@ def serve(
     Args:
         config: complete settings.
         options: how the engine process is watched.
-        load_tokenizer: returns (the model's real name, its tokenizer); None takes the model of ``config``. May
-            download, and is called before anything is started.
+        load_tokenizer: returns (the model's real name, its tokenizer, which an embedding model shares); None takes the
+            models of ``config``. May download, and is called before anything is started.
 
     Raises:
         ConfigurationError: the port is in use or not allowed; nothing has been loaded then.
@@ -60,8 +63,12 @@ def serve(
     as_json = set_up(config.log_level, config.log_format)
     raise_file_limit(config.capacity)
     with contextlib.closing(bind(config.host, config.port)) as listener:
-        real_name, tokenizer_of = _model_files(config) if load_tokenizer is None else _given(load_tokenizer)
-        uvloop.run(_Server(config, options, listener, real_name, tokenizer_of, as_json=as_json).run())
+        given = None if load_tokenizer is None else _given(load_tokenizer)
+        real_name, tokenizer_of = given or _model_files(config.engine)
+        server = _Server(config, options, listener, real_name, tokenizer_of, as_json=as_json)
+        if (engine := config.embedding_engine) is not None:
+            server.also_embed(engine, *((engine.model, given[1]) if given else _model_files(engine)))
+        uvloop.run(server.run())
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -93,13 +100,13 @@ def _bind_problem(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port}: {error.strerror or error}."
 
 
-def _model_files(config: ServeConfig) -> tuple[str, Callable[[], Tokenizer]]:
+def _model_files(config: EngineConfig) -> tuple[str, Callable[[], Tokenizer]]:
     """Download what is missing, with a progress bar; the tokenizer is loaded while the engine starts."""
     from deepseek.hub.progress import RichProgress
     from deepseek.hub.resolve import resolve
     from deepseek.tokenizer.load import load_tokenizer
 
-    files = resolve(config.engine.model, offline=config.engine.offline, progress=RichProgress())
+    files = resolve(config.model, offline=config.offline, progress=RichProgress())
     return files.name, lambda: load_tokenizer(files.path)
 
 
@@ -136,10 +143,18 @@ class _Server:
         client = EngineClient(config.engine, options)
         self._model = ServedModel((config.served_model_name, real_name), real_name, config.engine, client)
         self._state = ServerState(config, self._model)
+        self._embedding: tuple[ServedModel, Callable[[], Tokenizer]] | None = None
+        self._options = options
         self._batches = BatchRunner(self._state)
         self._state.metrics.watch_batches(self._batches)
         self._signals = 0
         self._signal_came = asyncio.Event()
+
+    def also_embed(self, engine: EngineConfig, real_name: str, load_tokenizer: Callable[[], Tokenizer]) -> None:
+        """Serve a second model, which starts beside the first one. To be called before :meth:`run`."""
+        model = ServedModel((real_name,), real_name, engine, EngineClient(engine, self._options))
+        self._embedding = (model, load_tokenizer)
+        self._state.models.append(model)
 
     async def run(self) -> None:
         self._catch_signals()
@@ -151,7 +166,7 @@ class _Server:
                 access_log=False,
                 lifespan="off",
                 ws="none",
-                http="httptools",
+                http=BoundedProtocol,
                 server_header=False,
                 proxy_headers=False,
                 backlog=BACKLOG,
@@ -195,11 +210,11 @@ class _Server:
 
     async def _start(self) -> None:
         """Wait for tokenizer and engine, then say where the server is."""
-        try:
-            await self._state.store.start()
-            info = await self._model.start(self._load_tokenizer, self._state.executor)
-        except EngineStartError as error:
-            raise EngineStartError(f"the model {self._config.engine.model!r} cannot be served: {error}") from error
+        await self._state.store.start()
+        if self._embedding is not None:
+            self._embedding[0].client.start_soon()
+        info = await self._start_model(self._model, self._load_tokenizer)
+        embedding = None if self._embedding is None else await self._start_model(*self._embedding)
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         kv = f"{info.kv_cache_bytes / 2**30:.2f} GiB for {info.kv_cache_tokens} tokens"
@@ -211,11 +226,19 @@ class _Server:
             f"  API keys  {len(self._config.api_keys) or 'none: everybody who reaches this address may use it'}",
             f"  loaded in {info.load_seconds:.1f} s",
         ]
+        if embedding is not None:
+            lines.insert(2, f"  vectors   {embedding.model} ({embedding.architecture}, {embedding.dtype})")
         if self._as_json:
             facts = msgspec.to_builtins(info) | {"model": self._model.name, "real_name": info.model}
             logger.info("DeepSeek V2.1 at http://%s:%d/v1 is ready", shown, port, extra={"fields": facts})
         else:
             print("\n".join(lines), flush=True)
+
+    async def _start_model(self, model: ServedModel, load_tokenizer: Callable[[], Tokenizer]) -> EngineInfo:
+        try:
+            return await model.start(load_tokenizer, self._state.executor)
+        except EngineStartError as error:
+            raise EngineStartError(f"the model {model.config.model!r} cannot be served: {error}") from error
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepseek.errors import CheckpointError, DownloadError, ModelNotFoundError
 from deepseek.hub import package_index, registry
-from deepseek.hub.cache import cached_file, reverify
+from deepseek.hub.cache import cached_model, reverify
 from deepseek.hub.progress import Progress, Silent
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_./-]+)?")
@@ -67,7 +67,7 @@ def resolve(name: str, *, offline: bool = False, progress: Progress | None = Non
 
 
 def _known(model: registry.KnownModel, offline: bool, progress: Progress) -> Path:
-    cached = cached_file(model)
+    cached = cached_model(model)
     if cached is not None:
         return cached
     if not offline:

@@ -70,7 +70,8 @@ async def count_input_tokens(request: Request) -> Response:
     state = state_of(request)
     body = InputRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
     chat = await _chat(state, request.state.tenant, body)
-    with errors_in_own_words():
+    with ExitStack() as resources, errors_in_own_words():
+        Entry(state, request, resources).take(1)  # chats wait for the same threads
         return _json(InputTokens(await prompt_length(state, chat)))
 
 
