@@ -174,6 +174,96 @@ def test_input_tokens(sdk: openai.OpenAI) -> None:
     assert longer.input_tokens > made.usage.input_tokens + len(ANSWER)
 
 
+# -- calls and thoughts -----------------------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL = {"type": "function", "name": "get", "description": "Weather", "parameters": SCHEMA}
+CALL = '<tool_call>\n{"name": "get", "arguments": {"city": "Köln"}}\n</tool_call>'
+ANSWERS = ["I look.\n" + CALL + CALL, CALL, "no call", "<think>\nhm</think>\n\nYes.", "<think>\nhm</think>\n\n" + CALL]
+
+
+def replayed(events: list[dict[str, Any]]) -> list[Any]:
+    """The output that the deltas of a stream make."""
+    items: list[Any] = []
+    for event in events:
+        if event["type"] == "response.output_item.added":
+            assert event["output_index"] == len(items)
+            items.append((event["item"]["type"], event["item"].get("name"), ""))
+        elif event["type"].endswith(".delta"):
+            kind, name, text = items[event["output_index"]]
+            items[event["output_index"]] = (kind, name, text + event["delta"])
+    return items
+
+
+def said(output: list[dict[str, Any]]) -> list[Any]:
+    return [
+        (item["type"], item.get("name"), item["arguments"] if "arguments" in item else item["content"][0]["text"])
+        for item in output
+    ]
+
+
+@pytest.mark.parametrize("text", ANSWERS)
+@pytest.mark.parametrize("limit", [None, 12, 60])
+def test_calls_and_thoughts_stream_as_they_are(server: Server, text: str, limit: int | None) -> None:
+    asked = body("[echo]" + text, tools=[TOOL], max_output_tokens=limit)
+    with server.client() as http:
+        whole = http.post(URL, json=asked).json()
+        events = events_of(http.post(URL, json=asked | {"stream": True}).text)
+    last = events[-1]["response"]
+    assert said(whole["output"]) == said(last["output"]) == replayed(events)
+    assert [item["status"] for item in whole["output"]] == [item["status"] for item in last["output"]]
+    assert (whole["status"], whole["tools"]) == (last["status"], [TOOL | {"strict": None}])
+    if limit is None:
+        assert whole["status"] == "completed" and {item["status"] for item in whole["output"]} == {"completed"}
+        kinds = [item["type"] for item in whole["output"]]
+        assert kinds.count("function_call") == text.count("<tool_call>")
+        assert ("reasoning" in kinds) == ("<think>" in text)
+        assert bool(whole["usage"]["output_tokens_details"]["reasoning_tokens"]) == ("<think>" in text)
+
+
+def test_a_call_and_its_result(server: Server, sdk: openai.OpenAI) -> None:
+    made = sdk.responses.create(model=MODEL, input="[echo]" + CALL, tools=[TOOL], tool_choice="required")  # type: ignore[list-item]
+    (call,) = made.output
+    assert call.type == "function_call" and json.loads(call.arguments) == {"city": "Köln"} and call.name == "get"
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "18 degrees"}
+    question = {"role": "user", "content": "[echo]It is warm."}
+    after: Any = {"model": MODEL, "tools": [TOOL]}
+    continued = sdk.responses.create(**after, input=[result, question], previous_response_id=made.id)
+    plain = sdk.responses.create(
+        **after, input=[{"role": "user", "content": "[echo]" + CALL}, *made.output, result, question], store=False
+    )
+    assert continued.output_text == plain.output_text == "It is warm."
+    assert continued.usage is not None and plain.usage is not None
+    assert continued.usage.input_tokens == plain.usage.input_tokens
+    with pytest.raises(openai.BadRequestError) as told:
+        sdk.responses.create(**after, input=[result | {"call_id": "other"}], previous_response_id=made.id)
+    assert told.value.param == "input[0].call_id"
+
+
+def test_a_call_that_was_cut_off_is_not_continued(server: Server, sdk: openai.OpenAI) -> None:
+    made = sdk.responses.create(model=MODEL, input="[echo]" + CALL, tools=[TOOL], max_output_tokens=55)  # type: ignore[list-item]
+    (call,) = made.output
+    assert call.type == "function_call" and call.status == "incomplete" and made.status == "incomplete"
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "18 degrees"}
+    with pytest.raises(openai.BadRequestError):
+        sdk.responses.create(model=MODEL, input=[result], previous_response_id=made.id)
+    again = sdk.responses.create(model=MODEL, input="[echo]x", previous_response_id=made.id)
+    assert again.output_text == "x"
+
+
+def test_sdk_parses_arguments(sdk: openai.OpenAI) -> None:
+    class Get(pydantic.BaseModel):
+        city: str
+
+    tool = openai.pydantic_function_tool(Get, name="get")["function"]
+    strict: Any = {"type": "function", **tool}
+    with sdk.responses.stream(model=MODEL, input="[echo]" + CALL, tools=[strict]) as stream:
+        snapshots = [event.snapshot for event in stream if event.type == "response.function_call_arguments.delta"]
+        (call,) = stream.get_final_response().output
+    assert call.type == "function_call" and call.parsed_arguments == {"city": "Köln"}
+    assert snapshots[-1] == call.arguments
+
+
 # -- conversations ----------------------------------------------------------------------------------------------
 
 
@@ -181,12 +271,12 @@ def test_conversation(sdk: openai.OpenAI) -> None:
     first = sdk.responses.create(model=MODEL, input="[echo]one", instructions="first", store=True)
     second = sdk.responses.create(model=MODEL, input="[echo]two", previous_response_id=first.id)
     third = sdk.responses.create(model=MODEL, input="[echo]three", previous_response_id=second.id, instructions="third")
-    said = [
+    turns = [
         *({"role": "user", "content": "[echo]one"}, {"role": "assistant", "content": "one"}),
         *({"role": "user", "content": "[echo]two"}, {"role": "assistant", "content": "two"}),
         {"role": "user", "content": "[echo]three"},
     ]
-    plain = sdk.responses.create(model=MODEL, input=said, instructions="third", store=False)  # type: ignore[arg-type]
+    plain = sdk.responses.create(model=MODEL, input=turns, instructions="third", store=False)  # type: ignore[arg-type]
     assert third.usage is not None and plain.usage is not None
     assert third.usage.input_tokens == plain.usage.input_tokens, (
         "instructions of earlier responses are not carried over"
@@ -556,6 +646,7 @@ def test_batch(server: Server, sdk: openai.OpenAI) -> None:
         ({"tools": [{"type": "web_search"}]}, "tools[0]: web_search", "unsupported_parameter"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name", "invalid_value"),
         ({"tools": [{"type": "function", "name": "f"}] * 2}, "tools[1]", "invalid_value"),
+        ({"tools": [TOOL | {"strict": True, "parameters": {"type": "foo"}}]}, "tools[0].parameters", "invalid_value"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "invalid_value"),
         (

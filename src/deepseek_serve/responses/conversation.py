@@ -76,18 +76,22 @@ def _items_of(record: ResponseRecord) -> list[Item]:
 
 
 def input_items(body: InputRequest) -> list[dict[str, Any]]:
-    """The request's own items, complete, as they are stored and listed."""
+    """The request's own items, complete, as they are stored and listed: each with an id of its own."""
     if isinstance(body.input, str):
         parts = [{"type": "input_text", "text": body.input}]
         return [{"type": "message", "role": "user", "content": parts, "status": "completed", "id": new_id("message")}]
-    items = []
+    items: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for item in body.input:
         plain = item.model_dump(exclude_unset=True)
         if isinstance(item, MessageItem) and isinstance(item.content, str):
             kind = "output_text" if item.role == "assistant" else "input_text"
             plain["content"] = [{"type": kind, "text": item.content}]
         given = {name: value for name, value in plain.items() if value is not None}
-        items.append({"type": item.type, "status": "completed", "id": new_id(item.type)} | given)
+        if item.id is None or item.id in seen:
+            given["id"] = new_id(item.type)
+        seen.add(given["id"])
+        items.append({"type": item.type, "status": "completed"} | given)
     return items
 
 
@@ -169,7 +173,11 @@ def errors_in_own_words() -> Iterator[None]:
     except ChatTemplateError as error:
         raise ApiError(400, str(error), param="input", code="chat_template_error") from error
     except InvalidRequestError as error:
-        old = re.split(r"[.\[]", error.param or "")[0]
+        param = error.param or ""
+        old = re.split(r"[.\[]", param)[0]
+        if old == "tools":  # a function here is what a chat has in an object around it
+            told = str(error).replace("].function", "]")
+            raise InvalidRequestError(told, param=param.replace("].function", "]"), code=error.code) from error
         if old not in FIELDS:
             raise
         new = FIELDS[old]

@@ -99,6 +99,7 @@ class LiveResponses:
         self._lock: int | None = None
         self._running: dict[str, Running] = {}
         self._saves: dict[str, set[asyncio.Task[None]]] = {}
+        self._missing: set[str] = set()  # in the background here, and with an end in the database
 
     def find(self, response_id: str) -> Running | None:
         """The response if it is in the background here, or was until a moment ago."""
@@ -176,16 +177,16 @@ class LiveResponses:
     async def stop(self) -> None:
         """Let what has ended be stored, if that is possible within seconds."""
         tasks = {running.task for running in self._running.values()}
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, StoreError, OSError):
             async with asyncio.timeout(LAST_SAVES):
                 await asyncio.gather(*tasks, return_exceptions=True)
                 while self._saves:
                     await asyncio.wait({task for saves in self._saves.values() for task in saves})
+                if self._lock is not None:
+                    await self._fail_all(self.owner)
         for task in (*tasks, *(task for saves in self._saves.values() for task in saves)):
             task.cancel()
         if self._lock is not None:
-            if not self._saves:
-                self._lock_of(self.owner).unlink(missing_ok=True)
             os.close(self._lock)
 
     def _lock_of(self, owner: str) -> Path:
@@ -200,19 +201,24 @@ class LiveResponses:
             if lock is None:  # it lives, or has a data directory of its own
                 continue
             try:
-                for record in await self._store.responses.unfinished(owner):
-                    error = ResponseFailure("server_error", "The server ended before the response did. Ask again.")
-                    body = msgspec.json.decode(record.body) | {"status": "failed", "error": error}
-                    text = msgspec.json.encode(body).decode()
-                    await self._store.responses.update(record.tenant, record.id, status="failed", body=text)
-                    logger.warning("%s is failed: the process that was at work on it has died", record.id)
-                self._lock_of(owner).unlink(missing_ok=True)
+                await self._fail_all(owner)
             finally:
                 os.close(lock)
 
+    async def _fail_all(self, owner: str) -> None:
+        """End what a process leaves, and remove its lock. Raises :class:`StoreError`, :class:`OSError`."""
+        for record in await self._store.responses.unfinished(owner):
+            error = ResponseFailure("server_error", "The server ended before the response did. Ask again.")
+            body = msgspec.json.decode(record.body) | {"status": "failed", "error": error}
+            text = msgspec.json.encode(body).decode()
+            await self._store.responses.update(record.tenant, record.id, status="failed", body=text)
+            logger.warning("%s is failed: the process that was at work on it has ended", record.id)
+        self._lock_of(owner).unlink(missing_ok=True)
+
     async def _look(self) -> None:
-        """End what was cancelled or deleted through another process."""
+        """End what was cancelled or deleted through another process, and not what is about to end by itself."""
         here = {name for name, running in self._running.items() if not running.task.done()}
-        if here:
-            for name in here - await self._store.responses.unfinished_ids(self.owner):
-                self._running[name].task.cancel()
+        missing = here - await self._store.responses.unfinished_ids(self.owner) if here else set()
+        for name in missing & self._missing:
+            self._running[name].task.cancel()
+        self._missing = missing

@@ -71,7 +71,7 @@ def test_fields_become_a_chats() -> None:
     )
     assert (made.token_limit(), made.logprob_count(), made.reasoning_effort, made.seed) == (7, 2, "low", 3)
     tooling = made.tooling()
-    assert tooling.names == {"look"} and tooling.mode == "required" and tooling.single
+    assert tooling.mode == "required" and tooling.single and len(tooling.functions) == 1
     assert tooling.functions[0].strict and tooling.functions[0].parameters == schema
     assert made.constraint() is not None
     named = chat(input="Hi", tools=[{"type": "function", "name": "f"}], tool_choice={"type": "function", "name": "f"})
@@ -88,6 +88,8 @@ def test_stored_items_are_complete() -> None:
     assert items[0]["content"] == [{"type": "input_text", "text": "What is a?"}]
     assert items[1]["content"] == [{"type": "output_text", "text": "42"}]
     assert items[2]["id"] == "fc_1" and {item["status"] for item in items} == {"completed"}
+    twice = input_items(request(input=[ASKED | {"id": "msg_1"}, ASKED | {"id": "msg_1"}]))
+    assert twice[0]["id"] == "msg_1" != twice[1]["id"], "pages go on behind an id"
     again = request(input=items)
     assert turns(chat_request(again, []).messages)[0] == {"role": "user", "content": "What is a?"}
 
