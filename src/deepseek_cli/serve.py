@@ -29,6 +29,7 @@ def serve(
         str, typer.Option(metavar="URL", help="who counts requests per minute: memory, or redis://host:6379/0")
     ] = "memory",
     served_model_name: Annotated[str, typer.Option(help="name that clients ask for")] = PUBLIC_NAME,
+    replicas: Annotated[int, typer.Option(help="engines of the model, which share threads and memory")] = 1,
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or int4")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="keys and values: auto, fp16 or int8")] = "auto",
     device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
@@ -105,6 +106,7 @@ def serve(
     run(
         ServeConfig(
             engine=engine,
+            replicas=replicas,
             host=host,
             port=port,
             api_keys=load_keys(api_key or (), api_key_file),

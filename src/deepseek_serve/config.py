@@ -9,12 +9,15 @@ from deepseek.errors import ConfigurationError
 from deepseek_serve.auth import ApiKey
 from deepseek_serve.observability.logs import FORMATS, LogFormat
 
+MAX_REPLICAS = 64
+
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one server.
 
     Attributes:
         engine: settings of its engine.
+        replicas: engines of that model, which divide its ``threads``, ``kv_cache_bytes`` and processors.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         api_keys: keys that may use the API, with or without settings; empty lets everybody in.
@@ -22,7 +25,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             several nodes share (``redis://host:6379/0``).
         served_model_name: the name clients ask for, besides the model's real one.
         max_sequences: answers (requests times ``n``) admitted at a time, running and queued; None takes four times
-            the engine's ``max_running``. One more gets 503.
+            the engines' ``max_running``. One more gets 503.
         max_waiting_tokens: prompt tokens that may wait for their first step; None takes 512 for each answer admitted,
             and at least 65536. More get 503.
         max_body_bytes: longest request body; a longer one gets 413.
@@ -44,6 +47,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     engine: EngineConfig = EngineConfig()
+    replicas: int = 1
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[ApiKey | str, ...] = ()
@@ -76,6 +80,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigurationError(f"log_level must be debug, info, warning or error, not {self.log_level!r}.")
         if self.log_format not in FORMATS:
             raise ConfigurationError(f"log_format must be one of {', '.join(FORMATS)}, not {self.log_format!r}.")
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            raise ConfigurationError(f"replicas must be 1 to {MAX_REPLICAS}, not {self.replicas}.")
         if self.max_sequences is not None and self.max_sequences < 1:
             raise ConfigurationError(f"max_sequences must be at least 1, not {self.max_sequences}.")
         if self.max_waiting_tokens is not None and self.max_waiting_tokens < 1:
@@ -90,7 +96,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def capacity(self) -> int:
         """Answers admitted at a time."""
-        return self.max_sequences or 4 * self.engine.max_running
+        return self.max_sequences or 4 * self.engine.max_running * self.replicas
 
     @property
     def padding(self) -> float | None:

@@ -16,7 +16,6 @@ import uvicorn
 import uvloop
 
 from deepseek.errors import ConfigurationError, EngineStartError
-from deepseek.runtime.client import EngineClient
 from deepseek.runtime.supervisor import RuntimeOptions
 from deepseek_serve.app import create_app
 from deepseek_serve.batches.runner import BatchRunner
@@ -24,6 +23,7 @@ from deepseek_serve.config import ServeConfig
 from deepseek_serve.models import ServedModel
 from deepseek_serve.observability.logs import set_up
 from deepseek_serve.observability.process import raise_file_limit, watch_lag
+from deepseek_serve.replicas import engine_clients
 from deepseek_serve.state import ServerState
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ class _Server:
         self._listener = listener
         self._load_tokenizer = load_tokenizer
         self._as_json = as_json
-        client = EngineClient(config.engine, options)
-        self._model = ServedModel((config.served_model_name, real_name), real_name, config.engine, client)
+        replicas = engine_clients(config.engine, options, config.replicas)
+        self._model = ServedModel((config.served_model_name, real_name), real_name, config.engine, *replicas)
         self._state = ServerState(config, self._model)
         self._batches = BatchRunner(self._state)
         self._state.metrics.watch_batches(self._batches)
@@ -179,11 +179,11 @@ class _Server:
             batches.cancel()
             lag.cancel()
             for model in self._state.models:
-                model.client.abort_all("the server is shutting down", code="shutting_down")
+                model.abort_all("the server is shutting down")
             http.should_exit = True
             http.force_exit = self._signals > 1
             await asyncio.gather(serving, starting, stopping, batches, lag, return_exceptions=True)
-            await asyncio.gather(*(model.client.stop() for model in self._state.models))
+            await asyncio.gather(*(model.stop() for model in self._state.models))
             await self._state.store.stop()
             if self._state.tracing is not None:
                 await self._state.tracing.stop()

@@ -28,7 +28,8 @@ class ServerState:
 
     Attributes:
         config: settings.
-        models: the served models. Requests that name none get the first one, which the server was started with.
+        models: the served models. Requests that name none get the first one.
+        home: the real name of the model that the server was started with, by which batches find their server.
         admission: how much is in work.
         store: files, batches, stored responses and usage.
         batches_changed: set when there may be work for the runner of batches.
@@ -41,6 +42,7 @@ class ServerState:
     def __init__(self, config: ServeConfig, *models: ServedModel) -> None:
         self.config = config
         self.models = list(models)
+        self.home = models[0].real_name
         self.keys = Keys(config.api_keys)
         several = len(config.api_keys) > 1
         self.admission = Admission(config.capacity, config.prompt_capacity, several=several)

@@ -18,7 +18,7 @@ import codecs
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +142,7 @@ class Loaded:
     info: EngineInfo
 
 
-def load(config: EngineConfig) -> Loaded:
+def load(config: EngineConfig, progress: Callable[[int, int], None]) -> Loaded:
     """The engine factory. ``DEEPSEEK_FAKE_LOAD`` in the environment scripts the loading."""
     script = os.environ.get("DEEPSEEK_FAKE_LOAD", "")
     if script == "broken":

@@ -31,7 +31,7 @@ async def retrieve_model(request: Request, model: str) -> Response:
 
 
 def _card(model: ServedModel, name: str) -> ModelCard:
-    info = model.client.info
+    info = model.info
     return ModelCard(name, model.created, model.real_name, info.max_context if info is not None else None)
 
 
