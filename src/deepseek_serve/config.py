@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import msgspec
 
 from deepseek.config import PUBLIC_NAME, EngineConfig
@@ -10,6 +13,7 @@ from deepseek_serve.auth import ApiKey
 from deepseek_serve.observability.logs import FORMATS, LogFormat
 
 MAX_REPLICAS = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}")  # of a model, as clients call it
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,6 +28,9 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         limits_store: where requests and tokens per minute are counted: ``memory``, or the address of a Redis that
             several nodes share (``redis://host:6379/0``).
         served_model_name: the name clients ask for, besides the model's real one.
+        also: further models, by the names that clients ask for; loaded when the first one is.
+        model_dir: folder below which requests may load models from; None for none.
+        allow_model_loading: on a server without keys, let everybody load and unload models.
         max_sequences: answers (requests times ``n``) admitted at a time, running and queued; None takes four times
             the engines' ``max_running``. One more gets 503.
         max_waiting_tokens: prompt tokens that may wait for their first step; None takes 512 for each answer admitted,
@@ -53,6 +60,9 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     api_keys: tuple[ApiKey | str, ...] = ()
     limits_store: str = "memory"
     served_model_name: str = PUBLIC_NAME
+    also: dict[str, str] = {}
+    model_dir: str | None = None
+    allow_model_loading: bool = False
     max_sequences: int | None = None
     max_waiting_tokens: int | None = None
     max_body_bytes: int = 16 << 20
@@ -76,6 +86,14 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         msgspec.structs.force_setattr(self, "api_keys", keys)  # no key stays in memory, only what identifies it
         if not self.served_model_name.strip():
             raise ConfigurationError("served_model_name must not be empty.")
+        if self.served_model_name in self.also or not all(NAME.fullmatch(name) for name in self.also):
+            raise ConfigurationError(f"each further model needs a name of its own, of the form {NAME.pattern}.")
+        if self.model_dir is not None and not Path(self.model_dir).is_dir():
+            raise ConfigurationError(f"model_dir {self.model_dir!r} is not a folder.")
+        if self.allow_model_loading and self.api_keys:
+            raise ConfigurationError(
+                "allow_model_loading is for servers without API keys; with keys, give one of them admin = true."
+            )
         if self.log_level.lower() not in ("debug", "info", "warning", "error"):
             raise ConfigurationError(f"log_level must be debug, info, warning or error, not {self.log_level!r}.")
         if self.log_format not in FORMATS:

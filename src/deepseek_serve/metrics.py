@@ -148,6 +148,17 @@ class Metrics:
             )
         return found
 
+    def forget(self, model: ServedModel) -> None:
+        """The model is gone, and its numbers with it: names of models come and go, labels must not only come."""
+        if self._models.pop(model.name, None) is None:
+            return
+        for histogram in (self._first_token, self._between_tokens, self._whole, self._queue):
+            histogram.forget(model.name)
+        for counter in (self._prompt_tokens, self._cached_tokens, self._generation_tokens):
+            counter.remove(model.name)
+        for reason in FINISH_REASONS:
+            self._answers.remove(model.name, reason)
+
     def answered(self, record: RequestRecord) -> None:
         """Count a response, whatever it was."""
         self.requests.labels(record.route, str(record.status)).inc()

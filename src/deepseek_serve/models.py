@@ -67,8 +67,6 @@ class ServedModel:
         self.download: Progress | None = None
         self.unloading = False
         self._failed: str | None = None
-        identity = f"{__version__}/{real_name}/{config.dtype}/{config.backend}"
-        self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]
         self.attach(config, replicas)
 
     def attach(self, config: EngineConfig, replicas: Sequence[EngineClient]) -> None:
@@ -76,6 +74,8 @@ class ServedModel:
         self.config = config
         self.replicas = tuple(replicas)
         self.router = Router(self.replicas)
+        identity = f"{__version__}/{self.real_name}/{config.dtype}/{config.backend}"
+        self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]
 
     @property
     def name(self) -> str:

@@ -8,26 +8,27 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import msgspec
 import uvicorn
 import uvloop
 
-from deepseek.errors import ConfigurationError, EngineStartError
+from deepseek.config import EngineConfig
+from deepseek.errors import ConfigurationError, DeepSeekError, EngineStartError
+from deepseek.hub.progress import RichProgress
 from deepseek.runtime.supervisor import RuntimeOptions
 from deepseek_serve.app import create_app
 from deepseek_serve.batches.runner import BatchRunner
 from deepseek_serve.config import ServeConfig
+from deepseek_serve.loading import ModelLoader
+from deepseek_serve.memory import budget, free_memory
 from deepseek_serve.models import ServedModel
 from deepseek_serve.observability.logs import set_up
 from deepseek_serve.observability.process import raise_file_limit, watch_lag
 from deepseek_serve.replicas import engine_clients
+from deepseek_serve.sources import Fetch, Place, Source, fetch
 from deepseek_serve.state import ServerState
-
-if TYPE_CHECKING:
-    from deepseek.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger("deepseek.serve")
 
@@ -40,7 +41,7 @@ def serve(
     config: ServeConfig,
     *,
     options: RuntimeOptions | None = None,
-    load_tokenizer: Callable[[], tuple[str, Tokenizer]] | None = None,
+    fetch: Fetch = fetch,
 ) -> None:
     """Serve until SIGTERM or SIGINT; returns after a graceful end.
 
@@ -49,8 +50,8 @@ def serve(
     Args:
         config: complete settings.
         options: how the engine process is watched.
-        load_tokenizer: returns (the model's real name, its tokenizer); None takes the model of ``config``. May
-            download, and is called before anything is started.
+        fetch: has a model's files brought to this machine; called for the model of ``config`` before anything is
+            started.
 
     Raises:
         ConfigurationError: the port is in use or not allowed; nothing has been loaded then.
@@ -60,8 +61,9 @@ def serve(
     as_json = set_up(config.log_level, config.log_format)
     raise_file_limit(config.capacity)
     with contextlib.closing(bind(config.host, config.port)) as listener:
-        real_name, tokenizer_of = _model_files(config) if load_tokenizer is None else _given(load_tokenizer)
-        uvloop.run(_Server(config, options, listener, real_name, tokenizer_of, as_json=as_json).run())
+        place = Place(config.engine.model, config.engine.model)
+        source = fetch(place, config.engine.offline, RichProgress())
+        uvloop.run(_Server(config, options, listener, source, fetch, as_json=as_json).run())
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -93,21 +95,6 @@ def _bind_problem(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port}: {error.strerror or error}."
 
 
-def _model_files(config: ServeConfig) -> tuple[str, Callable[[], Tokenizer]]:
-    """Download what is missing, with a progress bar; the tokenizer is loaded while the engine starts."""
-    from deepseek.hub.progress import RichProgress
-    from deepseek.hub.resolve import resolve
-    from deepseek.tokenizer.load import load_tokenizer
-
-    files = resolve(config.engine.model, offline=config.engine.offline, progress=RichProgress())
-    return files.name, lambda: load_tokenizer(files.path)
-
-
-def _given(load: Callable[[], tuple[str, Tokenizer]]) -> tuple[str, Callable[[], Tokenizer]]:
-    name, tokenizer = load()
-    return name, lambda: tokenizer
-
-
 class _Uvicorn(uvicorn.Server):
     """Leaves the signals to us: we drain before it closes."""
 
@@ -124,18 +111,23 @@ class _Server:
         config: ServeConfig,
         options: RuntimeOptions,
         listener: socket.socket,
-        real_name: str,
-        load_tokenizer: Callable[[], Tokenizer],
+        source: Source,
+        fetch: Fetch,
         *,
         as_json: bool,
     ) -> None:
         self._config = config
         self._listener = listener
-        self._load_tokenizer = load_tokenizer
+        self._source = source
         self._as_json = as_json
-        replicas = engine_clients(config.engine, options, config.replicas)
-        self._model = ServedModel((config.served_model_name, real_name), real_name, config.engine, *replicas)
+        engine = config.engine
+        if config.replicas > 1:  # one engine takes its share of what is free by itself
+            engine = budget(engine, source.weights_bytes, config.replicas, free_memory(()))
+        replicas = engine_clients(engine, options, config.replicas)
+        names = (config.served_model_name, source.name)
+        self._model = ServedModel(names, source.name, engine, *replicas)
         self._state = ServerState(config, self._model)
+        self._state.loader = self._loader = ModelLoader(self._state, options, fetch)
         self._batches = BatchRunner(self._state)
         self._state.metrics.watch_batches(self._batches)
         self._signals = 0
@@ -183,6 +175,7 @@ class _Server:
             http.should_exit = True
             http.force_exit = self._signals > 1
             await asyncio.gather(serving, starting, stopping, batches, lag, return_exceptions=True)
+            await self._loader.stop()
             await asyncio.gather(*(model.stop() for model in self._state.models))
             await self._state.store.stop()
             if self._state.tracing is not None:
@@ -194,9 +187,10 @@ class _Server:
         """Wait for tokenizer and engine, then say where the server is."""
         try:
             await self._state.store.start()
-            info = await self._model.start(self._load_tokenizer, self._state.executor)
+            info = await self._model.start(self._source.load_tokenizer, self._state.executor)
         except EngineStartError as error:
             raise EngineStartError(f"the model {self._config.engine.model!r} cannot be served: {error}") from error
+        self._load_others()
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         kv = f"{info.kv_cache_bytes / 2**30:.2f} GiB for {info.kv_cache_tokens} tokens"
@@ -213,6 +207,16 @@ class _Server:
             logger.info("DeepSeek V2.1 at http://%s:%d/v1 is ready", shown, port, extra={"fields": facts})
         else:
             print("\n".join(lines), flush=True)
+
+    def _load_others(self) -> None:
+        """Begin to load the further models. What cannot be loaded is in the log and among the models."""
+        own = self._config.engine
+        for name, model in self._config.also.items():
+            engine = EngineConfig(model=model, device=own.device, offline=own.offline, threads=own.threads)
+            try:
+                self._loader.begin(Place(name, model), name, engine)
+            except DeepSeekError as error:
+                logger.error("the model %s cannot be served: %s", name, error)
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -19,6 +20,9 @@ from deepseek_serve.metrics import Metrics
 from deepseek_serve.models import ServedModel
 from deepseek_serve.observability.tracing import start_tracing
 from deepseek_serve.store.store import Store, default_data_dir
+
+if TYPE_CHECKING:
+    from deepseek_serve.loading import ModelLoader
 
 TOKENIZER_THREADS = 2
 
@@ -36,8 +40,11 @@ class ServerState:
         limits: what each key may do.
         checker: says what is wrong in a form that an answer is to have.
         checks: the thread that waits for it, apart from tokenization, since a hostile form may take a second.
+        loader: loads and unloads models; set by who runs the server.
         executor: threads for templates and tokenization, so that long prompts do not stop the event loop.
     """
+
+    loader: ModelLoader
 
     def __init__(self, config: ServeConfig, *models: ServedModel) -> None:
         self.config = config

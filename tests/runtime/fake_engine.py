@@ -20,6 +20,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from deepseek.config import EngineConfig
@@ -143,14 +144,18 @@ class Loaded:
 
 
 def load(config: EngineConfig, progress: Callable[[int, int], None]) -> Loaded:
-    """The engine factory. ``DEEPSEEK_FAKE_LOAD`` in the environment scripts the loading."""
-    script = os.environ.get("DEEPSEEK_FAKE_LOAD", "")
+    """The engine factory. ``DEEPSEEK_FAKE_LOAD`` in the environment, or the model file's name, scripts the loading."""
+    script = os.environ.get("DEEPSEEK_FAKE_LOAD", "") or Path(config.model).stem
     if script == "broken":
         raise CheckpointError("model.gguf is truncated: delete it and pull it again.")
     if script == "crash":
         os._exit(3)
     if script.startswith("sleep"):
         time.sleep(float(script.removeprefix("sleep")))
+    if script == "steps":
+        for done in range(1, 21):
+            progress(done, 20)
+            time.sleep(0.1)
     info = EngineInfo(
         model="tiny-fake-1b",
         architecture="FakeForCausalLM",
