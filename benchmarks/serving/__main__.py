@@ -1,4 +1,4 @@
-"""The server's figures, on loopback: `python -m benchmarks.serving [streams overload newcomer peers] [--json FILE]`."""
+"""The server's figures, on loopback: `python -m benchmarks.serving [SCENARIO ...] [--json FILE]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from benchmarks.serving import scenarios
+from benchmarks.serving import faults, scenarios
 from benchmarks.serving.peers import CONTEXT, SERVERS
 from benchmarks.serving.server import our_server
 from deepseek.benchmark.engine import EngineProcess
@@ -31,6 +32,7 @@ from deepseek.machine import describe_machine
 PROMPT, OUTPUT = 64, 32
 STREAMS = 1000
 OFFERED = 3000
+DISCONNECTS = 10_000
 RUNNING = 256
 """Sequences in one step, for the server and the offline engine alike."""
 KV_CACHE = 2 << 30
@@ -152,6 +154,53 @@ def peers(run: Run) -> dict[str, Any]:
     }
 
 
+def disconnects(run: Run) -> dict[str, Any]:
+    """Clients that leave at random moments."""
+    with our_server(run.config.model, *run.options) as server:
+        return faults.disconnects(server, vocab_of(run), run.count(DISCONNECTS), 4 * OUTPUT)
+
+
+def broken(run: Run) -> dict[str, Any]:
+    """A killed engine, and a frozen one."""
+    found = {}
+    with our_server(run.config.model, *run.options) as server:
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            found[number.name] = faults.broken_engine(server, vocab_of(run), number, streams=8)
+    return found
+
+
+def slow(run: Run) -> dict[str, Any]:
+    """Readers who do not read."""
+    with our_server(run.config.model, *run.options) as server:
+        return faults.slow_reader(server, vocab_of(run), readers=8, streams=8, output=8 * OUTPUT)
+
+
+def disk(run: Run) -> dict[str, Any]:
+    """A full disk under the store."""
+    with (
+        faults.small_disk(4 << 20) as folder,
+        our_server(run.config.model, *run.options, data_dir=folder) as server,
+    ):
+        return faults.full_disk(server, vocab_of(run), folder)
+
+
+def clock(run: Run) -> dict[str, Any]:
+    """The wall clock is set; libfaketime stands between it and the server."""
+    if not faults.FAKETIME.exists():
+        return {"not_measured": "libfaketime is not installed (Debian: apt install libfaketime)"}
+    with tempfile.TemporaryDirectory() as folder:
+        offset = Path(folder) / "offset"
+        offset.write_text("+0\n", encoding="ascii")
+        environment = {
+            "LD_PRELOAD": str(faults.FAKETIME),
+            "FAKETIME_TIMESTAMP_FILE": str(offset),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        with our_server(run.config.model, *run.options, environment=environment) as server:
+            return faults.set_clock(server, vocab_of(run), offset, streams=8, output=8 * OUTPUT)
+
+
 def _ratios(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
     return {name: ours[name] / theirs[name] for name in ("output_tok_s", "first_token_p50_s", "first_token_p95_s")}
 
@@ -186,6 +235,11 @@ SCENARIOS: Mapping[str, Callable[[Run], dict[str, Any]]] = {
     "overload": overload,
     "newcomer": newcomer,
     "peers": peers,
+    "disconnects": disconnects,
+    "broken": broken,
+    "slow": slow,
+    "disk": disk,
+    "clock": clock,
 }
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.serving.load import Answer, exchange, percentile, request_bytes, together
@@ -28,17 +28,20 @@ def prompts(count: int, length: int, vocab: int, seed: str) -> list[list[int]]:
     return [[source.randrange(vocab) for _ in range(length)] for _ in range(count)]
 
 
-def completion(prompt: Sequence[int], output: int, *, model: str = MODEL_NAME) -> bytes:
-    """A streamed greedy completion of exactly ``output`` tokens, as a request."""
-    body: Mapping[str, Any] = {
+def completion(
+    prompt: Sequence[int], output: int, *, model: str = MODEL_NAME, stream: bool = True, **fields: Any
+) -> bytes:
+    """A greedy completion of exactly ``output`` tokens, as a request."""
+    body: dict[str, Any] = {
         "model": model,
         "prompt": list(prompt),
         "max_tokens": output,
         "temperature": 0,
         "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
+        **fields,
     }
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     return request_bytes(HOST, "/v1/completions", body)
 
 

@@ -124,12 +124,20 @@ def running(
 
 
 @contextlib.contextmanager
-def our_server(model: str | Path, *options: str) -> Iterator[ServerProcess]:
-    """`deepseek serve` with these options."""
+def our_server(
+    model: str | Path, *options: str, data_dir: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """`deepseek serve` with these options; its data are in ``data_dir``, or go with it."""
     port = free_port()
     command = [sys.executable, "-m", "deepseek_cli.main", "serve", str(model), "--port", str(port), *options]
     with (
-        tempfile.TemporaryDirectory(prefix="deepseek-data-") as data_dir,
-        running("deepseek", command, port, ready="/health/ready", environment={"DEEPSEEK_DATA": data_dir}) as server,
+        tempfile.TemporaryDirectory(prefix="deepseek-data-") as own,
+        running(
+            "deepseek",
+            command,
+            port,
+            ready="/health/ready",
+            environment={"DEEPSEEK_DATA": str(data_dir or own), **(environment or {})},
+        ) as server,
     ):
         yield server

@@ -109,10 +109,17 @@ async def admit(state: ServerState, body: ChatRequest, entry: Entry, *, prefix: 
     max_tokens = body.token_limit()
     params = body.sampling(max_tokens=max_tokens, logprobs=body.logprob_count(), vocab_size=info.vocab_size)
     messages, add_prompt, continues = body.conversation()
+    tools, kwargs = [function.described() for function in body.tooling().functions], body.template_kwargs()
     entry.take(params.n)
     prompt = await off_loop(
         state,
-        lambda: tokenizer.encode_chat(messages, add_generation_prompt=add_prompt, continue_final_message=continues),
+        lambda: tokenizer.encode_chat(
+            messages,
+            add_generation_prompt=add_prompt,
+            continue_final_message=continues,
+            tools=tools,
+            template_kwargs=kwargs,
+        ),
     )
     await check_constraint(state, body, params)
     check_prompts(

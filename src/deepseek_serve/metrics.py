@@ -6,6 +6,7 @@ becomes one, and keys do not either (``/v1/usage`` has them).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -125,6 +126,8 @@ class Metrics:
         in_use.set_function(lambda: admission.in_use)
         capacity = Gauge("deepseek_admission_capacity", "Answers admitted at a time.", registry=self.registry)
         capacity.set(admission.capacity)
+        tasks = Gauge("deepseek_tasks", "Tasks of the event loop.", registry=self.registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
         waiting = Gauge("deepseek_waiting_prompt_tokens", "Prompt tokens that wait for a step.", registry=self.registry)
         waiting.set_function(lambda: admission.prompt_tokens)
         self.registry.register(_EngineCollector(models))

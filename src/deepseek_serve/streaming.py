@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,35 +17,69 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deepseek.errors import DeepSeekError
-from deepseek_serve.errors import api_error
+from deepseek_serve.errors import ApiError, api_error
 
 logger = logging.getLogger("deepseek.serve")
 
 T = TypeVar("T")
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 STALL_LIMIT = 120.0  # seconds that one write may wait for a client who does not read
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def data_event(document: bytes) -> bytes:
+    """An event without a name, as OpenAI's chats have them."""
+    return b"data: " + document + b"\n\n"
+
+
+def named_event(name: str, document: bytes) -> bytes:
+    """An event with a name, as OpenAI's responses and Anthropic's messages have them."""
+    return b"event: " + name.encode() + b"\ndata: " + document + b"\n\n"
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How a stream's events are written.
+
+    Attributes:
+        event: what the stream yields -> what is sent.
+        failure: an error behind the first event -> what is sent.
+        end: sent behind the last event, if all went well.
+    """
+
+    event: Callable[[bytes], bytes] = data_event
+    failure: Callable[[ApiError], bytes] = lambda error: data_event(error.encode())
+    end: bytes = data_event(b"[DONE]")
+
+
+OPENAI_CHAT = Wire()
 
 
 class EventStream(Response):
     """Server-sent events of an answer.
 
     The status is committed with the first event (or the first keep-alive), so an error that comes before it is a
-    proper error response, which clients retry; a later one is an ``error`` event without ``[DONE]``.
+    proper error response, which clients retry; a later one is an error event, without the stream's end.
 
     Args:
-        events: encoded JSON documents.
+        events: what ``wire`` writes: encoded JSON documents for chats.
         resources: closed when the response is over, whatever its end.
         keep_alive: seconds of silence after which a comment is sent.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], resources: ExitStack, keep_alive: float) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        resources: ExitStack,
+        keep_alive: float,
+        wire: Wire = OPENAI_CHAT,
+    ) -> None:
         super().__init__(None, headers=HEADERS)
         del self.headers["content-length"]
         self._events = events
+        self._wire = wire
         self._resources = resources
         self._keep_alive = keep_alive
         self._started = False
@@ -71,14 +106,15 @@ class EventStream(Response):
         try:
             async with aclosing(self._events) as events:
                 async for event in events:
-                    await self._send(send, b"data: " + event + b"\n\n")
-            await self._send(send, DONE)
+                    await self._send(send, self._wire.event(event))
+            if self._wire.end:
+                await self._send(send, self._wire.end)
         except Exception as error:
             if not self._started:
                 raise
             if not isinstance(error, DeepSeekError):
                 logger.exception("a stream failed")
-            await self._send(send, b"data: " + api_error(error).encode() + b"\n\n")
+            await self._send(send, self._wire.failure(api_error(error)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, data: bytes) -> None:

@@ -210,10 +210,11 @@ class FakeTokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Any = None,
+        template_kwargs: Any = None,
     ) -> str:
-        if any("[template]" in m["content"] for m in messages):
+        if any("[template]" in (m["content"] or "") for m in messages):
             raise ChatTemplateError("the template refuses this conversation")
-        text = "".join(f"<{m['role']}>{m['content']}</>" for m in messages)
+        text = "".join(f"<{m['role']}>{m['content'] or ''}</>" for m in messages)
         if continue_final_message:
             return text.removesuffix("</>")
         return text + "<assistant>" * add_generation_prompt
@@ -225,6 +226,7 @@ class FakeTokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Any = None,
+        template_kwargs: Any = None,
     ) -> list[int]:
         text = self.render_chat(
             messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
