@@ -17,7 +17,7 @@ from deepseek.runtime.supervisor import RuntimeOptions
 from deepseek_serve.errors import INTERNAL_MESSAGE, SERVER_ERROR, ApiError
 from deepseek_serve.memory import budget, free_memory
 from deepseek_serve.models import Progress, ServedModel
-from deepseek_serve.replicas import engine_clients
+from deepseek_serve.replicas import divide, engine_clients
 from deepseek_serve.sources import Fetch, Place, locate
 from deepseek_serve.state import ServerState
 
@@ -68,12 +68,13 @@ class ModelLoader:
                 code="model_already_loaded",
             )
         try:
-            planned = self._plan(config, place.weights_bytes or 0, replicas)
-            engine_clients(planned, self._options, replicas)  # refuses what cannot be divided
+            divide(config, replicas)
         except ConfigurationError as error:
             raise InvalidRequestError(str(error), param="replicas", code="invalid_value") from error
+        self._plan(config, place.weights_bytes or 0, replicas)
         if taken is not None:
             models.remove(taken)
+            self._state.metrics.forget(taken)
             del self._tasks[taken]
         free_name = all(place.name not in model.names for model in models)
         model = ServedModel((public, place.name) if free_name else (public,), place.name, config)

@@ -121,8 +121,8 @@ class ServedModel:
         if self.status != "starting":
             return None
         steps = [replica.loading or (0, 0) for replica in self.replicas if replica.state == "starting"]
-        if not steps:
-            return self.download or Progress("loading")
+        if not steps:  # the files come, or the tokenizer is all that is missing
+            return Progress("loading", percent=100) if self.replicas else self.download or Progress("downloading")
         return min((Progress.of("loading", *step) for step in steps), key=lambda progress: progress.percent)
 
     async def start(self, load_tokenizer: Callable[[], Tokenizer], executor: Executor) -> EngineInfo:

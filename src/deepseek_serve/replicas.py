@@ -14,22 +14,27 @@ from deepseek.runtime.supervisor import RuntimeOptions
 
 
 def engine_clients(config: EngineConfig, options: RuntimeOptions, count: int) -> list[EngineClient]:
-    """Clients of ``count`` engines, not started. ``threads`` and ``kv_cache_bytes`` are the model's and are divided.
+    """Clients of ``count`` engines, not started. Raises as :func:`divide`."""
+    if count == 1:
+        return [EngineClient(config, options)]
+    each, cpus = divide(config, count), divide_cpus(count)
+    return [EngineClient(each, replace(options, cpus=cpus[i] if cpus else None)) for i in range(count)]
+
+
+def divide(config: EngineConfig, count: int) -> EngineConfig:
+    """Settings of each of ``count`` engines: ``threads`` and ``kv_cache_bytes`` are the model's and are divided.
 
     Raises :class:`ConfigurationError` if there are fewer threads or bytes than engines.
     """
-    if count == 1:
-        return [EngineClient(config, options)]
-    cpus = divide_cpus(count)
-    shared: dict[str, int | None] = {name: getattr(config, name) for name in ("threads", "kv_cache_bytes")}
-    for name, value in shared.items():
+    shared: dict[str, int | None] = {}
+    for name in ("threads", "kv_cache_bytes"):
+        value = getattr(config, name)
         if value is not None and value < count:
             raise ConfigurationError(f"{name} ({value}) must be at least the number of replicas ({count}).")
         shared[name] = None if value is None else value // count
-    if shared["threads"] is None and not cpus:
+    if count > 1 and shared["threads"] is None and not divide_cpus(count):
         shared["threads"] = 1
-    each = msgspec.structs.replace(config, **shared)
-    return [EngineClient(each, replace(options, cpus=cpus[i] if cpus else None)) for i in range(count)]
+    return msgspec.structs.replace(config, **shared)
 
 
 def divide_cpus(count: int) -> list[tuple[int, ...]]:

@@ -94,12 +94,11 @@ def _below(name: str, model_dir: Path) -> Path | None:
     try:
         root = model_dir.resolve(strict=True)
         path = (root / name).resolve(strict=True)
+        files = [path, *path.iterdir()] if path.is_dir() else [path]
+        inside = path != root and all(file.resolve().is_relative_to(root) for file in files)
     except (OSError, ValueError, RuntimeError):  # it does not exist, is too long, holds a zero byte, links in a circle
         return None
-    if path == root or not path.is_relative_to(root):
-        return None
-    files = path.iterdir() if path.is_dir() else [path]
-    return path if all(file.resolve().is_relative_to(root) for file in files) else None
+    return path if inside else None
 
 
 def fetch(place: Place, offline: bool, progress: Progress) -> Source:

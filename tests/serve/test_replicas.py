@@ -160,7 +160,8 @@ def test_threads_memory_and_processors_are_divided(monkeypatch: pytest.MonkeyPat
     crowded = replicas.engine_clients(EngineConfig(), RuntimeOptions(), 6)
     assert {client.config.threads for client in crowded} == {1}
     with pytest.raises(ConfigurationError, match="threads"):
-        replicas.engine_clients(EngineConfig(threads=1), RuntimeOptions(), 2)
+        replicas.divide(EngineConfig(threads=1), 2)
+    assert replicas.divide(EngineConfig(), 1) == EngineConfig()
 
 
 @pytest.mark.parametrize("count", [0, 65])
