@@ -115,7 +115,7 @@ def serve(
         ServeConfig(
             engine=engine,
             replicas=replicas,
-            also=_named(also or ()),
+            also=named_models(also or ()),
             model_dir=None if model_dir is None else str(model_dir.expanduser().absolute()),
             allow_model_loading=allow_model_loading,
             host=host,
@@ -140,7 +140,7 @@ def serve(
     )
 
 
-def _named(options: Sequence[str]) -> dict[str, str]:
+def named_models(options: Sequence[str]) -> dict[str, str]:
     """``NAME=MODEL`` as a mapping. Raises :class:`ConfigurationError`."""
     found: dict[str, str] = {}
     for option in options:

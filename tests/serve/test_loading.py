@@ -18,6 +18,7 @@ from deepseek_serve.config import ServeConfig
 from deepseek_serve.errors import ApiError
 from deepseek_serve.sources import locate
 from tests.serve.conftest import MODEL, Server, chat_body, events_of, running_server
+from tests.serve.test_batches import begin, jsonl, sdk_of, wait
 from tests.serve.test_replicas import Streams
 
 CHAT = "/v1/chat/completions"
@@ -253,6 +254,22 @@ def test_the_engine_of_a_loaded_model_is_restarted(server: Server, admin: httpx.
     server.wait_metric('deepseek_engine_restarts_total{model="fine",replica="0"}', 1)
     wait_card(admin, "fine", "ready")
     assert admin.post(CHAT, json=chat_body() | {"model": "fine"}).status_code == 200
+
+
+def test_a_batch_waits_for_its_model(admin: httpx.Client, server: Server) -> None:
+    load(admin, "steps.gguf", name="night")
+    with sdk_of(server, ADMIN) as sdk:
+        batch = begin(sdk, jsonl([chat_body(f"[slow] {i}") | {"model": "night"} for i in range(30)]))
+        wait(sdk, batch.id, "in_progress", done=3)
+        assert admin.post(UNLOAD, json={"model": "night"}).status_code == 200
+        time.sleep(0.5)
+        batch = sdk.batches.retrieve(batch.id)
+        assert batch.status == "in_progress" and batch.request_counts is not None
+        assert batch.request_counts.completed < 30 and batch.request_counts.failed == 0
+        assert load(admin, "fine.gguf", name="night").status_code == 202
+        batch = wait(sdk, batch.id)
+        assert batch.status == "completed" and batch.request_counts is not None
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (30, 0)
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------

@@ -104,6 +104,23 @@ def test_ready_until_the_last_one_is_gone_and_again_with_the_first() -> None:
             assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_unavailable"
 
 
+def test_a_stopped_replica_gets_no_more_requests(two: Server) -> None:
+    victim = two.engine_pids()[0]
+    os.kill(victim, signal.SIGSTOP)
+    time.sleep(0.5)  # signs of life are asked for every 0.1 s
+    with two.client() as http:
+        for i in range(6):
+            assert http.post(CHAT, json=chat_body(str(i)), timeout=3).status_code == 200
+        assert http.get("/health/ready").status_code == 200
+        assert two.metric('deepseek_engine_finished_total{model="deepseek-v2.1",replica="1"}') == 6
+        os.kill(victim, signal.SIGCONT)
+        time.sleep(0.5)
+        streams = Streams(two, 4, "[slow]")
+        assert all("[DONE]" in text for text in streams.wait())
+        assert two.metric('deepseek_engine_finished_total{model="deepseek-v2.1",replica="0"}') == 2
+    two.wait_metric("deepseek_engine_restarts_total", 0)
+
+
 def test_a_conversation_stays_where_its_beginning_is(two: Server) -> None:
     def cached(text: str) -> int:
         with two.client() as http:
