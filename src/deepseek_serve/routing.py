@@ -1,7 +1,8 @@
 """Which of a model's replicas answers: the one whose cache knows the prompt's beginning, unless it is clearly busier.
 
-The rule is that of SGLang's router (``cache_aware`` of sglang-router 0.3.2), on pages of tokens in place of a tree of
-characters, and with numbers for the few sequences that a processor computes at a time:
+The rule comes from SGLang's router (``cache_aware`` of sglang-router 0.3.2). It differs in that prompts are compared by
+pages of tokens, not characters; that the load of the replica in question counts, not the busiest one's; that the rest
+goes to the least busy replica, not to the one that knows least; and in the numbers, which are for processors:
 
 1. Of the replicas that know most of the prompt, if that is at least :data:`SHARE` of it, the least busy one.
 2. But if that one has more than :data:`MORE` answers more than the least busy replica of all, and more than
