@@ -71,7 +71,7 @@ class ModelLoader:
             divide(config, replicas)
         except ConfigurationError as error:
             raise InvalidRequestError(str(error), param="replicas", code="invalid_value") from error
-        self._plan(config, place.weights_bytes or 0, replicas)
+        self._plan(config, place.weights_bytes or 0, replicas)  # planned again when its files are there
         if taken is not None:
             models.remove(taken)
             self._state.metrics.forget(taken)
@@ -147,23 +147,21 @@ class ModelLoader:
             del self._reserved[model]
 
     async def _remove(self, model: ServedModel, loading: asyncio.Task[None] | None) -> None:
+        if loading is not None:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
         try:
-            if loading is not None:
-                loading.cancel()
-                await asyncio.gather(loading, return_exceptions=True)
-            try:
-                async with asyncio.timeout(self._state.config.drain_timeout):
-                    while model.pending:
-                        await asyncio.sleep(DRAIN_POLL)
-            except TimeoutError:
-                logger.warning("unloading %s ends %d answers", model.name, model.pending)
-            model.abort_all("the model is being unloaded")
-            await model.stop()
-            logger.info("unloaded %s", model.name)
-        finally:
-            self._state.models.remove(model)
-            self._state.metrics.forget(model)
-            self._tasks.pop(model, None)
+            async with asyncio.timeout(self._state.config.drain_timeout):
+                while model.pending:
+                    await asyncio.sleep(DRAIN_POLL)
+        except TimeoutError:
+            logger.warning("unloading %s ends %d answers", model.name, model.pending)
+        model.abort_all("the model is being unloaded")
+        await model.stop()
+        self._state.models.remove(model)
+        self._state.metrics.forget(model)
+        del self._tasks[model]
+        logger.info("unloaded %s", model.name)
 
 
 class _Download:

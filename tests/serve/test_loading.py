@@ -238,6 +238,12 @@ def test_progress_as_a_stream(admin: httpx.Client) -> None:
     assert failing[-1]["status"] == "failed" and "truncated" in failing[-1]["error"]
 
 
+def test_who_watches_may_go_away(admin: httpx.Client) -> None:
+    with admin.stream("POST", LOAD, json={"model": "steps.gguf", "stream": True}) as response:
+        next(response.iter_lines())
+    wait_card(admin, "steps", "ready")
+
+
 def test_replicas_of_a_loaded_model(server: Server, admin: httpx.Client) -> None:
     load(admin, name="pair", replicas=2, kv_cache_bytes=2**21)
     wait_card(admin, "pair", "ready")
