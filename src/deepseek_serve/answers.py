@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
@@ -19,6 +19,9 @@ from deepseek_serve.entry import Entry
 from deepseek_serve.generation import Choice, Job, check_constraint, check_prompts, off_loop
 from deepseek_serve.protocol.chat import ChatRequest
 from deepseek_serve.state import ServerState
+
+if TYPE_CHECKING:
+    from deepseek.tokenizer.tokenizer import Tokenizer
 
 AnswerEnd = FinishReason | Literal["tool_calls"]
 
@@ -96,6 +99,26 @@ class Answer(msgspec.Struct, frozen=True):
         )
 
 
+def prompt_of(body: ChatRequest, tokenizer: Tokenizer) -> tuple[Callable[[], list[int]], bool]:
+    """(what computes the prompt's tokens, whether its last message is continued).
+
+    Raises :class:`InvalidRequestError`, when it is called or when the result is.
+    """
+    messages, add_prompt, continues = body.conversation()
+    tools, kwargs = [function.described() for function in body.tooling().functions], body.template_kwargs()
+
+    def encode() -> list[int]:
+        return tokenizer.encode_chat(
+            messages,
+            add_generation_prompt=add_prompt,
+            continue_final_message=continues,
+            tools=tools,
+            template_kwargs=kwargs,
+        )
+
+    return encode, continues
+
+
 async def admit(state: ServerState, body: ChatRequest, entry: Entry, *, prefix: str = "chatcmpl-") -> Job:
     """Check everything that can be checked, and take room for the answers, before the first byte.
 
@@ -108,19 +131,9 @@ async def admit(state: ServerState, body: ChatRequest, entry: Entry, *, prefix: 
     info, tokenizer = model.running()
     max_tokens = body.token_limit()
     params = body.sampling(max_tokens=max_tokens, logprobs=body.logprob_count(), vocab_size=info.vocab_size)
-    messages, add_prompt, continues = body.conversation()
-    tools, kwargs = [function.described() for function in body.tooling().functions], body.template_kwargs()
+    encode, continues = prompt_of(body, tokenizer)
     entry.take(params.n)
-    prompt = await off_loop(
-        state,
-        lambda: tokenizer.encode_chat(
-            messages,
-            add_generation_prompt=add_prompt,
-            continue_final_message=continues,
-            tools=tools,
-            template_kwargs=kwargs,
-        ),
-    )
+    prompt = await off_loop(state, encode)
     await check_constraint(state, body, params)
     check_prompts(
         [prompt], max_tokens=max_tokens, max_context=info.max_context, vocab_size=info.vocab_size, param="messages"

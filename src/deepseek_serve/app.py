@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, FastAPI
 
 from deepseek_serve import errors
-from deepseek_serve.auth import require_key
+from deepseek_serve.auth import require_anthropic_key, require_key
 from deepseek_serve.middleware import Envelope
 from deepseek_serve.routes import (
     batches,
@@ -15,6 +15,7 @@ from deepseek_serve.routes import (
     completions,
     files,
     health,
+    messages,
     metrics,
     models,
     playground,
@@ -61,6 +62,7 @@ def create_app(state: ServerState) -> FastAPI:
     app.state.server = state
     for router in PROTECTED:
         app.include_router(router, dependencies=[Depends(require_key)])
+    app.include_router(messages.router, dependencies=[Depends(require_anthropic_key)])
     for router in OPEN:
         if router is not playground.router or state.config.playground:
             app.include_router(router)

@@ -1,4 +1,5 @@
-"""API keys and what each may do. Every route under /v1 depends on :func:`require_key`; the open ones are in app.py."""
+"""API keys and what each may do. Every route under /v1 depends on :func:`require_key` or, if it is Anthropic's, on
+:func:`require_anthropic_key`; the open ones are in app.py."""
 
 from __future__ import annotations
 
@@ -89,10 +90,7 @@ class Keys:
         self._keys = [ApiKey.of(key) if isinstance(key, str) else key for key in keys]
 
     def identify(self, authorization: str | None) -> ApiKey:
-        """The caller's key. Raises :class:`ApiError` 401.
-
-        All keys are compared, each in constant time, whichever matches.
-        """
+        """Whose key a header ``Authorization`` has. Raises :class:`ApiError` 401."""
         if not self._keys:
             return EVERYBODY
         scheme, _, key = (authorization or "").partition(" ")
@@ -100,6 +98,15 @@ class Keys:
             raise _refused(
                 "You didn't provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'.", code=None
             )
+        return self.holder(key)
+
+    def holder(self, key: str) -> ApiKey:
+        """Whose key this is. Raises :class:`ApiError` 401.
+
+        All keys are compared, each in constant time, whichever matches.
+        """
+        if not self._keys:
+            return EVERYBODY
         given = _digest(key.strip())
         matches = [key for key in self._keys if hmac.compare_digest(given, key.sha256)]
         if not matches:
@@ -117,9 +124,21 @@ async def require_key(request: Request) -> None:
     Raises :class:`ApiError` 401, and what :meth:`deepseek_serve.limits.Limits.begin` does.
     """
     server = request.app.state.server
-    key = server.keys.identify(request.headers.get("authorization"))
+    await _begin(request, server.keys.identify(request.headers.get("authorization")))
+
+
+async def require_anthropic_key(request: Request) -> None:
+    """As :func:`require_key`, on the routes of Anthropic's API, where the header ``x-api-key`` comes first."""
+    given = request.headers.get("x-api-key", "")
+    if given.strip():
+        await _begin(request, request.app.state.server.keys.holder(given))
+    else:
+        await require_key(request)
+
+
+async def _begin(request: Request, key: ApiKey) -> None:
     request.state.key, request.state.tenant = key, key.tenant
-    await server.limits.begin(request, key)
+    await request.app.state.server.limits.begin(request, key)
 
 
 def require_admin(request: Request) -> None:

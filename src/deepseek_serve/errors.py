@@ -1,4 +1,5 @@
-"""Every error as an OpenAI error body. The one place that decides on status, type and code."""
+"""Every error as an error body: OpenAI's, and Anthropic's on the paths of its API. The one place that decides on
+status, type and code."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from deepseek.errors import (
     ChatTemplateError,
@@ -25,9 +27,25 @@ from deepseek.errors import (
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 UNAVAILABLE = "service_unavailable_error"
+OVERLOADED_CODE = "server_is_overloaded"
 INTERNAL_MESSAGE = "The server had an error while processing your request. Its log has the reason."
 DEAD_RETRY_AFTER = 2.0
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; seen only by metrics, since nobody is left to read the answer
+
+MESSAGES = "/v1/messages"
+ANTHROPIC = "/anthropic/"  # the beginning of DeepSeek's paths for the same API
+OVERLOADED = 529  # Anthropic's number for a node that is full, where OpenAI has 503
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    OVERLOADED: "overloaded_error",
+}
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -64,8 +82,31 @@ class ApiError(DeepSeekError):
     def encode(self) -> bytes:
         return msgspec.json.encode({"error": self.body})
 
-    def response(self) -> Response:
-        return Response(self.encode(), self.status, self.headers, "application/json")
+
+def speaks_anthropic(scope: Scope) -> bool:
+    """Whether a request was sent to Anthropic's API."""
+    path: str = scope["path"]
+    return path == MESSAGES or path.startswith((f"{MESSAGES}/", ANTHROPIC))
+
+
+def error_body(error: ApiError, scope: Scope) -> bytes:
+    """The body in the words of the API that the request was sent to."""
+    if not speaks_anthropic(scope):
+        return error.encode()
+    status = _anthropic_status(error)
+    kind = ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else INVALID_REQUEST)
+    body = {"type": "error", "error": {"type": kind, "message": str(error)}}
+    return msgspec.json.encode(body | {"request_id": scope["state"]["request_id"]})
+
+
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """The response in the words of the API that the request was sent to."""
+    status = _anthropic_status(error) if speaks_anthropic(scope) else error.status
+    return Response(error_body(error, scope), status, error.headers, "application/json")
+
+
+def _anthropic_status(error: ApiError) -> int:
+    return OVERLOADED if error.body.code == OVERLOADED_CODE else error.status
 
 
 def api_error(error: BaseException) -> ApiError:
@@ -78,9 +119,7 @@ def api_error(error: BaseException) -> ApiError:
         case ChatTemplateError():
             return ApiError(400, str(error), param="messages", code="chat_template_error")
         case EngineOverloadedError():
-            return ApiError(
-                503, str(error), type=UNAVAILABLE, code="server_is_overloaded", retry_after=error.retry_after
-            )
+            return ApiError(503, str(error), type=UNAVAILABLE, code=OVERLOADED_CODE, retry_after=error.retry_after)
         case EngineDeadError():
             return ApiError(503, str(error), type=UNAVAILABLE, code="engine_unavailable", retry_after=DEAD_RETRY_AFTER)
         case EngineError():
@@ -104,7 +143,7 @@ def install(app: FastAPI) -> None:
         else:
             answer = api_error(error)
         request.state.record.error_code = answer.body.code
-        return answer.response()
+        return error_response(answer, request.scope)
 
     for kind in (DeepSeekError, pydantic.ValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, handle)

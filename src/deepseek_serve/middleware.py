@@ -8,7 +8,7 @@ import time
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deepseek_serve.errors import CLIENT_CLOSED_REQUEST, api_error
+from deepseek_serve.errors import CLIENT_CLOSED_REQUEST, api_error, error_response, speaks_anthropic
 from deepseek_serve.metrics import Metrics
 from deepseek_serve.observability.logs import log_access
 from deepseek_serve.observability.record import RequestRecord, request_id_of
@@ -44,6 +44,8 @@ class Envelope:
                 record.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = record.request_id
+                if speaks_anthropic(scope):
+                    headers["request-id"] = record.request_id
                 for name, value in state.get("headers", {}).items():
                     headers[name] = value
                 headers["openai-processing-ms"] = str(int((time.monotonic() - record.started) * 1000))
@@ -57,7 +59,7 @@ class Envelope:
             answer = api_error(error)
             record.error_code = answer.body.code
             if not record.status:
-                await answer.response()(scope, receive, send_with_headers)
+                await error_response(answer, scope)(scope, receive, send_with_headers)
         finally:
             self._account(scope, record)
 

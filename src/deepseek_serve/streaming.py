@@ -17,12 +17,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deepseek.errors import DeepSeekError
-from deepseek_serve.errors import ApiError, api_error
+from deepseek_serve.errors import ApiError, api_error, error_body
 
 logger = logging.getLogger("deepseek.serve")
 
 T = TypeVar("T")
-KEEP_ALIVE = b": keep-alive\n\n"
 STALL_LIMIT = 120.0  # seconds that one write may wait for a client who does not read
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -45,11 +44,13 @@ class Wire:
         event: what the stream yields -> what is sent.
         failure: an error behind the first event -> what is sent.
         end: sent behind the last event, if all went well.
+        silence: sent when nothing else has been for a while.
     """
 
     event: Callable[[bytes], bytes] = data_event
     failure: Callable[[ApiError], bytes] = lambda error: data_event(error.encode())
     end: bytes = data_event(b"[DONE]")
+    silence: bytes = b": keep-alive\n\n"
 
 
 OPENAI_CHAT = Wire()
@@ -64,7 +65,7 @@ class EventStream(Response):
     Args:
         events: what ``wire`` writes: encoded JSON documents for chats.
         resources: closed when the response is over, whatever its end.
-        keep_alive: seconds of silence after which a comment is sent.
+        keep_alive: seconds of silence after which the wire's filler is sent.
     """
 
     media_type = "text/event-stream"
@@ -126,7 +127,7 @@ class EventStream(Response):
         self._writing_since = None
 
     async def _comment(self, send: Send) -> None:
-        """Fill silences with comments; return when the client has not read for :data:`STALL_LIMIT`."""
+        """Fill silences; return when the client has not read for :data:`STALL_LIMIT`."""
         while True:
             await asyncio.sleep(max(self._last_write + self._keep_alive - time.monotonic(), 0.01))
             now = time.monotonic()
@@ -135,7 +136,7 @@ class EventStream(Response):
                     return
                 await asyncio.sleep(1.0)
             elif now - self._last_write >= self._keep_alive:
-                await self._send(send, KEEP_ALIVE)
+                await self._send(send, self._wire.silence)
 
 
 class PaddedAnswer(Response):
@@ -172,7 +173,7 @@ class PaddedAnswer(Response):
                 if not work.done():
                     raise ClientDisconnect
                 if started:
-                    await send({"type": "http.response.body", "body": _body_of(work)})
+                    await send({"type": "http.response.body", "body": _body_of(work, scope)})
                 else:
                     await Response(work.result(), media_type=self.media_type)(scope, receive, send)
             except ClientDisconnect:
@@ -184,14 +185,14 @@ class PaddedAnswer(Response):
                 await asyncio.gather(work, gone, return_exceptions=True)
 
 
-def _body_of(work: asyncio.Task[bytes]) -> bytes:
+def _body_of(work: asyncio.Task[bytes], scope: Scope) -> bytes:
     """The answer, or the error that it ended with."""
     error = work.exception()
     if error is None:
         return work.result()
     if not isinstance(error, DeepSeekError):
         logger.error("a padded answer failed", exc_info=error)
-    return api_error(error).encode()
+    return error_body(api_error(error), scope)
 
 
 async def whole_answer(
