@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -144,12 +145,13 @@ class ModelLoader:
         else:
             logger.info("serving %s as %s, loaded in %.1f s", info.model, model.name, info.load_seconds)
         finally:
-            del self._reserved[model]
+            self._reserved.pop(model, None)
 
     async def _remove(self, model: ServedModel, loading: asyncio.Task[None] | None) -> None:
         if loading is not None:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
+            self._reserved.pop(model, None)  # it may not have begun
         try:
             async with asyncio.timeout(self._state.config.drain_timeout):
                 while model.pending:
@@ -190,26 +192,14 @@ class _Download:
 
 async def _in_thread(function: Callable[[], T]) -> T:
     """Run it in a thread that does not keep a process from ending: a download may take hours."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():  # cancelled
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
 
     def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
         try:
-            result = function()
-        except BaseException as raised:  # noqa: BLE001 - raised again in the event loop
-            error = raised
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, result, error)
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised again in the event loop
+            future.set_exception(error)
 
     threading.Thread(target=run, name="download", daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)
