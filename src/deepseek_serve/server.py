@@ -193,17 +193,18 @@ class _Server:
         self._load_others()
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        replicas = len(self._model.replicas)
         kv = f"{info.kv_cache_bytes / 2**30:.2f} GiB for {info.kv_cache_tokens} tokens"
         lines = [
             f"DeepSeek V2.1 at http://{shown}:{port}/v1",
             f"  model     {info.model} ({info.architecture}, {info.dtype}), served as {self._model.name}",
             f"  context   {info.max_context} tokens per request",
-            f"  KV cache  {kv}",
+            f"  KV cache  {kv}" + (f", in each of {replicas} replicas" if replicas > 1 else ""),
             f"  API keys  {len(self._config.api_keys) or 'none: everybody who reaches this address may use it'}",
             f"  loaded in {info.load_seconds:.1f} s",
         ]
         if self._as_json:
-            facts = msgspec.to_builtins(info) | {"model": self._model.name, "real_name": info.model}
+            facts = msgspec.to_builtins(info) | {"model": self._model.name, "real_name": info.model, "replicas": replicas}
             logger.info("DeepSeek V2.1 at http://%s:%d/v1 is ready", shown, port, extra={"fields": facts})
         else:
             print("\n".join(lines), flush=True)
