@@ -204,7 +204,11 @@ class _Server:
             f"  loaded in {info.load_seconds:.1f} s",
         ]
         if self._as_json:
-            facts = msgspec.to_builtins(info) | {"model": self._model.name, "real_name": info.model, "replicas": replicas}
+            facts = msgspec.to_builtins(info) | {
+                "model": self._model.name,
+                "real_name": info.model,
+                "replicas": replicas,
+            }
             logger.info("DeepSeek V2.1 at http://%s:%d/v1 is ready", shown, port, extra={"fields": facts})
         else:
             print("\n".join(lines), flush=True)
