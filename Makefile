@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow test-sanitized fuzz check format bench bench-engine bench-speculation bench-invariance bench-peers bench-quality bench-serving \
+.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-invariance bench-peers bench-quality bench-serving \
         peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
 
 help:  ## this list
@@ -62,6 +62,9 @@ fuzz: $(DEV_STAMP)  ## every reader of strangers' bytes, FUZZ_SECONDS each, guid
 	for target in $$($(BIN)/python -m tests.fuzz.targets); do \
 		$(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) || exit 1; \
 	done
+
+fuzz-api: $(DEV_STAMP)  ## hundreds of requests per operation, made from our own OpenAPI description
+	DEEPSEEK_API_EXAMPLES=300 $(BIN)/python -m pytest tests/contract/test_openapi.py --timeout 3600
 
 check: $(DEV_STAMP)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -66,6 +66,7 @@ def serve(
     ] = False,
     drain_timeout: Annotated[float, typer.Option(help="seconds for running requests after SIGTERM")] = 30.0,
     playground: Annotated[bool, typer.Option(help="serve a chat page at /")] = True,
+    docs: Annotated[bool, typer.Option(help="serve the reference at /docs and /openapi.json")] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
     log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal")] = "auto",
     otlp_endpoint: Annotated[
@@ -128,6 +129,7 @@ def serve(
             keep_alive_lines=keep_alive_lines,
             drain_timeout=drain_timeout,
             playground=playground,
+            docs=docs,
             log_level=log_level,
             log_format=cast("LogFormat", log_format),
             otlp_endpoint=otlp_endpoint,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
+import msgspec
 from fastapi import APIRouter, Depends, FastAPI
+from starlette.requests import Request
 
 from deepseek_serve import errors
 from deepseek_serve.auth import require_anthropic_key, require_key
 from deepseek_serve.middleware import Envelope
+from deepseek_serve.reference.document import document
 from deepseek_serve.routes import (
     batches,
     chat,
@@ -19,6 +24,7 @@ from deepseek_serve.routes import (
     metrics,
     models,
     playground,
+    reference,
     tokenize,
     usage,
 )
@@ -36,17 +42,24 @@ NO_TELEMETRY: TelemetryConfig = {
     "operation_spans": False,
     "auto_configure": False,
 }
-OPEN_ROUTES = ("/health/live", "/health/ready", "/metrics", "/", "/playground/{version}/{path:path}")
-PROTECTED: tuple[APIRouter, ...] = (
-    chat.router,
-    completions.router,
-    models.router,
-    tokenize.router,
-    files.router,
-    batches.router,
-    usage.router,
+OPEN_ROUTES = (
+    *("/health/live", "/health/ready", "/metrics"),
+    *("/", "/playground/{version}/{path:path}"),
+    *("/openapi.json", "/docs", "/docs/{name}"),
 )
-OPEN: tuple[APIRouter, ...] = (health.router, metrics.router, playground.router)
+# Router, and who is let in: holders of a key, or everybody.
+ROUTERS: tuple[tuple[APIRouter, Callable[[Request], Awaitable[None]] | None], ...] = (
+    (chat.router, require_key),
+    (completions.router, require_key),
+    (messages.router, require_anthropic_key),
+    (models.router, require_key),
+    (tokenize.router, require_key),
+    (files.router, require_key),
+    (batches.router, require_key),
+    (usage.router, require_key),
+    (health.router, None),
+    (metrics.router, None),
+)
 
 
 def create_app(state: ServerState) -> FastAPI:
@@ -60,11 +73,11 @@ def create_app(state: ServerState) -> FastAPI:
         telemetry=NO_TELEMETRY,
     )
     app.state.server = state
-    for router in PROTECTED:
-        app.include_router(router, dependencies=[Depends(require_key)])
-    app.include_router(messages.router, dependencies=[Depends(require_anthropic_key)])
-    for router in OPEN:
-        if router is not playground.router or state.config.playground:
+    app.state.describe = cache(lambda: msgspec.json.encode(document((router, bool(key)) for router, key in ROUTERS)))
+    for router, key in ROUTERS:
+        app.include_router(router, dependencies=[Depends(key)] if key is not None else [])
+    for router, wanted in ((playground.router, state.config.playground), (reference.router, state.config.docs)):
+        if wanted:
             app.include_router(router)
     errors.install(app)
     app.add_middleware(Turnstile, exempt=OPEN_ROUTES)

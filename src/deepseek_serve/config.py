@@ -39,6 +39,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         drain_timeout: seconds that running requests get to finish after SIGTERM.
         keep_alive_interval: seconds of silence in a stream after which a comment is sent.
         playground: serve the page at ``/``.
+        docs: serve the reference at ``/docs`` and ``/openapi.json``, without a key.
         keep_alive_lines: fill silences of answers that are not streamed too, with empty lines before the JSON. The
             first of them commits the status 200: an error that comes later is an error body under that status.
         log_level: of server and engine.
@@ -69,6 +70,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     drain_timeout: float = 30.0
     keep_alive_interval: float = 15.0
     playground: bool = True
+    docs: bool = True
     keep_alive_lines: bool = False
     log_level: str = "info"
     log_format: LogFormat = "auto"

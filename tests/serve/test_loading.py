@@ -106,7 +106,7 @@ def test_without_keys_nobody_may_unless_the_server_says_so() -> None:
         assert http.get("/health/ready").json()["status"] == "no_model"
         assert http.post(CHAT, json=chat_body()).json()["error"]["code"] == "model_not_found"
         assert opened.engine_pids() == []
-        assert load(http, "org/again", name=MODEL).status_code == 202
+        assert load(http, "org/again", name=MODEL).status_code == 200
         opened.wait_status("/health/ready", 200)
         assert http.post(CHAT, json=chat_body()).status_code == 200
 
@@ -135,7 +135,7 @@ def test_load_use_and_unload_while_another_model_streams(server: Server, admin: 
         lines = s.iter_lines()
         next(lines)
         answer = load(admin, "fine.gguf", name="second", max_context=100, kv_cache_bytes=2**20)
-        assert answer.status_code == 202
+        assert answer.status_code == 200
         assert answer.json()["id"] == "second" and answer.json()["status"] == "loading"
         card = wait_card(admin, "second", "ready")
         assert card["root"] == "fine" and card["max_model_len"] == 2048 and card["error"] is card["progress"] is None
@@ -189,14 +189,14 @@ def test_unloading_waits_for_the_models_answers_and_then_ends_them(server: Serve
     [("broken.gguf", "truncated"), ("crash.gguf", "exit code 3"), ("gone/model", "cannot be reached")],
 )
 def test_what_cannot_be_loaded_is_in_the_list_with_the_reason(admin: httpx.Client, model: str, reason: str) -> None:
-    assert load(admin, model, name="bad").status_code == 202
+    assert load(admin, model, name="bad").status_code == 200
     card = wait_card(admin, "bad", "failed")
     assert reason in card["error"]
     refused = admin.post(CHAT, json=chat_body() | {"model": "bad"})
     assert refused.status_code == 503 and reason in refused.json()["error"]["message"]
     assert admin.get("/health/ready").status_code == 200
     assert admin.post(CHAT, json=chat_body()).status_code == 200
-    assert load(admin, "fine.gguf", name="bad").status_code == 202, "a failed one may be replaced"
+    assert load(admin, "fine.gguf", name="bad").status_code == 200, "a failed one may be replaced"
     wait_card(admin, "bad", "ready")
 
 
@@ -272,7 +272,7 @@ def test_a_batch_waits_for_its_model(admin: httpx.Client, server: Server) -> Non
         batch = sdk.batches.retrieve(batch.id)
         assert batch.status == "in_progress" and batch.request_counts is not None
         assert batch.request_counts.completed < 30 and batch.request_counts.failed == 0
-        assert load(admin, "fine.gguf", name="night").status_code == 202
+        assert load(admin, "fine.gguf", name="night").status_code == 200
         batch = wait(sdk, batch.id)
         assert batch.status == "completed" and batch.request_counts is not None
         assert (batch.request_counts.completed, batch.request_counts.failed) == (30, 0)
@@ -292,7 +292,7 @@ HOSTILE = [
 @pytest.mark.parametrize("model", HOSTILE)
 def test_hostile_names(server: Server, admin: httpx.Client, model: str) -> None:
     answer = load(admin, model, name="bad")
-    if answer.status_code == 202:  # of the form of an id on Hugging Face: never a path
+    if answer.status_code == 200:  # of the form of an id on Hugging Face: never a path
         assert model in ("org/name:../../x",)
         return
     assert answer.status_code in (400, 404), answer.text

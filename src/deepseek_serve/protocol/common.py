@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, Self
 
 import pydantic
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field
 
 from deepseek.constraints import Constraint
@@ -65,6 +66,17 @@ class GenerationRequest(Strict):
 
     # field -> values that ask for nothing; any other value is refused until the feature exists
     LATER: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: pydantic_core.CoreSchema, handler: pydantic.GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """The reference says of fields that come later what they may be until then."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for name, harmless in cls.LATER.items():
+            properties[name] = {"enum": [None, *harmless], "description": "Not supported yet."}
+        return schema
 
     @pydantic.model_validator(mode="after")
     def _refuse_what_comes_later(self) -> Self:

@@ -10,9 +10,10 @@ from starlette.responses import Response
 from deepseek_serve.batches.endpoints import ENDPOINTS
 from deepseek_serve.batches.runner import server_name
 from deepseek_serve.limits import read_body
-from deepseek_serve.protocol.batches import BatchRequest, batch_object
+from deepseek_serve.protocol.batches import BatchObject, BatchRequest, batch_object
 from deepseek_serve.protocol.common import InvalidFieldError
-from deepseek_serve.protocol.files import object_list, page
+from deepseek_serve.protocol.files import ObjectList, object_list, page
+from deepseek_serve.reference.described import PAGE_QUERY, STORE_PROBLEMS, described
 from deepseek_serve.state import state_of
 from deepseek_serve.store.batches import BatchRecord
 
@@ -21,6 +22,7 @@ MAX_PAGE = 100
 
 
 @router.post("/v1/batches")
+@described(tag="Batches", body=BatchRequest, answer=BatchObject, errors=(*STORE_PROBLEMS, 408, 413))
 async def create_batch(request: Request) -> Response:
     """Begin a batch: its file is validated first, in the background."""
     state = state_of(request)
@@ -41,6 +43,7 @@ async def create_batch(request: Request) -> Response:
 
 
 @router.get("/v1/batches")
+@described(tag="Batches", query=PAGE_QUERY, answer=ObjectList, items=BatchObject, errors=STORE_PROBLEMS)
 async def list_batches(request: Request) -> Response:
     """The key's batches, newest first."""
     wanted = page(request.query_params, default=20, most=MAX_PAGE)
@@ -50,12 +53,14 @@ async def list_batches(request: Request) -> Response:
 
 
 @router.get("/v1/batches/{batch_id}")
+@described(tag="Batches", answer=BatchObject, errors=STORE_PROBLEMS)
 async def retrieve_batch(request: Request, batch_id: str) -> Response:
     """How far a batch is."""
     return _json(await state_of(request).store.batches.get(request.state.tenant, batch_id))
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
+@described(tag="Batches", answer=BatchObject, errors=(*STORE_PROBLEMS, 409))
 async def cancel_batch(request: Request, batch_id: str) -> Response:
     """End a batch within seconds; what is done by then stays available."""
     state = state_of(request)

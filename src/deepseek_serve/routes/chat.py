@@ -31,6 +31,7 @@ from deepseek_serve.protocol.responses import (
     ToolCallDelta,
     Usage,
 )
+from deepseek_serve.reference.described import PROBLEMS, described
 from deepseek_serve.state import ServerState, state_of
 from deepseek_serve.streaming import EventStream, whole_answer
 
@@ -40,6 +41,14 @@ encode = msgspec.json.Encoder().encode
 
 @router.post("/v1/chat/completions")
 @router.post("/chat/completions")
+@described(
+    tag="Chat",
+    body=ChatRequest,
+    answer=ChatCompletion,
+    stream=ChatChunk,
+    errors=(*PROBLEMS, 404),
+    example={"model": "deepseek-v2.1", "messages": [{"role": "user", "content": "Name a river."}], "max_tokens": 40},
+)
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation."""
     state = state_of(request)

@@ -24,6 +24,7 @@ from deepseek_serve.streaming import EventStream, whole_answer
 
 if TYPE_CHECKING:
     from deepseek.tokenizer.tokenizer import Tokenizer
+from deepseek_serve.reference.described import PROBLEMS, described
 
 router = APIRouter()
 encode = msgspec.json.Encoder().encode
@@ -31,6 +32,14 @@ encode = msgspec.json.Encoder().encode
 
 @router.post("/v1/completions")
 @router.post("/completions")
+@described(
+    tag="Completions",
+    body=CompletionRequest,
+    answer=TextCompletion,
+    stream=TextCompletion,
+    errors=(*PROBLEMS, 404),
+    example={"model": "deepseek-v2.1", "prompt": "The capital of France is", "max_tokens": 8},
+)
 async def create_completion(request: Request) -> Response:
     """Continue one or several texts."""
     state = state_of(request)

@@ -14,8 +14,12 @@ from starlette.responses import Response, StreamingResponse
 from deepseek.errors import InvalidRequestError
 from deepseek_serve.protocol.common import InvalidFieldError
 from deepseek_serve.protocol.files import (
+    MAX_LIFETIME,
+    MIN_LIFETIME,
     PURPOSES,
     Deleted,
+    FileObject,
+    ObjectList,
     file_object,
     lifetime,
     object_list,
@@ -23,6 +27,7 @@ from deepseek_serve.protocol.files import (
     plain_name,
     purpose_of,
 )
+from deepseek_serve.reference.described import PAGE_QUERY, STORE_PROBLEMS, described
 from deepseek_serve.state import state_of
 from deepseek_serve.store.contents import CHUNK
 from deepseek_serve.store.files import FileStore
@@ -30,9 +35,25 @@ from deepseek_serve.uploads import receive
 
 router = APIRouter()
 MAX_PAGE = 10_000
+UPLOAD = {
+    "type": "object",
+    "properties": {
+        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "purpose": {"type": "string", "enum": list(PURPOSES)},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": MIN_LIFETIME, "maximum": MAX_LIFETIME},
+    },
+    "required": ["file", "purpose"],
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
+    "additionalProperties": False,
+}
 
 
 @router.post("/v1/files")
+@described(tag="Files", form=UPLOAD, answer=FileObject, errors=(*STORE_PROBLEMS, 408, 413))
 async def upload_file(request: Request) -> Response:
     """Keep a file; its bytes go to the disk as they come."""
     state = state_of(request)
@@ -58,6 +79,17 @@ async def upload_file(request: Request) -> Response:
 
 
 @router.get("/v1/files")
+@described(
+    tag="Files",
+    query={
+        **PAGE_QUERY,
+        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+        "purpose": {"type": "string", "enum": [*PURPOSES, "batch_output"]},
+    },
+    answer=ObjectList,
+    items=FileObject,
+    errors=STORE_PROBLEMS,
+)
 async def list_files(request: Request) -> Response:
     """The key's files, newest first."""
     query = request.query_params
@@ -69,12 +101,14 @@ async def list_files(request: Request) -> Response:
 
 
 @router.get("/v1/files/{file_id}")
+@described(tag="Files", answer=FileObject, errors=STORE_PROBLEMS)
 async def retrieve_file(request: Request, file_id: str) -> Response:
     """What is known of a file."""
     return _json(file_object(await state_of(request).store.files.get(request.state.tenant, file_id)))
 
 
 @router.get("/v1/files/{file_id}/content")
+@described(tag="Files", media_type="application/octet-stream", errors=STORE_PROBLEMS)
 async def file_content(request: Request, file_id: str) -> Response:
     """The bytes of a file, to be saved and never shown as a page."""
     files = state_of(request).store.files
@@ -89,6 +123,7 @@ async def file_content(request: Request, file_id: str) -> Response:
 
 
 @router.delete("/v1/files/{file_id}")
+@described(tag="Files", answer=Deleted, errors=(*STORE_PROBLEMS, 409))
 async def delete_file(request: Request, file_id: str) -> Response:
     """Delete a file, unless a batch is reading it."""
     await state_of(request).store.files.delete(request.state.tenant, file_id)

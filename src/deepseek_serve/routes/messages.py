@@ -33,6 +33,7 @@ from deepseek_serve.protocol.anthropic.response import (
     Stop,
     TokenCount,
 )
+from deepseek_serve.reference.described import PROBLEMS, described
 from deepseek_serve.state import state_of
 from deepseek_serve.streaming import EventStream, Wire, named_event, whole_answer
 
@@ -44,6 +45,14 @@ STOP_REASONS: dict[AnswerEnd, str] = {"stop": "end_turn", "length": "max_tokens"
 
 @router.post("/v1/messages")
 @router.post("/anthropic/v1/messages")
+@described(
+    tag="Anthropic",
+    body=MessagesRequest,
+    answer=Message,
+    stream=Event,
+    errors=(*PROBLEMS, 404, 529),
+    example={"model": "deepseek-v2.1", "max_tokens": 40, "messages": [{"role": "user", "content": "Name a river."}]},
+)
 async def create_message(request: Request) -> Response:
     """Answer a conversation."""
     state = state_of(request)
@@ -63,6 +72,7 @@ async def create_message(request: Request) -> Response:
 
 @router.post("/v1/messages/count_tokens")
 @router.post("/anthropic/v1/messages/count_tokens")
+@described(tag="Anthropic", body=CountRequest, answer=TokenCount, errors=(*PROBLEMS, 404, 529))
 async def count_tokens(request: Request) -> Response:
     """How long a prompt would be."""
     state = state_of(request)

@@ -19,18 +19,21 @@ from deepseek_serve.limits import read_body
 from deepseek_serve.models import ServedModel
 from deepseek_serve.protocol.models import LoadRequest, UnloadRequest
 from deepseek_serve.protocol.responses import ModelCard, ModelList, ModelUnloaded
+from deepseek_serve.reference.described import described
 from deepseek_serve.state import state_of
 from deepseek_serve.streaming import EventStream
 
 router = APIRouter()
 encode = msgspec.json.Encoder().encode
 
+ADMIN_PROBLEMS = (400, 401, 402, 403, 404, 408, 409, 413, 415, 429, 500, 503)
 MAX_BODY_BYTES = 64 << 10
 PROGRESS_INTERVAL = 0.2  # seconds
 
 
 @router.get("/v1/models")
 @router.get("/models")
+@described(tag="Models", answer=ModelList, errors=(401, 402, 429, 500))
 async def list_models(request: Request) -> Response:
     """The models of this server, each under its public name."""
     state = state_of(request)
@@ -39,6 +42,7 @@ async def list_models(request: Request) -> Response:
 
 @router.get("/v1/models/{model:path}")
 @router.get("/models/{model:path}")
+@described(tag="Models", answer=ModelCard, errors=(401, 402, 404, 429, 500))
 async def retrieve_model(request: Request, model: str) -> Response:
     """A model by any of its names."""
     state = state_of(request)
@@ -47,8 +51,16 @@ async def retrieve_model(request: Request, model: str) -> Response:
 
 @router.post("/v1/models/load")
 @router.post("/models/load")
+@described(
+    tag="Models",
+    body=LoadRequest,
+    answer=ModelCard,
+    stream=ModelCard,
+    errors=(*ADMIN_PROBLEMS, 507),
+    example={"model": "smollm2-135m-instruct", "name": "small", "kv_cache_bytes": 268435456},
+)
 async def load_model(request: Request) -> Response:
-    """Begin to load a model: 202 at once, or with ``stream`` the model again and again until it is ready or failed."""
+    """Begin to load a model: answered at once, or with ``stream`` again and again until it is ready or failed."""
     state = state_of(request)
     body = LoadRequest.model_validate_json(await _body_of_admin(request))
     if state.admission.draining:
@@ -56,11 +68,12 @@ async def load_model(request: Request) -> Response:
     model = state.loader.load(body.model, body.name, body.engine(state.config.engine), body.replicas)
     if body.stream:
         return EventStream(_progress(model), ExitStack(), state.config.keep_alive_interval)
-    return _json(_card(model, model.name), 202)
+    return _json(_card(model, model.name))
 
 
 @router.post("/v1/models/unload")
 @router.post("/models/unload")
+@described(tag="Models", body=UnloadRequest, answer=ModelUnloaded, errors=ADMIN_PROBLEMS, example={"model": "small"})
 async def unload_model(request: Request) -> Response:
     """Take a model out of service; answered when its memory is free."""
     state = state_of(request)
@@ -111,5 +124,5 @@ def _card(model: ServedModel, name: str) -> ModelCard:
     )
 
 
-def _json(body: msgspec.Struct, status: int = 200) -> Response:
-    return Response(encode(body), status, media_type="application/json")
+def _json(body: msgspec.Struct) -> Response:
+    return Response(encode(body), media_type="application/json")

@@ -11,12 +11,16 @@ from deepseek.errors import InvalidRequestError
 from deepseek_serve.generation import off_loop
 from deepseek_serve.limits import read_body
 from deepseek_serve.protocol.tokenize import DetokenizeRequest, Text, TokenizeRequest, Tokens
+from deepseek_serve.reference.described import PROBLEMS, described
 from deepseek_serve.state import state_of
 
 router = APIRouter()
 
 
 @router.post("/tokenize")
+@described(
+    tag="Tokens", body=TokenizeRequest, answer=Tokens, errors=(*PROBLEMS, 404), example={"prompt": "The capital"}
+)
 async def tokenize(request: Request) -> Response:
     """The tokens of a text (special tokens may be spelled, as in completions) or of a conversation."""
     state = state_of(request)
@@ -37,6 +41,7 @@ async def tokenize(request: Request) -> Response:
 
 
 @router.post("/detokenize")
+@described(tag="Tokens", body=DetokenizeRequest, answer=Text, errors=(*PROBLEMS, 404), example={"tokens": [504, 3575]})
 async def detokenize(request: Request) -> Response:
     """The text of tokens, special ones included."""
     state = state_of(request)

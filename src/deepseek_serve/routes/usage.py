@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from deepseek_serve.protocol.common import InvalidFieldError
 from deepseek_serve.protocol.files import whole_number
+from deepseek_serve.reference.described import STORE_PROBLEMS, described
 from deepseek_serve.state import state_of
 from deepseek_serve.store.usage import Spent
 
@@ -19,6 +20,12 @@ WIDTHS = {"1h": 3600, "1d": 86_400}
 MAX_BUCKETS = 750  # a month of hours
 DEFAULT_BUCKETS = {"1h": 24, "1d": 30}
 LATEST = 2**40  # Unix seconds
+QUERY = {
+    "start_time": {"type": "integer", "minimum": 0, "maximum": LATEST},
+    "end_time": {"type": "integer", "minimum": 0, "maximum": LATEST},
+    "bucket_width": {"type": "string", "enum": list(WIDTHS)},
+    "group_by": {"type": "string", "enum": ["model"]},
+}
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -48,11 +55,12 @@ class Buckets(msgspec.Struct):
 
 
 @router.get("/v1/usage")
+@described(tag="Usage", query=QUERY, answer=Buckets, errors=STORE_PROBLEMS)
 async def get_usage(request: Request) -> Response:
     """Buckets from ``start_time`` to ``end_time``, rounded outwards to whole ones (of UTC)."""
     query = request.query_params
     for name in query:
-        if name not in ("start_time", "end_time", "bucket_width", "group_by"):
+        if name not in QUERY:
             raise InvalidFieldError(name, "there is no such parameter")
     width_name = query.get("bucket_width", "1d")
     if width_name not in WIDTHS:
