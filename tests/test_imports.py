@@ -25,7 +25,7 @@ HOUSE = [
 ]
 # The same inside `deepseek`; names on one line may import each other's modules but not in a circle.
 ROOMS = [
-    ["benchmark", "quantization", "quality"],
+    ["benchmark", "quantization", "quality", "client"],
     ["llm"],
     ["runtime"],
     ["engine"],
@@ -44,7 +44,7 @@ ROOMS = [
 CONTRACTS = {"deepseek.engine.events", "deepseek.models.base", "deepseek.kernels.paging"}
 HEAVY = (
     *("torch", "transformers", "fastapi", "uvicorn", "numpy", "tokenizers", "huggingface_hub", "zmq", "gguf"),
-    "llguidance",
+    *("llguidance", "openai"),
 )
 
 

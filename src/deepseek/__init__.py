@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepseek.client import AsyncClient, Client
     from deepseek.constraints import Constraint
     from deepseek.errors import DeepSeekError
     from deepseek.llm import LLM, Completion, Generation, Score
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __version__ = "2.1.0.dev0"
 
 _EXPORTS = {
+    "AsyncClient": "deepseek.client",
+    "Client": "deepseek.client",
     "LLM": "deepseek.llm",
     "Completion": "deepseek.llm",
     "Generation": "deepseek.llm",
@@ -26,7 +29,17 @@ _EXPORTS = {
     "SamplingParams": "deepseek.sampling",
     "DeepSeekError": "deepseek.errors",
 }
-__all__ = ["LLM", "Completion", "Constraint", "DeepSeekError", "Generation", "SamplingParams", "Score"]
+__all__ = [
+    "LLM",
+    "AsyncClient",
+    "Client",
+    "Completion",
+    "Constraint",
+    "DeepSeekError",
+    "Generation",
+    "SamplingParams",
+    "Score",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,10 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         kind: what ``source`` is.
+        schemas: of a grammar: the JSON text of an object, rule -> schema of the JSON that the rule derives. They are
+            bounded as those of ``json_schema``. At most :data:`MAX_SOURCE` characters.
+        json_after: of a grammar with schemas: the text behind which JSON begins; empty where it does at once. None if
+            that cannot be said: then what a schema cannot bound, such as a number's digits, has no bound.
         source: the JSON text of a schema; a regular expression for the whole answer; a grammar in llguidance's dialect
             of Lark (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md); a JSON list of the strings to
             choose from; empty for ``json_object``. At most :data:`MAX_SOURCE` characters.
@@ -32,10 +36,13 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     kind: Kind
     source: str = ""
+    schemas: str = ""
+    json_after: str | None = None
 
     def __post_init__(self) -> None:
-        if len(self.source) > MAX_SOURCE:
-            raise invalid(f"the {self.kind} has {len(self.source)} characters; at most {MAX_SOURCE}.")
+        longest = max(len(self.source), len(self.schemas))
+        if longest > MAX_SOURCE:
+            raise invalid(f"the {self.kind} has {longest} characters; at most {MAX_SOURCE}.")
 
     @classmethod
     def json_object(cls) -> Self:
@@ -60,9 +67,9 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return cls(kind="regex", source=pattern)
 
     @classmethod
-    def grammar(cls, lark: str) -> Self:
-        """A text that the rule ``start`` of a grammar derives."""
-        return cls(kind="grammar", source=lark)
+    def grammar(cls, lark: str, *, schemas: Mapping[str, Any] | None = None, json_after: str | None = None) -> Self:
+        """A text that the rule ``start`` of a grammar derives. Rules of ``schemas`` derive JSON."""
+        return cls(kind="grammar", source=lark, schemas=_dump(schemas) if schemas else "", json_after=json_after)
 
     @classmethod
     def choice(cls, choices: Sequence[str]) -> Self:

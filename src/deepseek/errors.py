@@ -15,10 +15,20 @@ DeepSeekError
 ├── BenchmarkError               a measurement that could not be made
 ├── InvalidRequestError          a request's value that cannot be served; names the parameter
 │   └── ContextLengthError       prompt and answer do not fit the context
-└── EngineError                  the engine cannot go on with a request
-    ├── EngineStartError         the engine process did not come up
-    ├── EngineDeadError          the engine process ended under a request
-    └── EngineOverloadedError    no room for another request now
+├── EngineError                  the engine cannot go on with a request
+│   ├── EngineStartError         the engine process did not come up
+│   ├── EngineDeadError          the engine process ended under a request
+│   └── EngineOverloadedError    no room for another request now
+└── RemoteError                  what a client is told by a server, or that there is none
+    ├── UnreachableError         no connection, no answer in time, or not ready in time
+    ├── UnauthorizedError        401, 403: the key
+    ├── QuotaExceededError       402: the key's tokens of the month
+    ├── RateLimitedError         429: the key's requests or tokens at a time; when to come again
+    ├── OverloadedError          503: the server's room, or it is starting; when to come again
+    ├── RejectedError            other 4xx: this request will never be served as it is
+    │   └── ContextTooLongError  prompt and answer do not fit the model's context
+    ├── AnswerFailedError        5xx, an error inside a stream, a batch's line without an answer
+    └── BatchError               a batch that failed, or has not ended in time
 """
 
 from __future__ import annotations
@@ -138,3 +148,79 @@ class EngineOverloadedError(EngineError):
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RemoteError(DeepSeekError):
+    """What a client is told by a server. Raised errors are errors of the OpenAI SDK too, where it has one for this.
+
+    Attributes:
+        status_code: HTTP status; None without an answer, and inside a stream.
+        code: a short machine-readable reason, or None.
+        param: the request field at fault, or None.
+        type: the error's kind, as the API names it, or None.
+        request_id: what the server's log calls the request, or None.
+        retry_after: seconds after which the server wants to be asked again, None if it does not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        type: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.code = code
+        self.param = param
+        self.type = type
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+
+class UnreachableError(RemoteError):
+    """No server answered, or it was not ready in time."""
+
+
+class UnauthorizedError(RemoteError):
+    """The key is missing, wrong, or may not do this."""
+
+
+class QuotaExceededError(RemoteError):
+    """The key's tokens of this month are used up."""
+
+
+class RateLimitedError(RemoteError):
+    """The key's requests, tokens or answers at a time are used up until ``retry_after``."""
+
+
+class OverloadedError(RemoteError):
+    """The server has no room now, or is starting or restarting; ``retry_after`` says when to ask again."""
+
+
+class RejectedError(RemoteError):
+    """The request cannot be served as it is: ``param`` and ``code`` say why."""
+
+
+class ContextTooLongError(RejectedError):
+    """Prompt and answer do not fit the model's context."""
+
+
+class AnswerFailedError(RemoteError):
+    """The server failed with the request, perhaps when a part of the answer was there."""
+
+
+class BatchError(RemoteError):
+    """A batch failed as a whole, or has not ended in time.
+
+    Attributes:
+        batch_id: to ask for it again.
+    """
+
+    def __init__(self, message: str, *, batch_id: str) -> None:
+        super().__init__(message)
+        self.batch_id = batch_id

@@ -38,6 +38,10 @@ def serve(
         bool, typer.Option("--allow-model-loading", help="without keys, let everybody load and unload models")
     ] = False,
     replicas: Annotated[int, typer.Option(help="engines of the model, which share threads and memory")] = 1,
+    tool_parser: Annotated[
+        str, typer.Option(help="how models write calls: auto, none, hermes, qwen3_coder, llama3_json, deepseek_v3 ...")
+    ] = "auto",
+    reasoning_parser: Annotated[str, typer.Option(help="how models think: auto, none or think")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or int4")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="keys and values: auto, fp16 or int8")] = "auto",
     device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
@@ -124,6 +128,8 @@ def serve(
             api_keys=load_keys(api_key or (), api_key_file),
             limits_store=limits_store,
             served_model_name=served_model_name,
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
             max_sequences=max_sequences,
             max_waiting_tokens=max_waiting_tokens,
             keep_alive_lines=keep_alive_lines,

@@ -25,6 +25,7 @@ from deepseek_serve.routes import (
     models,
     playground,
     reference,
+    responses,
     tokenize,
     usage,
 )
@@ -52,6 +53,7 @@ ROUTERS: tuple[tuple[APIRouter, Callable[[Request], Awaitable[None]] | None], ..
     (chat.router, require_key),
     (completions.router, require_key),
     (messages.router, require_anthropic_key),
+    (responses.router, require_key),
     (models.router, require_key),
     (tokenize.router, require_key),
     (files.router, require_key),

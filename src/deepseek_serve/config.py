@@ -11,6 +11,7 @@ from deepseek.config import PUBLIC_NAME, EngineConfig
 from deepseek.errors import ConfigurationError
 from deepseek_serve.auth import ApiKey
 from deepseek_serve.observability.logs import FORMATS, LogFormat
+from deepseek_serve.parsing.detect import check_names
 
 MAX_REPLICAS = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}")  # of a model, as clients call it
@@ -31,6 +32,10 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         also: further models, by the names that clients ask for; loaded when the first one is.
         model_dir: folder below which requests may load models from; None for none.
         allow_model_loading: on a server without keys, let everybody load and unload models.
+        tool_parser: the format in which models write calls (:mod:`deepseek_serve.parsing.formats`); ``auto`` takes that
+            of a model's chat template, ``none`` refuses tools.
+        reasoning_parser: ``think`` for models that think inside of ``<think>``; ``auto`` asks the chat template,
+            ``none`` leaves thoughts in the answer.
         max_sequences: answers (requests times ``n``) admitted at a time, running and queued; None takes four times
             the engines' ``max_running``. One more gets 503.
         max_waiting_tokens: prompt tokens that may wait for their first step; None takes 512 for each answer admitted,
@@ -64,6 +69,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     also: dict[str, str] = {}
     model_dir: str | None = None
     allow_model_loading: bool = False
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
     max_sequences: int | None = None
     max_waiting_tokens: int | None = None
     max_body_bytes: int = 16 << 20
@@ -102,6 +109,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigurationError(f"log_format must be one of {', '.join(FORMATS)}, not {self.log_format!r}.")
         if not 1 <= self.replicas <= MAX_REPLICAS:
             raise ConfigurationError(f"replicas must be 1 to {MAX_REPLICAS}, not {self.replicas}.")
+        check_names(self.tool_parser, self.reasoning_parser)
         if self.max_sequences is not None and self.max_sequences < 1:
             raise ConfigurationError(f"max_sequences must be at least 1, not {self.max_sequences}.")
         if self.max_waiting_tokens is not None and self.max_waiting_tokens < 1:

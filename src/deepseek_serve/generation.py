@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from deepseek_serve.errors import api_error
 from deepseek_serve.metrics import ModelMetrics
 from deepseek_serve.models import ServedModel
 from deepseek_serve.observability.record import RequestRecord
+from deepseek_serve.parsing.answer import AnswerParser, plain_parser
 from deepseek_serve.protocol.common import GenerationRequest, seed_of_choice
 from deepseek_serve.protocol.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 from deepseek_serve.state import ServerState
@@ -37,6 +38,7 @@ class Choice:
         prompt: token ids.
         completion_tokens: tokens so far, an end token included.
         cached_tokens: prompt tokens found in the prefix cache.
+        reasoning_tokens: those of ``completion_tokens`` that the model thinks with; whoever reads the deltas counts.
         finish_reason: None before the end.
     """
 
@@ -49,15 +51,17 @@ class Choice:
         record: RequestRecord,
         *,
         continues_text: bool,
+        shown: Collection[str],
     ) -> None:
         self._metrics = metrics
+        self._shown = shown
         self._record = record
         self._model = model
         self._request = request
         self._continues_text = continues_text
         self.index = index
         self.prompt = request.prompt
-        self.completion_tokens = 0
+        self.completion_tokens = self.reasoning_tokens = 0
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
 
@@ -68,7 +72,9 @@ class Choice:
         """
         tokenizer = self._model.tokenizer
         assert tokenizer is not None, "the prompt could not have been encoded"
-        assembler = OutputAssembler(tokenizer, self._request.params, continues_text=self._continues_text)
+        assembler = OutputAssembler(
+            tokenizer, self._request.params, continues_text=self._continues_text, shown=self._shown
+        )
         observe = self._metrics.between_tokens.observe if self._record.live else _unseen
         submitted = before = time.monotonic()
         self._record.submitted = self._record.submitted or submitted
@@ -115,6 +121,8 @@ class Job:
         params: as the client asked; every choice gets ``n`` 1 and its own seed.
         entry: on whose account; it hears of first tokens and of the end.
         continues_text: the answers go on the prompt's last words.
+        shown: spellings of special tokens that are part of the answers' text.
+        parser: makes the reader of one answer of a chat.
     """
 
     def __init__(
@@ -127,7 +135,10 @@ class Job:
         *,
         entry: Entry,
         continues_text: bool,
+        shown: Collection[str] = (),
+        parser: Callable[[], AnswerParser] = plain_parser,
     ) -> None:
+        self.parser = parser
         self._state = state
         self._metrics = state.metrics.of(model)
         self._entry = entry
@@ -152,7 +163,9 @@ class Job:
                     weight=entry.weight,
                 )
                 self.choices.append(
-                    Choice(self._metrics, model, request, index, entry.record, continues_text=continues_text)
+                    Choice(
+                        self._metrics, model, request, index, entry.record, continues_text=continues_text, shown=shown
+                    )
                 )
         _describe(entry.record, self, model)
 
@@ -167,7 +180,7 @@ class Job:
             completion_tokens=completion,
             total_tokens=prompt + completion,
             prompt_tokens_details=PromptTokensDetails(cached),
-            completion_tokens_details=CompletionTokensDetails(),
+            completion_tokens_details=CompletionTokensDetails(sum(choice.reasoning_tokens for choice in self.choices)),
             prompt_cache_hit_tokens=cached,
             prompt_cache_miss_tokens=prompt - cached,
         )

@@ -20,6 +20,7 @@ from deepseek_serve.routing import Router
 
 if TYPE_CHECKING:
     from deepseek.tokenizer.tokenizer import Tokenizer
+    from deepseek_serve.parsing.detect import ChatFormat
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -52,6 +53,7 @@ class ServedModel:
         replicas: its engines; none before its files are there.
         router: chooses among them.
         tokenizer: None until it is loaded; the model does not run before.
+        chat_format: how it writes calls and thoughts; None until the first chat asks.
         created: when it was asked for, seconds since 1970.
         fingerprint: changes with whatever may change its answers.
         download: how far its files are, while they come.
@@ -63,6 +65,7 @@ class ServedModel:
         self.names = tuple(dict.fromkeys(names))
         self.real_name = real_name
         self.tokenizer: Tokenizer | None = None
+        self.chat_format: ChatFormat | None = None
         self.created = int(time.time())
         self.download: Progress | None = None
         self.unloading = False

@@ -155,6 +155,7 @@ class _Server:
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(self._signal_came.wait())
         batches = asyncio.create_task(self._batches.run())
+        responses = asyncio.create_task(self._state.responses.run())
         lag = asyncio.create_task(watch_lag(self._state.metrics.lag))
         try:
             await asyncio.wait({serving, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -169,14 +170,16 @@ class _Server:
             starting.cancel()
             stopping.cancel()
             batches.cancel()
+            responses.cancel()
             lag.cancel()
             for model in self._state.models:
                 model.abort_all("the server is shutting down")
             http.should_exit = True
             http.force_exit = self._signals > 1
-            await asyncio.gather(serving, starting, stopping, batches, lag, return_exceptions=True)
+            await asyncio.gather(serving, starting, stopping, batches, responses, lag, return_exceptions=True)
             await self._loader.stop()
             await asyncio.gather(*(model.stop() for model in self._state.models))
+            await self._state.responses.stop()
             await self._state.store.stop()
             if self._state.tracing is not None:
                 await self._state.tracing.stop()

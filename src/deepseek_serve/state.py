@@ -19,6 +19,7 @@ from deepseek_serve.limits import Limits
 from deepseek_serve.metrics import Metrics
 from deepseek_serve.models import ServedModel
 from deepseek_serve.observability.tracing import start_tracing
+from deepseek_serve.responses.live import LiveResponses
 from deepseek_serve.store.store import Store, default_data_dir
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class ServerState:
         home: the real name of the model that the server was started with, by which batches find their server.
         admission: how much is in work.
         store: files, batches, stored responses and usage.
+        responses: those that this process is at work on.
         batches_changed: set when there may be work for the runner of batches.
         limits: what each key may do.
         checker: says what is wrong in a form that an answer is to have.
@@ -55,6 +57,7 @@ class ServerState:
         self.admission = Admission(config.capacity, config.prompt_capacity, several=several)
         data_dir = Path(config.data_dir).expanduser().absolute() if config.data_dir else default_data_dir()
         self.store = Store(data_dir, config.database_url, quota=config.max_stored_bytes)
+        self.responses = LiveResponses(self.store)
         self.batches_changed = asyncio.Event()
         self.limits = Limits(config.limits_store, UsageLedger(self.store.usage))
         self.metrics = Metrics(self.models, self.admission, self.limits)

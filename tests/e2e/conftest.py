@@ -62,7 +62,7 @@ class RealServer:
 
 @pytest.fixture(scope="session")
 def server(test_model: Path) -> Iterator[RealServer]:
-    running = RealServer(str(test_model), "--api-key", KEY, "--kv-cache-bytes", "512MiB")
+    running = RealServer(str(test_model), "--api-key", KEY, "--kv-cache-bytes", "512MiB", "--tool-parser", "hermes")
     try:
         yield running
     finally:

@@ -1,6 +1,7 @@
 """A scripted engine and a byte tokenizer: the process boundary and the server are tested without torch and weights.
 
-A token is a byte; 256 ends an answer, 257 begins a prompt. The prompt's text steers the engine:
+A token is a byte; 256 ends an answer, 257 begins a prompt. Around a hole stand 258 and 259, and the letter Q plays
+the file separator that ends what fills it. The prompt's text steers the engine:
 
 ``[long]``    an answer that goes on until ``max_tokens``; otherwise it is :data:`ANSWER`
 ``[slow]``    every step takes 20 ms
@@ -15,10 +16,11 @@ A token is a byte; 256 ends an answer, 257 begins a prompt. The prompt's text st
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,7 @@ class FakeEngine:
         text = bytes(t for t in request.prompt if t < 256).decode("utf-8", "replace")
         answer = str(request.params.seed) if "[seed]" in text else ANSWER
         if "[echo]" in (last := text.rpartition("<user>")[2]):
-            answer = last.partition("[echo]")[2].removesuffix("</><assistant>")
+            answer = last.partition("[echo]")[2].partition("</><assistant>")[0]
         key = (request.cache_salt, tuple(request.prompt))
         cached = len(request.prompt) // 64 * 64 if key in self._seen else 0
         self._seen.add(key)
@@ -193,9 +195,17 @@ class FakeTokenizer:
     bos_token_id: int | None = BOS
     eos_token_ids = frozenset({EOS})
     has_chat_template = True
+    chat_templates = ("<tool_call> <think> enable_thinking",)
+    special_ids = frozenset({EOS, BOS})
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
         return [BOS] * add_special_tokens + list(text.encode())
+
+    fim_end_ids = frozenset({258, 259, ord("Q")})
+
+    def encode_fim(self, before: str | Sequence[int], behind: str) -> list[int]:
+        start = before.encode() if isinstance(before, str) else before
+        return [BOS, *start, 258, *behind.encode(), 259]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
@@ -214,10 +224,13 @@ class FakeTokenizer:
     ) -> str:
         if any("[template]" in (m["content"] or "") for m in messages):
             raise ChatTemplateError("the template refuses this conversation")
-        text = "".join(f"<{m['role']}>{m['content'] or ''}</>" for m in messages)
+        calls = {id(m): json.dumps(m["tool_calls"]) for m in messages if m.get("tool_calls")}
+        text = "<tools>" + json.dumps(tools) + "</>" if tools else ""
+        text += "".join(f"<{m['role']}>{m['content'] or ''}{calls.get(id(m), '')}</>" for m in messages)
         if continue_final_message:
             return text.removesuffix("</>")
-        return text + "<assistant>" * add_generation_prompt
+        opened = "<think>" if (template_kwargs or {}).get("enable_thinking") else ""
+        return text + ("<assistant>" + opened) * add_generation_prompt
 
     def encode_chat(
         self,
@@ -229,9 +242,15 @@ class FakeTokenizer:
         template_kwargs: Any = None,
     ) -> list[int]:
         text = self.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            template_kwargs=template_kwargs,
         )
         return self.encode(text, add_special_tokens=False)
 
-    def stream(self, *, skip_special_tokens: bool = True, continues_text: bool = False) -> FakeDetokenizer:
+    def stream(
+        self, *, skip_special_tokens: bool = True, continues_text: bool = False, shown: Collection[str] = ()
+    ) -> FakeDetokenizer:
         return FakeDetokenizer()

@@ -137,7 +137,7 @@ def test_end_token_is_no_text_and_has_no_logprob() -> None:
     last = assembler.push(
         TokenEvent("r", _END, stop_token=True, logprobs=TokenLogprobs(-2.0, []), finish_reason="stop")
     )
-    assert last == TextDelta(token_ids=(_END,), finish_reason="stop")
+    assert last == TextDelta(token_ids=(_END,), token_ends=(1,), finish_reason="stop")
 
 
 def test_character_cut_off_at_the_end_becomes_a_replacement() -> None:

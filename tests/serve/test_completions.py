@@ -83,3 +83,35 @@ def test_legacy_logprobs(http: httpx.Client) -> None:
     assert found["top_logprobs"][0] == {"H": -0.25, "z": -2.0}
     assert found["text_offset"][:7] == list(range(7))
     assert all(7 <= offset <= 8 for offset in found["text_offset"][7:])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"), [("ab", 6), ([97, 98], 6), ("", 4), (["a", "bc"], 11), ([[97], [98]], 10)]
+)
+def test_a_suffix_makes_a_hole(http: httpx.Client, prompt: Any, tokens: int) -> None:
+    """Three tokens around the texts; the answer ends where another file would begin."""
+    answer = post(http, prompt=prompt, suffix="c", max_tokens=100)
+    assert answer["usage"]["prompt_tokens"] == tokens
+    for choice in answer["choices"]:
+        assert (choice["text"], choice["finish_reason"]) == (ANSWER.partition("Q")[0], "stop")
+
+
+def test_an_empty_suffix_asks_for_nothing(http: httpx.Client) -> None:
+    answer = post(http, suffix="", max_tokens=100)
+    assert answer["choices"][0]["text"] == ANSWER
+    assert answer["usage"]["prompt_tokens"] == 3
+
+
+def test_a_suffix_with_the_other_fields(http: httpx.Client) -> None:
+    middle = ANSWER.partition("Q")[0]
+    both = post(http, suffix="c", n=2, echo=True, max_tokens=100)
+    assert [choice["text"] for choice in both["choices"]] == ["hi" + middle] * 2
+    measured = post(http, suffix="c", logprobs=1, max_tokens=5)["choices"][0]
+    assert measured["logprobs"]["tokens"] == list("Hello")
+    cut = post(http, suffix="c", stop=[","], max_tokens=100)["choices"][0]
+    assert cut["text"] == "Hello"
+    assert post(http, suffix="c", ignore_eos=True, max_tokens=60)["usage"]["completion_tokens"] == 60
+    response = http.post(PATH, json={"model": MODEL, "prompt": "hi", "suffix": "c", "stream": True, "max_tokens": 100})
+    chunks = [json.loads(event) for event in events_of(response)[:-1]]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == middle
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"

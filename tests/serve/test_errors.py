@@ -125,7 +125,7 @@ TEXT_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [-1]}, "prompt"),
     ({"prompt": [2**70]}, "prompt"),
     ({"prompt": "x" * 2040}, "prompt"),
-    ({"suffix": "x"}, "suffix"),
+    ({"suffix": 1}, "suffix"),
     ({"best_of": 3}, "best_of"),
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": True}, "logprobs"),

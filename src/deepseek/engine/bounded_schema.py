@@ -5,7 +5,7 @@ What it cannot say (the digits of a number, the items of a free array) is :mod:`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from deepseek.constraints import invalid
@@ -42,6 +42,10 @@ class JsonLimits:
     number: int = 32
     items: int = 1024
     depth: int = 32
+
+    def union(self, other: JsonLimits) -> JsonLimits:
+        """What either of them allows."""
+        return JsonLimits(**{f.name: max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
 
 def bounded_schema(schema: Any) -> tuple[dict[str, Any], JsonLimits]:

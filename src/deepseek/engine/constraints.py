@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from deepseek.constraints import Constraint
 from deepseek.engine.grammar import compile_matcher, to_grammar, with_room
-from deepseek.engine.json_limits import JsonPosition, Wish, fulfils
+from deepseek.engine.json_limits import EmbeddedJsonPosition, JsonPosition, Wish, fulfils
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Bits = npt.NDArray[np.uint8]
 """A set of token ids: bit i % 8 of byte i // 8 is id i."""
+
+Position = JsonPosition | EmbeddedJsonPosition
 
 _CACHED = 32
 _SHARES = 64  # sequences that share the lexer states of one compiled grammar; they only grow
@@ -83,7 +85,7 @@ class _Vocabulary:
 class Matcher:
     """How far a sequence's answer has come in its grammar."""
 
-    def __init__(self, tokens: TokenSet, matcher: LLMatcher, position: JsonPosition | None) -> None:
+    def __init__(self, tokens: TokenSet, matcher: LLMatcher, position: Position | None) -> None:
         self._tokens = tokens
         self._matcher = matcher
         self._position = position
@@ -144,7 +146,7 @@ class _Compiled:
     """A compiled grammar at its beginning, and how many sequences copied it."""
 
     matcher: LLMatcher
-    position: JsonPosition | None
+    position: Position | None
     copies: int = 0
 
 
@@ -185,4 +187,4 @@ class Constraints:
 def _compile(tokens: TokenSet, constraint: Constraint) -> _Compiled:
     grammar = to_grammar(constraint, tokens.special)
     matcher = compile_matcher(tokens.llguidance, grammar.text)
-    return _Compiled(matcher, JsonPosition(grammar.json_limits) if grammar.json_limits is not None else None)
+    return _Compiled(matcher, grammar.position())

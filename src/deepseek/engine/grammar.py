@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepseek.constraints import Constraint, invalid
 from deepseek.engine.bounded_schema import JsonLimits, bounded_schema
+from deepseek.engine.json_limits import EmbeddedJsonPosition, JsonPosition
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits
@@ -24,6 +25,9 @@ T = TypeVar("T")
 
 WHITESPACE = r"[ \t]|\r?\n[ \t]{0,32}"
 """Between the parts of JSON at most one space, or one new line and its indentation."""
+
+# "oneOf" is matched as "anyOf": that exactly one alternative fits is not enforced.
+_OPTIONS = {"whitespace_pattern": WHITESPACE, "coerce_one_of": True}
 
 MAX_RULES = 1000
 _STACK_BYTES = 64 << 20  # a chain of 1000 rules or references needs less than a tenth
@@ -42,6 +46,15 @@ class Grammar:
 
     text: str
     json_limits: JsonLimits | None = None
+    json_after: str | None = None
+
+    def position(self) -> JsonPosition | EmbeddedJsonPosition | None:
+        """Where an answer begins, None if it is no JSON."""
+        if self.json_limits is None:
+            return None
+        if self.json_after is None:
+            return JsonPosition(self.json_limits)
+        return EmbeddedJsonPosition(self.json_limits, self.json_after.encode())
 
 
 def limits() -> LLParserLimits:
@@ -67,13 +80,13 @@ def check(constraint: Constraint) -> None:
 def _check(constraint: Constraint) -> None:
     from llguidance import LLMatcher, LLTokenizer
 
-    if constraint.kind == "grammar":
+    if constraint.kind == "grammar" and not constraint.schemas:
         # Special tokens differ between vocabularies: here any name will do.
         problem = LLMatcher.validate_grammar(to_grammar(constraint, None).text, None, limits=limits())
         if problem:
             raise invalid(_readable(problem))
         return
-    matcher = compile_matcher(LLTokenizer("byte"), to_grammar(constraint, None).text)
+    matcher = compile_matcher(LLTokenizer("byte"), to_grammar(constraint, frozenset()).text)
     matcher.compute_bitmask()  # a grammar that derives nothing shows only here
     if matcher.is_error():
         raise invalid(_readable(matcher.get_error()))
@@ -103,7 +116,7 @@ def to_grammar(constraint: Constraint, special_tokens: Collection[str] | None) -
     if "\x00" in source:
         raise invalid("it holds a NUL character.")
     try:
-        source.encode()
+        (source + constraint.schemas).encode()
     except UnicodeEncodeError:
         raise invalid("it holds a lone surrogate, which is not valid Unicode.") from None
     match constraint.kind:
@@ -116,7 +129,7 @@ def to_grammar(constraint: Constraint, special_tokens: Collection[str] | None) -
         case "choice":
             return Grammar(_choice_grammar(_parse(source)))
         case "grammar":
-            return Grammar(_lark_grammar(source, special_tokens))
+            return _grammar(constraint, special_tokens)
 
 
 def with_room(function: Callable[[], T]) -> T:
@@ -147,13 +160,22 @@ def _json_grammar(schema: Any) -> Grammar:
     from llguidance import LLMatcher
 
     bounded, json_limits = bounded_schema(schema)
-    # "oneOf" is matched as "anyOf": that exactly one alternative fits is not enforced.
-    options = {"whitespace_pattern": WHITESPACE, "coerce_one_of": True}
     try:
-        text = LLMatcher.grammar_from_json_schema(json.dumps(bounded), overrides=options)  # type: ignore[arg-type]
+        text = LLMatcher.grammar_from_json_schema(json.dumps(bounded), overrides=_OPTIONS)  # type: ignore[arg-type]
     except ValueError as error:
         raise invalid(f"{error}.") from None
     return Grammar(text, json_limits)
+
+
+def _grammar(constraint: Constraint, special_tokens: Collection[str] | None) -> Grammar:
+    """A client's own grammar, or one with rules that derive JSON."""
+    text = _lark_grammar(constraint.source, special_tokens)
+    limits_of_all = JsonLimits()
+    for rule, schema in _parse(constraint.schemas or "{}").items():
+        bounded, json_limits = bounded_schema(schema)
+        limits_of_all = limits_of_all.union(json_limits)
+        text += f"\n{rule}: %json {json.dumps({**bounded, 'x-guidance': _OPTIONS})}"
+    return Grammar(text, limits_of_all if constraint.json_after is not None else None, constraint.json_after)
 
 
 def _choice_grammar(choices: Any) -> str:

@@ -37,6 +37,11 @@ class JsonPosition:
         self._in_string = self._escaped = self._is_key = False
         self._length = 0  # of the string or number at the end
 
+    @property
+    def depth(self) -> int:
+        """Arrays and objects that are open."""
+        return len(self._container)
+
     def copy(self) -> JsonPosition:
         other = JsonPosition(self._limits)
         other._container = bytearray(self._container)
@@ -98,6 +103,54 @@ class JsonPosition:
         if self._items and self._items[-1] + 1 >= limits.items:
             return ("close",)
         return ()
+
+
+class EmbeddedJsonPosition:
+    """A position in a text that has JSON objects in it: each from behind a marker until it is closed.
+
+    Args:
+        limits: as of :class:`JsonPosition`.
+        marker: what stands in front of an object, perhaps with other text between. Empty: the text is nothing but
+            objects, if its first character opens one.
+    """
+
+    __slots__ = ("_json", "_limits", "_marker", "_off", "_tail")
+
+    def __init__(self, limits: JsonLimits, marker: bytes) -> None:
+        self._limits = limits
+        self._marker = marker
+        self._tail = b""  # outside of objects
+        self._off = False
+        self._json = None if marker else JsonPosition(limits)
+
+    def copy(self) -> EmbeddedJsonPosition:
+        other = EmbeddedJsonPosition(self._limits, self._marker)
+        other._tail, other._off = self._tail, self._off
+        other._json = self._json.copy() if self._json is not None else None
+        return other
+
+    def push(self, data: bytes) -> None:
+        """Go on behind ``data``."""
+        for byte in data:
+            if self._off:
+                return
+            if self._json is None:
+                self._tail = (self._tail + bytes((byte,)))[-len(self._marker) :]
+                if self._tail == self._marker:
+                    self._json, self._tail = JsonPosition(self._limits), b""
+            elif self._json.depth or byte in _OPENERS:
+                self._push(self._json, byte)
+            else:
+                self._off = not self._marker and byte not in b" \t\r\n;,"
+
+    def _push(self, json: JsonPosition, byte: int) -> None:
+        json.push(bytes((byte,)))
+        if not json.depth:
+            self._json = None if self._marker else JsonPosition(self._limits)
+
+    def wishes(self) -> tuple[Wish, ...]:
+        """As :meth:`JsonPosition.wishes`; nothing outside of objects."""
+        return self._json.wishes() if self._json is not None and self._json.depth else ()
 
 
 def fulfils(token: bytes, wish: Wish) -> bool:

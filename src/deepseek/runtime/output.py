@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -42,6 +43,8 @@ class TextDelta(msgspec.Struct, frozen=True):
             delta has the end token too, if one ended the answer.
         logprobs: one entry per id in ``token_ids``, the end token excepted, if the request asked for them (the engine
             then sends them).
+        token_ends: for each of ``token_ids`` the length of the answer's text up to its end; one more inside of a
+            character.
         cached_tokens: prompt tokens found in the prefix cache; set in the first delta.
         finish_reason: set once, in the last delta. "stop" for a stop string, an end token or a stop id.
         stop_string: the stop string that ended the answer, None if something else did.
@@ -51,6 +54,7 @@ class TextDelta(msgspec.Struct, frozen=True):
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[LogprobEntry, ...] = ()
+    token_ends: tuple[int, ...] = ()
     cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
@@ -100,10 +104,18 @@ class OutputAssembler:
             Later events are ignored.
     """
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, *, continues_text: bool = False) -> None:
-        """``continues_text``: the answer goes on a prompt's text, see ``Tokenizer.stream``."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        *,
+        continues_text: bool = False,
+        shown: Collection[str] = (),
+    ) -> None:
+        """``continues_text``: the answer goes on a prompt's text; ``shown``: special tokens that are part of the text.
+        See ``Tokenizer.stream``."""
         self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.stream(continues_text=continues_text)
+        self._detokenizer = tokenizer.stream(continues_text=continues_text, shown=shown)
         self._stops = [_StopString(text) for text in params.stop]
         self._held = ""
         self._shown = 0  # characters handed out
@@ -175,6 +187,7 @@ class OutputAssembler:
             text=text,
             token_ids=tuple(token.token_id for token in tokens),
             logprobs=tuple(self._entry(token.token_id, token.logprobs) for token in tokens if token.logprobs),
+            token_ends=tuple(token.end for token in tokens),
         )
 
     def _entry(self, token_id: int, given: TokenLogprobs) -> LogprobEntry:

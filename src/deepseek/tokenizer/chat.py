@@ -18,6 +18,7 @@ A spelling's beginning at the end of a string is marked as well, so the template
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ from deepseek.tokenizer.special import SpecialTokens
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
+# DeepSeek's templates put arguments between other words with "+", so theirs must stay text.
+_ARGUMENTS_AS_TEXT = re.compile(r"\+\s*tool(_call)?\['function'\]\['arguments'\]\s*\+")
+
 
 @dataclass(frozen=True, slots=True)
 class ChatInput:
@@ -34,6 +38,7 @@ class ChatInput:
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None
+    variables: dict[str, Any]
     marker: str
     end: str
 
@@ -45,6 +50,7 @@ def prepare_chat(
     *,
     continue_final_message: bool,
     template: str,
+    variables: Mapping[str, Any],
 ) -> ChatInput:
     """Check messages, join text parts, parse tool arguments, mark special-token spellings.
 
@@ -52,8 +58,11 @@ def prepare_chat(
     """
     if not messages:
         raise InvalidRequestError("messages must hold at least one message.", param="messages")
-    plain = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    marker, end = _unused_characters([plain, tools, template])
+    plain = [
+        _message(message, f"messages[{index}]", as_text=_ARGUMENTS_AS_TEXT.search(template) is not None)
+        for index, message in enumerate(messages)
+    ]
+    marker, end = _unused_characters([plain, tools, variables, template])
     marked = [_map_strings(message, special, marker) for message in plain]
     if continue_final_message:
         last = f"messages[{len(marked) - 1}]"
@@ -64,10 +73,11 @@ def prepare_chat(
             )
         marked[-1]["content"] += end
     marked_tools = None if not tools else _map_strings(list(tools), special, marker)
-    return ChatInput(messages=marked, tools=marked_tools, marker=marker, end=end)
+    marked_variables = _map_strings(variables, special, marker)
+    return ChatInput(messages=marked, tools=marked_tools, variables=marked_variables, marker=marker, end=end)
 
 
-def _message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _message(message: Mapping[str, Any], place: str, *, as_text: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InvalidRequestError(f"{place} must be an object with role and content.", param=place)
     role = message.get("role")
@@ -75,7 +85,7 @@ def _message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
         raise InvalidRequestError(f"{place}.role must be a non-empty string.", param=f"{place}.role")
     result = dict(message)
     result["content"] = _content(message.get("content"), f"{place}.content")
-    if message.get("tool_calls"):
+    if message.get("tool_calls") and not as_text:
         result["tool_calls"] = [_tool_call(call, f"{place}.tool_calls") for call in message["tool_calls"]]
     return result
 

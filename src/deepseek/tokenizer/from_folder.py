@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from deepseek.errors import TokenizerError
 from deepseek.tokenizer.end_tokens import end_token_ids
+from deepseek.tokenizer.fim import SPELLINGS, find_fim
 from deepseek.tokenizer.library import library_errors
 from deepseek.tokenizer.special import SpecialToken
 from deepseek.tokenizer.tokenizer import TokenizerParts
@@ -53,6 +54,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerParts:
     data = file.read_bytes()
     with library_errors(f"reading {file}"):
         parsed = msgspec.json.decode(data, type=_TokenizerJson)
+        data = _fim_made_special(data, parsed)
         first = Tokenizer.from_buffer(data)
     config = _optional_json(folder / "special_tokens_map.json") | _optional_json(folder / "tokenizer_config.json")
     byte_level, strips_space = _decoding(parsed, file)
@@ -79,6 +81,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerParts:
         bos_token_id=bos,
         eos_token_ids=end_token_ids(ids, [eos, *_configured_ends(folder)]),
         strips_space=strips_space,
+        fim=find_fim({token.content: token.id for token in parsed.added_tokens}),
         templates=_templates(folder, config),
         variables=variables,
     )
@@ -91,6 +94,21 @@ def _optional_json(file: Path) -> dict[str, Any]:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise TokenizerError(f"{file} is not a JSON object: {error}.") from error
+
+
+def _fim_made_special(data: bytes, parsed: _TokenizerJson) -> bytes:
+    """tokenizer.json with the tokens around holes marked special (in ``parsed`` too): DeepSeek's files leave that out,
+    and then a user's text could become one."""
+    plain = [token for token in parsed.added_tokens if token.content in SPELLINGS and not token.special]
+    if not plain:
+        return data
+    for token in plain:
+        token.special = True
+    spellings = {token.content for token in plain}
+    everything = msgspec.json.decode(data)
+    for token in everything["added_tokens"]:
+        token["special"] = token.get("special", False) or token["content"] in spellings
+    return msgspec.json.encode(everything)
 
 
 def _flat(component: Mapping[str, Any] | None, members: str) -> Iterator[Mapping[str, Any]]:

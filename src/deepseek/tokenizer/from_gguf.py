@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from deepseek.errors import TokenizerError
 from deepseek.tokenizer.end_tokens import end_token_ids
+from deepseek.tokenizer.fim import SPELLINGS, FimTokens, find_fim
 from deepseek.tokenizer.pretokenizers import WHOLE_WORDS_FIRST, byte_level_pretokenizer
 from deepseek.tokenizer.special import SpecialToken
 from deepseek.tokenizer.tokenizer import TokenizerParts
@@ -41,8 +42,19 @@ class _Source:
         if types and len(types) != len(self.tokens):
             raise self.error(f"it has {len(self.tokens)} tokens but {len(types)} token types")
         self.types = types or [TokenType.NORMAL] * len(self.tokens)
+        self.fim = self._find_fim()
+        for i in self.fim.ends if self.fim is not None else ():
+            self.types[i] = TokenType.CONTROL  # whatever the file says: no user's text may become one
         self.special = {text: i for i, text in self.of_type(TokenType.CONTROL, TokenType.UNKNOWN)}
         self.user_defined = {text: i for i, text in self.of_type(TokenType.USER_DEFINED)}
+
+    def _find_fim(self) -> FimTokens | None:
+        ids = {text: i for i, text in enumerate(self.tokens) if text in SPELLINGS}
+        named = {name: self.token_id(f"fim_{name}_token_id") for name in ("pre", "suf", "mid", "pad", "rep", "sep")}
+        older = {"pre": "prefix_token_id", "suf": "suffix_token_id", "mid": "middle_token_id"}
+        for name, key in older.items():  # the keys of CodeLlama's first files
+            named[name] = self.token_id(key) if named[name] is None else named[name]
+        return find_fim(ids, named)
 
     def error(self, what: str) -> TokenizerError:
         return TokenizerError(f"the tokenizer in {self.name} cannot be built: {what}.")
@@ -114,6 +126,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], name: str) -> TokenizerPart
         bos_token_id=bos,
         eos_token_ids=end_token_ids(source.special, named),
         strips_space=strips_space,
+        fim=source.fim,
         templates=_templates(source),
         variables=_variables(source),
     )

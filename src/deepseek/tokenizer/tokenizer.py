@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,14 @@ from deepseek.errors import ChatTemplateError, InvalidRequestError
 from deepseek.tokenizer.chat import prepare_chat
 from deepseek.tokenizer.chat_template import ChatTemplate, TemplateLimits
 from deepseek.tokenizer.detokenizer import IncrementalDetokenizer
+from deepseek.tokenizer.fim import FimTokens
 from deepseek.tokenizer.library import library_errors
 from deepseek.tokenizer.special import SpecialToken, SpecialTokens
 from deepseek.tokenizer.vocabulary import Vocabulary
+
+# In front of a text it takes the space that SentencePiece puts before every text, as in CodeLlama's generation.py. No
+# vocabulary merges it with what follows.
+_ANCHOR = "☺"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class TokenizerParts:
         bos_token_id: beginning-of-text token, None where the model has none.
         eos_token_ids: tokens that end an answer.
         strips_space: the encoder puts a space in front of every text, so decoding takes one away.
+        fim: the tokens around a hole, None where the model fills none.
         templates: chat templates by name; "default" is the usual one, "tool_use" is used when there are tools.
         variables: template variables such as ``bos_token``.
     """
@@ -44,6 +50,7 @@ class TokenizerParts:
     bos_token_id: int | None = None
     eos_token_ids: frozenset[int] = frozenset()
     strips_space: bool = False
+    fim: FimTokens | None = None
     templates: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
 
@@ -99,8 +106,37 @@ class Tokenizer:
         """Token ids of text behind other text: nothing is put in front of it, not even the space that some
         vocabularies put before every text."""
         check_unicode(text)
-        ids: list[int] = self._parts.later.encode(text, add_special_tokens=False).ids
-        return ids
+        encode = self._parts.later.encode
+        with library_errors("encoding a text"):
+            if not self._parts.strips_space:
+                return list(encode(text, add_special_tokens=False).ids)
+            anchor = encode(_ANCHOR, add_special_tokens=False).ids
+            return list(encode(_ANCHOR + text, add_special_tokens=False).ids[len(anchor) :])
+
+    # Fill in the middle
+
+    @property
+    def fim_end_ids(self) -> frozenset[int]:
+        """Tokens that end what fills a hole, besides ``eos_token_ids``."""
+        return self._parts.fim.ends if self._parts.fim is not None else frozenset()
+
+    def encode_fim(self, before: str | Sequence[int], behind: str) -> list[int]:
+        """Token ids of a prompt whose answer is what stands between two texts.
+
+        Spellings of special tokens in the texts stay text. ``before`` may be token ids, which are taken as they are.
+
+        Raises InvalidRequestError if the model was not trained for it, and as :meth:`encode`.
+        """
+        fim = self._parts.fim
+        if fim is None:
+            raise InvalidRequestError(
+                "this model does not fill in the middle: its vocabulary has no tokens for that. Leave 'suffix' out, or "
+                "use a model such as Qwen2.5-Coder, DeepSeek-Coder or StarCoder.",
+                param="suffix",
+                code="unsupported_parameter",
+            )
+        start = self.encode(before, add_special_tokens=False) if isinstance(before, str) else before
+        return [*self._parts.prefix, fim.before, *start, fim.behind, *self.encode_continuation(behind), fim.middle]
 
     # Ids to text
 
@@ -126,16 +162,36 @@ class Tokenizer:
         """Ids of the special tokens, which are no text."""
         return self._parts.vocabulary.special
 
-    def stream(self, *, skip_special_tokens: bool = True, continues_text: bool = False) -> IncrementalDetokenizer:
+    def stream(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        continues_text: bool = False,
+        shown: Collection[str] = (),
+    ) -> IncrementalDetokenizer:
         """Decodes an answer as it grows; the result equals ``decode`` of all its ids.
 
-        ``continues_text``: the answer goes on a text (a completion, not a turn of a chat), so a space at its beginning
-        is kept. Matters only for vocabularies that put a space in front of every text.
+        Args:
+            continues_text: the answer goes on a text (a completion, not a turn of a chat), so a space at its beginning
+                is kept. Matters only for vocabularies that put a space in front of every text.
+            shown: spellings of special tokens that are shown all the same, for those who read an answer's structure.
         """
         strip = self._parts.strips_space and not continues_text
-        return IncrementalDetokenizer(self._shown_bytes(skip_special_tokens), strip_space=strip)
+        show = self._shown_bytes(skip_special_tokens)
+        if shown and skip_special_tokens:
+            show = self._with_special(frozenset(text.encode() for text in shown))
+        return IncrementalDetokenizer(show, strip_space=strip)
 
-    def _shown_bytes(self, skip_special_tokens: bool) -> Any:
+    def _with_special(self, shown: frozenset[bytes]) -> Callable[[int], bytes]:
+        vocabulary = self._parts.vocabulary
+
+        def show(token_id: int) -> bytes:
+            data = vocabulary.token_bytes(token_id)
+            return data if token_id not in vocabulary.special or data in shown else b""
+
+        return show
+
+    def _shown_bytes(self, skip_special_tokens: bool) -> Callable[[int], bytes]:
         vocabulary = self._parts.vocabulary
         return vocabulary.text_bytes if skip_special_tokens else vocabulary.token_bytes
 
@@ -144,6 +200,11 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._templates)
+
+    @property
+    def chat_templates(self) -> tuple[str, ...]:
+        """The sources of the model's chat templates."""
+        return tuple(template.source for template in self._templates.values())
 
     def render_chat(
         self,
@@ -207,12 +268,13 @@ class Tokenizer:
             self._special,
             continue_final_message=continue_final_message,
             template=template.source,
+            variables=template_kwargs,
         )
-        check_unicode([chat.messages, chat.tools, template_kwargs])
+        check_unicode([chat.messages, chat.tools, chat.variables])
         text = template.render(
             {
                 **self._parts.variables,
-                **template_kwargs,
+                **chat.variables,
                 "messages": chat.messages,
                 "tools": chat.tools,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,

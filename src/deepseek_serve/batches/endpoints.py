@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from deepseek_serve.protocol.chat import ChatRequest
 from deepseek_serve.protocol.completions import CompletionRequest
-from deepseek_serve.routes import chat, completions
+from deepseek_serve.protocol.responses_api.request import ResponseRequest
+from deepseek_serve.routes import chat, completions, responses
 from deepseek_serve.state import ServerState
 
 
@@ -29,4 +30,5 @@ class Endpoint(msgspec.Struct, frozen=True):
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint(ChatRequest, chat.complete),
     "/v1/completions": Endpoint(CompletionRequest, completions.complete),
+    "/v1/responses": Endpoint(ResponseRequest, responses.complete),
 }

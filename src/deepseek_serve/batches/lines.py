@@ -36,6 +36,7 @@ class _Named(msgspec.Struct):
 
     model: str
     stream: bool | None = None
+    background: bool | None = None
 
 
 class Scan(msgspec.Struct):
@@ -165,6 +166,11 @@ def _check_body(
         named: Any = msgspec.json.decode(body, type=_Named)
         if named.stream:
             found.blame("invalid_value", "A batch cannot stream: leave 'stream' out.", number, "body.stream")
+            return
+        if named.background:
+            found.blame(
+                "invalid_value", "A batch is in the background: leave 'background' out.", number, "body.background"
+            )
             return
         if found.model and named.model != found.model:
             message = f"All requests of a batch are for one model: {named.model[:100]!r} is not {found.model!r}."

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from deepseek_serve.errors import ApiError
+from deepseek_serve.protocol.responses_api.objects import ResponseUsage
 from deepseek_serve.store.batches import LineResult
 from deepseek_serve.store.usage import Tokens
 
@@ -60,6 +61,9 @@ def not_run(batch_id: str, line: int, custom_id: str, end: str) -> bytes:
 def tokens_of(answer: Any) -> Tokens:
     """Token counts of an answer that has a ``usage``, whichever of its fields there are."""
     usage = getattr(answer, "usage", None)
+    if isinstance(usage, ResponseUsage):
+        cached, reasoning = usage.input_tokens_details.cached_tokens, usage.output_tokens_details.reasoning_tokens
+        return Tokens(usage.input_tokens, cached, usage.output_tokens, reasoning)
     prompt_details = getattr(usage, "prompt_tokens_details", None)
     completion_details = getattr(usage, "completion_tokens_details", None)
     return Tokens(

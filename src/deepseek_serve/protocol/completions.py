@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from deepseek.errors import InvalidRequestError
 from deepseek_serve.protocol.common import GenerationRequest, InvalidFieldError
@@ -17,9 +17,7 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
-    suffix: str | None = None
-
-    LATER: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",)}
+    suffix: str | None = None  # empty asks for nothing
 
     def prompts(self) -> list[str | list[int]]:
         """One or several texts or token lists. Raises :class:`InvalidRequestError` for anything else."""

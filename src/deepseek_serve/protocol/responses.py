@@ -58,13 +58,15 @@ class ToolCall(msgspec.Struct):
 
 
 class ChatMessage(msgspec.Struct):
-    """``reasoning_content`` is DeepSeek's; ``content`` is null in an answer of tool calls alone."""
+    """``reasoning_content`` is DeepSeek's; ``content`` is null in an answer of tool calls alone. ``function_call``
+    answers requests with ``functions``."""
 
     content: str | None
     role: str = "assistant"
     refusal: None = None
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -104,6 +106,7 @@ class ChatDelta(msgspec.Struct):
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):

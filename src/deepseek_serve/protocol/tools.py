@@ -123,17 +123,20 @@ class Tooling:
         functions: those that may be called; empty if none may.
         mode: whether the model decides to call (``auto``) or must (``required``).
         single: at most one call.
-        places: the request's field of each function, for errors.
+        field: the request's field that named them.
+        places: the place of each function, for errors.
     """
 
     functions: tuple[Function, ...] = ()
     mode: Mode = "none"
     single: bool = False
+    field: str = "tools"
     places: tuple[str, ...] = ()
 
     @property
-    def names(self) -> frozenset[str]:
-        return frozenset(function.name for function in self.functions)
+    def strict(self) -> bool:
+        """Whether calls must keep to the schema of any of the functions."""
+        return self.mode == "required" or any(function.strict for function in self.functions)
 
 
 def tooling(
@@ -167,6 +170,7 @@ def tooling(
         tuple(function for _, function in chosen),
         mode,
         parallel is False or kind == "function",
+        field,
         tuple(f"{field}[{i}]{item}" for i, _ in chosen),
     )
 

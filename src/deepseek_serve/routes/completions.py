@@ -70,9 +70,11 @@ async def _admit(state: ServerState, body: CompletionRequest, entry: Entry) -> t
     body.check()
     max_tokens = body.token_limit()
     params = body.sampling(max_tokens=max_tokens, logprobs=body.logprobs, vocab_size=info.vocab_size)
+    if body.suffix and not params.ignore_eos:
+        params = msgspec.structs.replace(params, stop_token_ids=(*params.stop_token_ids, *tokenizer.fim_end_ids))
     given = body.prompts()
     entry.take(len(given) * params.n)
-    prompts = await off_loop(state, lambda: [_tokens(tokenizer, prompt) for prompt in given])
+    prompts = await off_loop(state, lambda: [_tokens(tokenizer, prompt, body.suffix) for prompt in given])
     await check_constraint(state, body, params)
     check_prompts(
         prompts, max_tokens=max_tokens, max_context=info.max_context, vocab_size=info.vocab_size, param="prompt"
@@ -85,8 +87,11 @@ async def _admit(state: ServerState, body: CompletionRequest, entry: Entry) -> t
     return job, [text for text in texts for _ in range(params.n)]
 
 
-def _tokens(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
-    """A raw prompt may spell special tokens: this endpoint is for who writes the template by hand."""
+def _tokens(tokenizer: Tokenizer, prompt: str | list[int], suffix: str | None) -> list[int]:
+    """A raw prompt may spell special tokens: this endpoint is for who writes the template by hand. With a suffix the
+    template is the model's, and both texts are a user's."""
+    if suffix:
+        return tokenizer.encode_fim(prompt, suffix)
     return tokenizer.encode(prompt, parse_special=True) if isinstance(prompt, str) else prompt
 
 

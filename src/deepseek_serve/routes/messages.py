@@ -11,11 +11,12 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepseek_serve.answers import AnswerEnd, AnswerPiece, admit, pieces, prompt_of
+from deepseek_serve.answers import AnswerEnd, AnswerPiece, admit, pieces
 from deepseek_serve.entry import Entry
 from deepseek_serve.errors import error_body
-from deepseek_serve.generation import Job, off_loop
+from deepseek_serve.generation import Job
 from deepseek_serve.limits import read_body
+from deepseek_serve.prompt import prompt_length
 from deepseek_serve.protocol.anthropic.blocks import BlockWriter, content_of
 from deepseek_serve.protocol.anthropic.chat import Translation
 from deepseek_serve.protocol.anthropic.request import CountRequest, MessagesRequest
@@ -78,11 +79,9 @@ async def count_tokens(request: Request) -> Response:
     state = state_of(request)
     body = CountRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
     translation = Translation(body)
-    _, tokenizer = state.model(body.model).running()
     with translation.errors():
-        encode_prompt, _ = prompt_of(translation.chat, tokenizer)
-        prompt = await off_loop(state, encode_prompt)
-    return Response(encode(TokenCount(len(prompt))), media_type="application/json")
+        length = await prompt_length(state, translation.chat)
+    return Response(encode(TokenCount(length)), media_type="application/json")
 
 
 def _wire(request: Request) -> Wire:

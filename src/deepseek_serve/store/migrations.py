@@ -16,8 +16,15 @@ from deepseek_serve.store import schema
 
 Step = Callable[[Connection], None]
 LOCK = 0x6465657073656B  # number of PostgreSQL's advisory lock
-VERSION = 1
-STEPS: Mapping[int, Step] = {}  # version -> what leads to it from the version before
+VERSION = 2
+
+
+def _owners_of_responses(connection: Connection) -> None:
+    connection.execute(text("ALTER TABLE deepseek_responses ADD COLUMN owner VARCHAR(64)"))
+    connection.execute(text("CREATE INDEX deepseek_responses_by_owner ON deepseek_responses (owner)"))
+
+
+STEPS: Mapping[int, Step] = {2: _owners_of_responses}  # version -> what leads to it from the version before
 
 
 def migrate(

@@ -10,6 +10,8 @@ from deepseek_serve.store.database import Database, as_struct
 from deepseek_serve.store.files import no_such, plain_id
 from deepseek_serve.store.schema import responses
 
+UNFINISHED = ("queued", "in_progress")
+
 
 class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One stored response.
@@ -19,6 +21,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
         previous_id: the response that it continues.
         body: the response object, JSON.
         input_items: what it answers, a JSON list.
+        owner: the process that is at work on it; None when it has ended.
     """
 
     id: str
@@ -30,6 +33,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
     previous_id: str | None
     body: str
     input_items: str
+    owner: str | None = None
 
 
 class ResponseStore:
@@ -45,11 +49,14 @@ class ResponseStore:
         await self._database.write(lambda connection: connection.execute(responses.insert().values(**values)) and None)
 
     async def update(self, tenant: str, response_id: str, *, status: str, body: str) -> bool:
-        """Replace state and body; False if it has been deleted meanwhile. Raises :class:`StoreError`."""
+        """Replace state and body; False if it has been deleted, or has ended, meanwhile. Raises :class:`StoreError`."""
+        values: dict[str, str | None] = {"status": status, "body": body}
+        if status not in UNFINISHED:
+            values["owner"] = None
 
         def work(connection: Connection) -> bool:
-            query = responses.update().where(*self._mine(tenant), responses.c.id == response_id)
-            return connection.execute(query.values(status=status, body=body)).rowcount == 1
+            mine = (*self._mine(tenant), responses.c.id == response_id, responses.c.status.in_(UNFINISHED))
+            return connection.execute(responses.update().where(*mine).values(**values)).rowcount == 1
 
         return await self._database.write(work)
 
@@ -68,9 +75,19 @@ class ResponseStore:
 
         return await self._database.read(work)
 
-    async def unfinished(self) -> list[ResponseRecord]:
-        """Responses in the background that no end is known of, oldest first."""
-        query = select(responses).where(responses.c.status.in_(("queued", "in_progress"))).order_by(responses.c.seq)
+    async def owners(self) -> list[str]:
+        """The processes that have responses without an end. Raises :class:`StoreError`."""
+        query = select(responses.c.owner).where(responses.c.owner.is_not(None)).distinct()
+        return await self._database.read(lambda connection: list(connection.execute(query).scalars()))
+
+    async def unfinished_ids(self, owner: str) -> set[str]:
+        """The ids of :meth:`unfinished`."""
+        query = select(responses.c.id).where(responses.c.owner == owner)
+        return await self._database.read(lambda connection: set(connection.execute(query).scalars()))
+
+    async def unfinished(self, owner: str) -> list[ResponseRecord]:
+        """Responses of this process that no end is known of, oldest first. Raises :class:`StoreError`."""
+        query = select(responses).where(responses.c.owner == owner).order_by(responses.c.seq)
         return await self._database.read(
             lambda connection: [as_struct(row, ResponseRecord) for row in connection.execute(query)]
         )

@@ -94,7 +94,9 @@ responses = Table(
     Column("previous_id", String(64)),
     Column("body", Text, nullable=False),
     Column("input_items", Text, nullable=False),
+    Column("owner", String(64)),  # the process that is at work on it; null when it has ended
     Index("deepseek_responses_by_expiry", "expires_at"),
+    Index("deepseek_responses_by_owner", "owner"),
     sqlite_autoincrement=True,
 )
 

@@ -64,14 +64,15 @@ async def test_steps_lead_from_older_versions_to_the_newest(tmp_path: Path, data
     name = await database.open()
     row = {"id": "file-1", "site": "s", "tenant": "", "created_at": 1, "bytes": 1, "filename": "f", "purpose": "batch"}
     await database.write(lambda c: c.execute(schema.files.insert().values(**row)) and None)
-    steps = {2: add_column, 3: fill_column}
-    assert await database.write(lambda c: migrate(c, target=3, steps=steps)) == name
-    assert await database.write(lambda c: migrate(c, target=3, steps=steps)) == name  # nothing to do
+    newest = migrations.VERSION
+    target, steps = newest + 2, {newest + 1: add_column, newest + 2: fill_column}
+    assert await database.write(lambda c: migrate(c, target=target, steps=steps)) == name
+    assert await database.write(lambda c: migrate(c, target=target, steps=steps)) == name  # nothing to do
     assert await database.read(lambda c: c.execute(text("SELECT colour FROM deepseek_files")).scalars().all()) == [
         "red"
     ]
-    assert await database.read(lambda c: c.execute(select(schema.version.c.version)).scalar()) == 3
-    with pytest.raises(ConfigurationError, match=r"version 3.*up to 1.*Upgrade"):
+    assert await database.read(lambda c: c.execute(select(schema.version.c.version)).scalar()) == target
+    with pytest.raises(ConfigurationError, match=rf"version {target}.*up to {newest}.*Upgrade"):
         await database.open()
     await database.close()
 
@@ -84,10 +85,28 @@ async def test_a_step_that_fails_changes_nothing(tmp_path: Path, database_url: s
     database = Database(database_url or sqlite_url(tmp_path / "x.db"))
     await database.open()
     with pytest.raises(RuntimeError):
-        await database.write(lambda c: migrate(c, target=2, steps={2: half}))
+        await database.write(lambda c: migrate(c, target=migrations.VERSION + 1, steps={migrations.VERSION + 1: half}))
     tables = await database.read(lambda c: inspect(c).get_table_names())
     assert "deepseek_half" not in tables
-    assert await database.read(lambda c: c.execute(select(schema.version.c.version)).scalar()) == 1
+    found = await database.read(lambda c: c.execute(select(schema.version.c.version)).scalar())
+    assert found == migrations.VERSION
+    await database.close()
+
+
+async def test_responses_of_the_first_schema_get_owners(tmp_path: Path, database_url: str | None) -> None:
+    database = Database(database_url or sqlite_url(tmp_path / "x.db"))
+    name = await database.open()
+
+    def as_it_was(connection: Connection) -> None:
+        connection.execute(text("DROP INDEX deepseek_responses_by_owner"))
+        connection.execute(text("ALTER TABLE deepseek_responses DROP COLUMN owner"))
+        connection.execute(schema.version.update().values(version=1))
+
+    await database.write(as_it_was)
+    assert await database.open() == name
+    columns = await database.read(lambda c: [column["name"] for column in inspect(c).get_columns("deepseek_responses")])
+    indexes = await database.read(lambda c: [index["name"] for index in inspect(c).get_indexes("deepseek_responses")])
+    assert "owner" in columns and "deepseek_responses_by_owner" in indexes
     await database.close()
 
 

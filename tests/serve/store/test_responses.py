@@ -13,7 +13,12 @@ pytestmark = pytest.mark.anyio
 
 
 def response(
-    name: str, *, previous: str | None = None, status: str = "completed", expires: int | None = None
+    name: str,
+    *,
+    previous: str | None = None,
+    status: str = "completed",
+    expires: int | None = None,
+    owner: str | None = None,
 ) -> ResponseRecord:
     return ResponseRecord(
         id=name,
@@ -25,16 +30,23 @@ def response(
         previous_id=previous,
         body='{"text": "\\u0000 世界"}',
         input_items="[]",
+        owner=owner,
     )
 
 
 async def test_kept_changed_and_deleted(store: Store) -> None:
-    await store.responses.add(response("resp_1", status="in_progress"))
-    assert [record.id for record in await store.responses.unfinished()] == ["resp_1"]
-    assert await store.responses.update("t", "resp_1", status="completed", body="{}")
+    await store.responses.add(response("resp_1", status="queued", owner="me"))
+    await store.responses.add(response("resp_2", status="queued", owner="another"))
     assert not await store.responses.update("other", "resp_1", status="failed", body="{}")
+    assert await store.responses.update("t", "resp_1", status="in_progress", body="[]")
+    assert sorted(await store.responses.owners()) == ["another", "me"]
+    assert [record.id for record in await store.responses.unfinished("me")] == ["resp_1"]
+    assert await store.responses.unfinished_ids("me") == {"resp_1"}
+    assert await store.responses.update("t", "resp_1", status="cancelled", body="{}")
+    assert not await store.responses.update("t", "resp_1", status="completed", body="[]"), "it has ended"
     found = await store.responses.get("t", "resp_1")
-    assert (found.status, found.body) == ("completed", "{}") and not await store.responses.unfinished()
+    assert (found.status, found.body) == ("cancelled", "{}") and not await store.responses.unfinished("me")
+    assert await store.responses.owners() == ["another"]
     for attempt in (store.responses.get, store.responses.delete):
         with pytest.raises(ApiError) as told:
             await attempt("other", "resp_1")

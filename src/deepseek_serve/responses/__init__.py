@@ -1,0 +1,1 @@
+"""Responses: conversations that the server keeps, and answers in the background."""
