@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-invariance bench-peers bench-quality bench-serving \
+.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-peers bench-quality bench-serving \
         peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
 
 help:  ## this list
@@ -36,8 +36,10 @@ serve: $(RUNTIME_STAMP)  ## serve MODEL (default: qwen2.5-coder-1.5b-instruct) o
 chat: $(RUNTIME_STAMP)  ## talk to MODEL in the terminal
 	$(BIN)/deepseek chat $(MODEL)
 
-test: $(DEV_STAMP)  ## the test suite: CPU, no network but for the 98 MB test model
-	$(BIN)/deepseek pull smollm2-135m-instruct || echo "the test model cannot be had; tests that need it are skipped"
+test: $(DEV_STAMP)  ## the test suite: CPU, no network but for two test models, 190 MB
+	for model in smollm2-135m-instruct all-minilm-l6-v2; do \
+		$(BIN)/deepseek pull $$model || echo "$$model cannot be had; tests that need it are skipped"; \
+	done
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: $(DEV_STAMP)  ## tests that take minutes or need the larger models
@@ -85,6 +87,10 @@ bench-engine: $(DEV_STAMP)  ## the engine against transformers, in turn, on one 
 bench-speculation: $(DEV_STAMP)  ## code edits with and without speculation, in turn
 	$(BIN)/deepseek pull $(MODEL)
 	$(BIN)/python -m benchmarks.speculation --model $(MODEL) --json benchmarks/results/speculation.json
+
+bench-embeddings: $(DEV_STAMP)  ## sentences through all-minilm-l6-v2, ours and transformers in turn
+	$(BIN)/deepseek pull all-minilm-l6-v2
+	$(BIN)/python -m benchmarks.embeddings --json benchmarks/results/embeddings.json
 
 bench-invariance: $(RUNTIME_STAMP)  ## do seeded answers change with what else is in the batch?
 	$(BIN)/python -m benchmarks.batch_invariance --dtype auto

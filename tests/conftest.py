@@ -26,6 +26,7 @@ if folder := os.environ.get("DEEPSEEK_NATIVE"):
     spec.loader.exec_module(sys.modules[spec.name])
 
 TEST_MODEL = "smollm2-135m-instruct"
+EMBEDDING_MODEL = "all-minilm-l6-v2"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,6 +44,15 @@ def test_model() -> Path:
         return resolve(TEST_MODEL, offline=True).path
     except HubError as error:
         pytest.skip(f"{TEST_MODEL} is not in the cache: {error}")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2, if it is in the cache (`make test` fetches it)."""
+    try:
+        return resolve(EMBEDDING_MODEL, offline=True).path
+    except HubError as error:
+        pytest.skip(f"{EMBEDDING_MODEL} is not in the cache: {error}")
 
 
 @pytest.fixture(scope="session")

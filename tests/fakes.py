@@ -7,6 +7,7 @@ wrong token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -51,6 +52,7 @@ class FakeModel:
         self.script = script
         self.architecture = "Fake"
         self.vocab_size = vocab_size
+        self.hidden_size = 4
         self.max_context = max_context
         self.cache_specs = (LayerCacheSpec(heads=1, key_dim=1, value_dim=0),)
         self.dtype = torch.float32
@@ -88,6 +90,12 @@ class FakeModel:
             rows += [self.script(context[: start + j + 1]) for j in range(queries)]
         logits = torch.stack(rows)
         return logits if batch.logits_rows is None else logits[batch.logits_rows]
+
+    def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """The hidden state of a row: the logits that the script gives the first tokens of the vocabulary."""
+        everything = self.forward(replace(batch, logits_rows=None), cache)
+        logits = everything if batch.logits_rows is None else everything[batch.logits_rows]
+        return logits, everything[hidden_rows, : self.hidden_size]
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         return choose_tokens(logits, choices)

@@ -37,7 +37,7 @@ ROOMS = [
     ["kernels"],
     ["tokenizer"],
     ["hub"],
-    ["config", "constraints", "sampling", "machine", "threads", "helper"],
+    ["config", "constraints", "sampling", "machine", "threads", "helper", "embedding"],
     ["errors"],
 ]
 # Modules that hold messages and settings only: anybody may import them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,38 @@ def test_score_is_the_sum_of_logprobs(llm: LLM) -> None:
     (own,) = llm.score([prompt], [answer.choices[0].token_ids[:6]])
     assert own.is_greedy
     assert not scores[1].is_greedy
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+SENTENCES = ["A man is eating food.", "Someone is having a meal.", "The stock market fell sharply today."]
+
+
+def test_embeddings_of_a_model_that_answers(llm: LLM) -> None:
+    vectors = llm.embed(SENTENCES)
+    assert [len(vector) for vector in vectors] == [576] * 3
+    assert all(cosine(vector, vector) == pytest.approx(1.0, abs=1e-5) for vector in vectors)
+    assert cosine(vectors[0], vectors[1]) > cosine(vectors[0], vectors[2])
+    (alone,) = llm.embed(llm.tokenizer.encode(SENTENCES[1]))
+    assert alone.tolist() == pytest.approx(vectors[1].tolist(), abs=1e-4)
+    with pytest.raises(InvalidRequestError, match="cannot be shortened"):
+        llm.embed("a", dimensions=64)
+    with pytest.raises(InvalidRequestError, match="empty"):
+        llm.embed(["fine", ""])
+    assert (llm.stats().running, llm.stats().waiting) == (0, 0)
+
+
+def test_an_encoder_embeds_and_does_not_answer(minilm: Path) -> None:
+    encoder = LLM(str(minilm))
+    vectors = encoder.embed(SENTENCES)
+    assert cosine(vectors[0], vectors[1]) > 0.5 > 0.2 > cosine(vectors[0], vectors[2])
+    with pytest.raises(InvalidRequestError, match="cannot generate"):
+        encoder.generate("Hello", GREEDY)
+    with pytest.raises(ContextLengthError, match="256"):
+        encoder.embed("word " * 300)
+    assert encoder.stats().waiting == 0
 
 
 def test_refused_requests_leave_nothing_behind(llm: LLM) -> None:

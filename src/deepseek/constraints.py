@@ -25,8 +25,9 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         kind: what ``source`` is.
         schemas: of a grammar: the JSON text of an object, rule -> schema of the JSON that the rule derives. They are
             bounded as those of ``json_schema``. At most :data:`MAX_SOURCE` characters.
-        json_after: of a grammar with schemas: the text behind which JSON begins; empty where it does at once. None if
-            that cannot be said: then what a schema cannot bound, such as a number's digits, has no bound.
+        json_after: of a grammar with schemas: the text behind which JSON begins, None for no such text.
+        json_first: of a grammar with schemas: JSON may begin where the answer does. Without either, what a schema
+            cannot bound, such as a number's digits, has no bound.
         source: the JSON text of a schema; a regular expression for the whole answer; a grammar in llguidance's dialect
             of Lark (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md); a JSON list of the strings to
             choose from; empty for ``json_object``. At most :data:`MAX_SOURCE` characters.
@@ -38,6 +39,7 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     source: str = ""
     schemas: str = ""
     json_after: str | None = None
+    json_first: bool = False
 
     def __post_init__(self) -> None:
         longest = max(len(self.source), len(self.schemas))
@@ -67,9 +69,17 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return cls(kind="regex", source=pattern)
 
     @classmethod
-    def grammar(cls, lark: str, *, schemas: Mapping[str, Any] | None = None, json_after: str | None = None) -> Self:
+    def grammar(
+        cls,
+        lark: str,
+        *,
+        schemas: Mapping[str, Any] | None = None,
+        json_after: str | None = None,
+        json_first: bool = False,
+    ) -> Self:
         """A text that the rule ``start`` of a grammar derives. Rules of ``schemas`` derive JSON."""
-        return cls(kind="grammar", source=lark, schemas=_dump(schemas) if schemas else "", json_after=json_after)
+        described = _dump(schemas) if schemas else ""
+        return cls(kind="grammar", source=lark, schemas=described, json_after=json_after, json_first=json_first)
 
     @classmethod
     def choice(cls, choices: Sequence[str]) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from deepseek.config import DEFAULT_MODEL, EngineConfig
+from deepseek.embedding import check_dimensions, floats
 from deepseek.engine.events import (
     INVALID_CONSTRAINT,
+    EmbedEvent,
+    EmbedRequest,
     EngineEvent,
     EngineInfo,
+    EngineRequest,
     EngineStats,
     FinishReason,
     GenerateRequest,
@@ -27,6 +32,7 @@ from deepseek.sampling import SamplingParams
 from deepseek.threads import wait_politely
 
 if TYPE_CHECKING:
+    from deepseek.engine.encoder import EncoderEngine
     from deepseek.engine.engine import Engine
     from deepseek.tokenizer.tokenizer import Tokenizer
 
@@ -121,7 +127,7 @@ class LLM:
         loaded = load_engine(self.config, progress)
         self.info: EngineInfo = loaded.info
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self._engine: Engine = loaded.engine
+        self._engine: Engine | EncoderEngine = loaded.engine
         self._next_id = 0
 
     def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[Generation]:
@@ -190,9 +196,35 @@ class LLM:
             if isinstance(event, ScoreEvent):
                 after = requests[event.request_id][1]
                 scored[event.request_id] = Score(after, event.logprobs, event.greedy)
-            elif event.finish_reason == "error":
+            elif isinstance(event, TokenEvent):
                 raise EngineError(event.error or "the engine failed")
         return [scored[name] for name in requests]
+
+    def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> list[array[float]]:
+        """A vector of fp32 numbers for each text (or token ids), in order, pooled as :attr:`info` says.
+
+        ``dimensions`` keeps the first so many, for models that were trained for that.
+
+        Raises:
+            InvalidRequestError: an empty or too long text, ``dimensions`` that the model does not have.
+            EngineError: the model failed on a text.
+        """
+        made = self.info.embedding
+        if made is None:
+            raise InvalidRequestError(f"{self.info.model} makes no embeddings.", param="model")
+        check_dimensions(made, dimensions)
+        requests = [
+            EmbedRequest(self._new_id(), self._encode(text), made.pooling, made.normalize, dimensions)
+            for text in _as_prompts(texts)
+        ]
+        self._add(requests)
+        vectors: dict[str, array[float]] = {}
+        for event in self._events({request.request_id for request in requests}):
+            if isinstance(event, EmbedEvent):
+                vectors[event.request_id] = floats(event.vector)
+            elif isinstance(event, TokenEvent):
+                raise EngineError(event.error or "the engine failed")
+        return [vectors[request.request_id] for request in requests]
 
     def stats(self) -> EngineStats:
         """Queue, pages and counters of the engine."""
@@ -214,7 +246,7 @@ class LLM:
         self._add(requests)
         return by_request
 
-    def _add(self, requests: Sequence[GenerateRequest] | Sequence[ScoreRequest]) -> None:
+    def _add(self, requests: Sequence[EngineRequest]) -> None:
         """Queue all requests or, if one of them is refused, none."""
         added = []
         try:
@@ -237,7 +269,7 @@ class LLM:
                 for event in self._engine.step():
                     if event.request_id not in names:
                         continue
-                    if isinstance(event, ScoreEvent) or event.finish_reason:
+                    if not isinstance(event, TokenEvent) or event.finish_reason:
                         live.discard(event.request_id)
                     yield event
         finally:

@@ -29,10 +29,13 @@ _PROBE = 2000
 
 
 def load_model_of(config: EngineConfig) -> tuple[Model, Tokenizer, str]:
-    """(model, tokenizer, dtype) as the engine loads them."""
+    """(model, tokenizer, dtype) as the engine loads them. Raises ConfigurationError for an encoder."""
+    from deepseek.engine.engine import Engine
     from deepseek.engine.load import load_engine
 
     loaded = load_engine(config)
+    if not isinstance(loaded.engine, Engine):
+        raise ConfigurationError(f"{config.model} is an encoder: it continues no text that could be judged.")
     return loaded.engine.model, loaded.tokenizer, loaded.info.dtype
 
 

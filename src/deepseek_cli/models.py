@@ -8,12 +8,12 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from deepseek.hub.cache import cache_dir, cached_file
+    from deepseek.hub.cache import cache_dir, cached_model
     from deepseek.hub.registry import known_models
 
     table = Table("name", "size", "licence", "cached", "what it is", "path", box=None, pad_edge=False)
     for model in known_models():
-        path = cached_file(model)
+        path = cached_model(model)
         name = model.name + "".join(f"\n  = {alias}" for alias in model.aliases)
         where = str(path) if path else ""
         size = f"{model.size / 1e6:,.0f} MB"

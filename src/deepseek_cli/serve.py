@@ -38,6 +38,9 @@ def serve(
         bool, typer.Option("--allow-model-loading", help="without keys, let everybody load and unload models")
     ] = False,
     replicas: Annotated[int, typer.Option(help="engines of the model, which share threads and memory")] = 1,
+    embedding_model: Annotated[
+        str | None, typer.Option(help="one more model, for /v1/embeddings, such as all-minilm-l6-v2")
+    ] = None,
     tool_parser: Annotated[
         str, typer.Option(help="how models write calls: auto, none, hermes, qwen3_coder, llama3_json, deepseek_v3 ...")
     ] = "auto",
@@ -128,6 +131,7 @@ def serve(
             api_keys=load_keys(api_key or (), api_key_file),
             limits_store=limits_store,
             served_model_name=served_model_name,
+            embedding_model=embedding_model,
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
             max_sequences=max_sequences,

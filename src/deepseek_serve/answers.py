@@ -31,7 +31,7 @@ async def admit(state: ServerState, body: ChatRequest, entry: Entry, *, prefix: 
     Raises :class:`InvalidRequestError`, :class:`ApiError`, :class:`EngineOverloadedError`.
     """
     model = state.model(body.model)
-    info, tokenizer = model.running()
+    info, tokenizer = model.generating()
     max_tokens = body.token_limit()
     params = body.sampling(max_tokens=max_tokens, logprobs=body.logprob_count(), vocab_size=info.vocab_size)
     tools = body.tooling()

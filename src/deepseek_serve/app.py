@@ -18,6 +18,7 @@ from deepseek_serve.routes import (
     batches,
     chat,
     completions,
+    embeddings,
     files,
     health,
     messages,
@@ -52,6 +53,7 @@ OPEN_ROUTES = (
 ROUTERS: tuple[tuple[APIRouter, Callable[[Request], Awaitable[None]] | None], ...] = (
     (chat.router, require_key),
     (completions.router, require_key),
+    (embeddings.router, require_key),
     (messages.router, require_anthropic_key),
     (responses.router, require_key),
     (models.router, require_key),

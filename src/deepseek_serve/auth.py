@@ -204,7 +204,7 @@ def _read(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _key(defaults: dict[str, Any], table: dict[str, Any], where: str) -> ApiKey:
     settings = defaults | table
     key = settings.pop("key", None)
-    if (key is None) == ("sha256" not in settings):
+    if (key is None) == (not settings.get("sha256")):
         raise ConfigurationError(f"{where}: each of [[keys]] needs either key or sha256.")
     try:
         if key is not None:

@@ -32,6 +32,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         also: further models, by the names that clients ask for; loaded when the first one is.
         model_dir: folder below which requests may load models from; None for none.
         allow_model_loading: on a server without keys, let everybody load and unload models.
+        embedding_model: one more model, for ``/v1/embeddings``, in an engine of its own; named as ``engine.model`` is,
+            and served under its real name. None: the engine's own model makes embeddings alone.
         tool_parser: the format in which models write calls (:mod:`deepseek_serve.parsing.formats`); ``auto`` takes that
             of a model's chat template, ``none`` refuses tools.
         reasoning_parser: ``think`` for models that think inside of ``<think>``; ``auto`` asks the chat template,
@@ -69,6 +71,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     also: dict[str, str] = {}
     model_dir: str | None = None
     allow_model_loading: bool = False
+    embedding_model: str | None = None
     tool_parser: str = "auto"
     reasoning_parser: str = "auto"
     max_sequences: int | None = None
@@ -103,6 +106,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigurationError(
                 "allow_model_loading is for servers without API keys; with keys, give one of them admin = true."
             )
+        if self.embedding_model is not None and self.embedding_model in ("", self.engine.model):
+            raise ConfigurationError("embedding_model must be another model; leave it out to embed with the first one.")
         if self.log_level.lower() not in ("debug", "info", "warning", "error"):
             raise ConfigurationError(f"log_level must be debug, info, warning or error, not {self.log_level!r}.")
         if self.log_format not in FORMATS:
@@ -125,6 +130,14 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def capacity(self) -> int:
         """Answers admitted at a time."""
         return self.max_sequences or 4 * self.engine.max_running * self.replicas
+
+    @property
+    def embedding_engine(self) -> EngineConfig | None:
+        """Settings of the embedding model's engine, if there is one."""
+        if self.embedding_model is None:
+            return None
+        own = self.engine
+        return EngineConfig(model=self.embedding_model, device=own.device, threads=own.threads, offline=own.offline)
 
     @property
     def padding(self) -> float | None:

@@ -32,6 +32,8 @@ INTERNAL_MESSAGE = "The server had an error while processing your request. Its l
 DEAD_RETRY_AFTER = 2.0
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; seen only by metrics, since nobody is left to read the answer
 
+MAX_PROBLEMS = 1000
+
 MESSAGES = "/v1/messages"
 ANTHROPIC = "/anthropic/"  # the beginning of DeepSeek's paths for the same API
 OVERLOADED = 529  # Anthropic's number for a node that is full, where OpenAI has 503
@@ -169,6 +171,8 @@ def _from_http(error: HTTPException) -> ApiError:
 
 def _from_validation(error: pydantic.ValidationError) -> ApiError:
     """The first problem pydantic found, in OpenAI's words where it has words for it."""
+    if error.error_count() > MAX_PROBLEMS:  # each takes a kilobyte when it is looked at
+        return ApiError(400, f"The request body has {error.error_count()} errors.", code="invalid_value")
     first = _most_telling(error.errors(include_url=False))
     kind, where, context = first["type"], _path(first["loc"]), first.get("ctx", {})
     if kind == "value_error" and isinstance(context.get("error"), InvalidRequestError):

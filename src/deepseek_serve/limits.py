@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -42,6 +42,7 @@ PERIOD = 60  # seconds of a window
 STORE_TIMEOUT = 1.0  # seconds for one question to Redis
 STORE_PAUSE = 5.0  # seconds without Redis after it has failed
 STORE_CONNECTIONS = 32
+SILENCE = 60.0  # seconds without a byte of a body after which the client is given up
 
 
 class Ledger(Protocol):
@@ -314,13 +315,28 @@ def _show(headers: dict[str, str], kind: str, window: Window) -> None:
     headers[f"x-ratelimit-reset-{kind}"] = duration(window.reset if window.used else 0.0)
 
 
+async def body_parts(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises :class:`ApiError` 408 for a client who stops sending."""
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE):
+                part = await anext(stream, None)
+        except TimeoutError:
+            message = f"Nothing was received for {SILENCE:g} seconds."
+            raise ApiError(408, message, code="request_timeout", headers={"connection": "close"}) from None
+        if part is None:
+            return
+        yield part
+
+
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body. Raises :class:`ApiError` 413 as soon as it is known to be longer than ``limit`` bytes."""
+    """The body. Raises :class:`ApiError` 413 as soon as it is known to be longer than ``limit`` bytes, 408."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(limit)
     parts, size = [], 0
-    async for part in request.stream():
+    async for part in body_parts(request):
         size += len(part)
         if size > limit:
             raise too_large(limit)

@@ -13,8 +13,8 @@ import msgspec
 
 from deepseek import __version__
 from deepseek.config import EngineConfig
-from deepseek.engine.events import EngineInfo, GenerateRequest, TokenEvent
-from deepseek.errors import EngineDeadError, EngineOverloadedError
+from deepseek.engine.events import EmbedEvent, EmbedRequest, EngineInfo, GenerateRequest, TokenEvent
+from deepseek.errors import EngineDeadError, EngineOverloadedError, InvalidRequestError
 from deepseek.runtime.client import RETRY_WHILE_STARTING, EngineClient
 from deepseek_serve.routing import Router
 
@@ -128,10 +128,14 @@ class ServedModel:
             return Progress("loading", percent=100) if self.replicas else self.download or Progress("downloading")
         return min((Progress.of("loading", *step) for step in steps), key=lambda progress: progress.percent)
 
-    async def start(self, load_tokenizer: Callable[[], Tokenizer], executor: Executor) -> EngineInfo:
-        """Load tokenizer and engines side by side. Raises :class:`EngineStartError`, TokenizerError."""
+    def start_soon(self) -> None:
+        """Start the engine processes in the background."""
         for replica in self.replicas:
             replica.start_soon()
+
+    async def start(self, load_tokenizer: Callable[[], Tokenizer], executor: Executor) -> EngineInfo:
+        """Load tokenizer and engines side by side. Raises :class:`EngineStartError`, TokenizerError."""
+        self.start_soon()
         tokenizer = asyncio.get_running_loop().run_in_executor(executor, load_tokenizer)
         try:
             infos = await asyncio.gather(*(replica.wait_ready() for replica in self.replicas))
@@ -156,6 +160,10 @@ class ServedModel:
         """As :meth:`EngineClient.generate`, by the replica that suits the prompt."""
         return self.router.choose(request.prompt, request.cache_salt).generate(request)
 
+    async def embed(self, request: EmbedRequest) -> EmbedEvent:
+        """As :meth:`EngineClient.embed`, likewise."""
+        return await self.router.choose(request.tokens, request.cache_salt).embed(request)
+
     def fail(self, reason: str) -> None:
         """It could not be loaded."""
         self._failed = reason
@@ -168,3 +176,15 @@ class ServedModel:
     async def stop(self) -> None:
         """End the engine processes."""
         await asyncio.gather(*(replica.stop() for replica in self.replicas))
+
+    def generating(self) -> tuple[EngineInfo, Tokenizer]:
+        """As :meth:`running`, of a model that answers. Raises :class:`InvalidRequestError` for an encoder."""
+        info, tokenizer = self.running()
+        if not info.generates:
+            raise InvalidRequestError(
+                f"The model {self.name!r} makes embeddings and does not generate text: send its requests to "
+                "/v1/embeddings.",
+                param="model",
+                code="model_not_supported",
+            )
+        return info, tokenizer

@@ -128,7 +128,7 @@ def prompt_of(
 async def prompt_length(state: ServerState, chat: ChatRequest) -> int:
     """Tokens of a chat's prompt. Raises as :func:`prompt_of`, and an error that says 503 while there is no model."""
     model = state.model(chat.model)
-    _, tokenizer = model.running()
+    _, tokenizer = model.generating()
     prompt = await off_loop(state, lambda: prompt_of(state.config, model, tokenizer, chat, chat.tooling()))
     return len(prompt.tokens)
 

@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvicorn
@@ -21,6 +22,7 @@ from deepseek.runtime.supervisor import RuntimeOptions
 from deepseek_serve.app import create_app
 from deepseek_serve.batches.runner import BatchRunner
 from deepseek_serve.config import ServeConfig
+from deepseek_serve.http_protocol import BoundedProtocol
 from deepseek_serve.loading import ModelLoader
 from deepseek_serve.memory import budget, free_memory
 from deepseek_serve.models import ServedModel
@@ -29,6 +31,9 @@ from deepseek_serve.observability.process import raise_file_limit, watch_lag
 from deepseek_serve.replicas import engine_clients
 from deepseek_serve.sources import Fetch, Place, Source, fetch
 from deepseek_serve.state import ServerState
+
+if TYPE_CHECKING:
+    from deepseek.engine.events import EngineInfo
 
 logger = logging.getLogger("deepseek.serve")
 
@@ -50,7 +55,7 @@ def serve(
     Args:
         config: complete settings.
         options: how the engine process is watched.
-        fetch: has a model's files brought to this machine; called for the model of ``config`` before anything is
+        fetch: has a model's files brought to this machine; called for the models of ``config`` before anything is
             started.
 
     Raises:
@@ -61,9 +66,11 @@ def serve(
     as_json = set_up(config.log_level, config.log_format)
     raise_file_limit(config.capacity)
     with contextlib.closing(bind(config.host, config.port)) as listener:
-        place = Place(config.engine.model, config.engine.model)
-        source = fetch(place, config.engine.offline, RichProgress())
-        uvloop.run(_Server(config, options, listener, source, fetch, as_json=as_json).run())
+        embedding, engine = None, config.embedding_engine
+        source = fetch(Place(config.engine.model, config.engine.model), config.engine.offline, RichProgress())
+        if engine is not None:
+            embedding = fetch(Place(engine.model, engine.model), engine.offline, RichProgress())
+        uvloop.run(_Server(config, options, listener, source, embedding, fetch, as_json=as_json).run())
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -112,6 +119,7 @@ class _Server:
         options: RuntimeOptions,
         listener: socket.socket,
         source: Source,
+        embedding: Source | None,
         fetch: Fetch,
         *,
         as_json: bool,
@@ -128,6 +136,12 @@ class _Server:
         self._model = ServedModel(names, source.name, engine, *replicas)
         self._state = ServerState(config, self._model)
         self._state.loader = self._loader = ModelLoader(self._state, options, fetch)
+        self._embedding: tuple[ServedModel, Source] | None = None
+        engine_of_vectors = config.embedding_engine
+        if engine_of_vectors is not None and embedding is not None:
+            clients = engine_clients(engine_of_vectors, options, 1)
+            self._embedding = (ServedModel((embedding.name,), embedding.name, engine_of_vectors, *clients), embedding)
+            self._state.models.append(self._embedding[0])
         self._batches = BatchRunner(self._state)
         self._state.metrics.watch_batches(self._batches)
         self._signals = 0
@@ -143,7 +157,7 @@ class _Server:
                 access_log=False,
                 lifespan="off",
                 ws="none",
-                http="httptools",
+                http=BoundedProtocol,
                 server_header=False,
                 proxy_headers=False,
                 backlog=BACKLOG,
@@ -188,11 +202,11 @@ class _Server:
 
     async def _start(self) -> None:
         """Wait for tokenizer and engine, then say where the server is."""
-        try:
-            await self._state.store.start()
-            info = await self._model.start(self._source.load_tokenizer, self._state.executor)
-        except EngineStartError as error:
-            raise EngineStartError(f"the model {self._config.engine.model!r} cannot be served: {error}") from error
+        await self._state.store.start()
+        if self._embedding is not None:
+            self._embedding[0].start_soon()
+        info = await self._start_model(self._model, self._source)
+        embedding = None if self._embedding is None else await self._start_model(*self._embedding)
         self._load_others()
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -206,6 +220,8 @@ class _Server:
             f"  API keys  {len(self._config.api_keys) or 'none: everybody who reaches this address may use it'}",
             f"  loaded in {info.load_seconds:.1f} s",
         ]
+        if embedding is not None:
+            lines.insert(2, f"  vectors   {embedding.model} ({embedding.architecture}, {embedding.dtype})")
         if self._as_json:
             facts = msgspec.to_builtins(info) | {
                 "model": self._model.name,
@@ -215,6 +231,12 @@ class _Server:
             logger.info("DeepSeek V2.1 at http://%s:%d/v1 is ready", shown, port, extra={"fields": facts})
         else:
             print("\n".join(lines), flush=True)
+
+    async def _start_model(self, model: ServedModel, source: Source) -> EngineInfo:
+        try:
+            return await model.start(source.load_tokenizer, self._state.executor)
+        except EngineStartError as error:
+            raise EngineStartError(f"the model {model.config.model!r} cannot be served: {error}") from error
 
     def _load_others(self) -> None:
         """Begin to load the further models. What cannot be loaded is in the log and among the models."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
@@ -11,8 +9,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from deepseek.errors import InvalidRequestError
-from deepseek_serve.errors import ApiError
-from deepseek_serve.limits import too_large
+from deepseek_serve.limits import body_parts, too_large
 from deepseek_serve.store.contents import PartialContent
 from deepseek_serve.store.files import FileStore
 
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
 OVERHEAD = 64 << 10  # bytes of a form that are not the file
 MAX_FIELDS = 16
 WRITE_SIZE = 1 << 20  # bytes gathered before a thread writes them
-SILENCE = 60.0  # seconds without a byte after which the client is given up
 
 
 class Form:
@@ -145,7 +141,7 @@ async def receive(
         raise too_large(limit)
     received = 0
     with files.upload(tenant, room) as account:
-        async for part in _parts(request):
+        async for part in body_parts(request):
             received += len(part)
             if received > limit + OVERHEAD:
                 raise too_large(limit)
@@ -160,20 +156,6 @@ async def receive(
     if not form.complete:
         raise _malformed("its end is missing")
     return form
-
-
-async def _parts(request: Request) -> AsyncIterator[bytes]:
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(SILENCE):
-                part = await anext(stream, None)
-        except TimeoutError:
-            message = f"Nothing was received for {SILENCE:g} seconds."
-            raise ApiError(408, message, code="request_timeout", headers={"connection": "close"}) from None
-        if part is None:
-            return
-        yield part
 
 
 async def _write(files: FileStore, content: PartialContent, form: Form) -> None:

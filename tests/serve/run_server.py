@@ -16,7 +16,7 @@ from deepseek_serve.memory import stored_bytes
 from deepseek_serve.server import serve
 from deepseek_serve.sources import Place, Source
 from tests.runtime.conftest import fake_options
-from tests.runtime.fake_engine import FakeTokenizer
+from tests.runtime.fake_engine import ENCODER, FakeTokenizer
 
 
 def fetch(place: Place, offline: bool, progress: Progress) -> Source:
@@ -31,7 +31,7 @@ def fetch(place: Place, offline: bool, progress: Progress) -> Source:
         progress.finish()
     path = Path(place.model)
     weights = stored_bytes(path) if path.exists() else 2**20
-    name = place.name if place.published or path.exists() else "tiny-fake-1b"
+    name = place.name if place.published or path.exists() or place.model == ENCODER else "tiny-fake-1b"
     return Source(name, place.model, weights, FakeTokenizer)  # type: ignore[arg-type]
 
 

@@ -140,7 +140,15 @@ def test_every_route_is_protected_unless_named_open(locked: Server, app_routes: 
                     assert response.status_code < 300 or no_such_file, (method, path)
     assert open_paths == set(OPEN_ROUTES)
     paths = {path for _, path in app_routes}
-    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/files", "/v1/batches", *OPEN_ROUTES} <= paths
+    assert {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/messages",
+        "/v1/models",
+        "/v1/files",
+        "/v1/batches",
+        *OPEN_ROUTES,
+    } <= paths
 
 
 def test_all_keys_are_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +228,7 @@ def test_a_toml_file_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         ("[[keys]]\nname = 'x'", "either key or sha256"),
         ("[[keys]]\nkey = 'a'\nsha256 = 'b'", "either key or sha256"),
+        ("[[keys]]\nsha256 = ''", "either key or sha256"),
         ("[[keys]]\nkey = 'a'\nwieght = 2", "wieght"),
         ("[[keys]]\nkey = 'a'\nweight = 0", "weight must be"),
         ("[[keys]]\nkey = 'a'\nweight = nan", "weight must be"),

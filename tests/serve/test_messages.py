@@ -9,6 +9,7 @@ from typing import Any
 import anthropic
 import httpx
 import httpx2
+import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -190,6 +191,107 @@ def test_a_last_turn_of_the_assistant_is_continued(sdk: anthropic.Anthropic) -> 
     assert sdk.messages.create(model=MODEL, max_tokens=9, messages=turns).usage.input_tokens == len(  # type: ignore[arg-type]
         "<user>hi</><assistant>The best is ("
     )
+
+
+WEATHER: Any = [
+    {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+    {"name": "time", "input_schema": {"type": "object", "properties": {}}, "type": "custom"},
+]
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
+TIME = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+
+
+def both(sdk: anthropic.Anthropic, request: dict[str, Any]) -> list[anthropic.types.Message]:
+    """The whole answer and the streamed one, which must be the same, but for ids."""
+    whole = sdk.messages.create(**request)
+    with sdk.messages.stream(**request) as stream:
+        streamed = stream.get_final_message()
+    assert [plain(block) for block in whole.content] == [plain(block) for block in streamed.content]
+    assert (whole.stop_reason, whole.stop_sequence) == (streamed.stop_reason, streamed.stop_sequence)
+    assert whole.usage.output_tokens == streamed.usage.output_tokens
+    return [whole, streamed]
+
+
+def plain(block: Any) -> dict[str, Any]:
+    """A block without what differs between two answers."""
+    return {name: value for name, value in block.to_dict().items() if name != "id"}
+
+
+def test_tool_use_and_its_result(sdk: anthropic.Anthropic) -> None:
+    question = {"role": "user", "content": f"[echo]I look.\n{CALL}\n{TIME}"}
+    request = body(max_tokens=300) | {"messages": [question], "tools": WEATHER}
+    for answer in both(sdk, request):
+        said, weather, clock = answer.content
+        assert said.type == "text" and said.text == "I look."
+        assert weather.type == clock.type == "tool_use" and weather.id != clock.id
+        assert (weather.name, weather.input) == ("weather", {"city": "Köln"})
+        assert (clock.name, clock.input) == ("time", {})
+        assert (answer.stop_reason, answer.stop_sequence) == ("tool_use", None)
+        results = [
+            {"type": "tool_result", "tool_use_id": weather.id, "content": [{"type": "text", "text": "sunny"}]},
+            {"type": "tool_result", "tool_use_id": clock.id, "is_error": True},
+            {"type": "text", "text": "[echo]It is sunny."},
+        ]
+        turns = [question, answer.to_param(), {"role": "user", "content": results}]
+        (last,) = both(sdk, request | {"messages": turns})[0].content
+        assert last.type == "text" and last.text == "It is sunny."
+    prompt = {name: request[name] for name in ("model", "messages", "tools")}
+    counted = sdk.messages.count_tokens(**prompt).input_tokens
+    assert counted == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
+    assert counted > sdk.messages.count_tokens(model=MODEL, messages=[question]).input_tokens  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "arguments"),
+    [
+        ({"tool_choice": {"type": "any"}}, "tool_use", {"city": "Köln"}),
+        ({"tool_choice": {"type": "tool", "name": "weather"}}, "tool_use", {"city": "Köln"}),
+        ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, "tool_use", {"city": "Köln"}),
+        ({"tool_choice": {"type": "none"}}, "end_turn", None),
+        ({"max_tokens": len(CALL.partition("Köln")[0].encode()) + 2}, "max_tokens", {}),
+        ({"stop_sequences": ["ln"]}, "stop_sequence", {}),
+    ],
+)
+def test_choices_and_ends_of_calls(
+    sdk: anthropic.Anthropic, fields: dict[str, Any], reason: str, arguments: dict[str, Any] | None
+) -> None:
+    for answer in both(sdk, body("[echo]" + CALL, tools=WEATHER) | fields):
+        assert answer.stop_reason == reason
+        (block,) = answer.content
+        if arguments is None:
+            assert block.type == "text" and block.text == CALL
+        else:
+            assert block.type == "tool_use" and block.input == arguments
+
+
+@pytest.mark.parametrize("display", [None, "summarized", "omitted"])
+def test_thinking(sdk: anthropic.Anthropic, display: str | None) -> None:
+    thinking = {"type": "enabled", "budget_tokens": 1024} | ({"display": display} if display else {})
+    request = body("[echo]hm, so\n</think>\n\nYes.", max_tokens=1025, thinking=thinking)
+    for answer in both(sdk, request):
+        thought, said = answer.content
+        assert thought.type == "thinking" and said.type == "text" and said.text == "Yes."
+        assert thought.thinking == ("" if display == "omitted" else "hm, so") and thought.signature
+        details = answer.usage.output_tokens_details
+        assert details is not None and 0 < details.thinking_tokens < answer.usage.output_tokens
+        turns = [HI, answer.to_param(), HI]
+        assert sdk.messages.create(**body() | {"messages": turns}).content[0].text == ANSWER  # type: ignore[union-attr]
+
+
+def test_parsed_output(sdk: anthropic.Anthropic) -> None:
+    class River(pydantic.BaseModel):
+        name: str
+        length: int
+
+    answer = sdk.messages.parse(**body('[echo]{"name": "Loire", "length": 1006}'), output_format=River)
+    assert answer.parsed_output == River(name="Loire", length=1006)
+    wrong = {"format": {"type": "json_schema", "schema": {"type": "nothing"}}}
+    with pytest.raises(anthropic.BadRequestError, match="response format"):
+        sdk.messages.create(**body(output_config=wrong))
 
 
 @pytest.mark.anyio

@@ -116,7 +116,7 @@ LOOK = {"name": "look", "description": "Looks.", "input_schema": {"type": "objec
 def test_tools(choice: dict[str, Any] | None, mode: str, single: bool, names: set[str]) -> None:
     hear = {"type": "custom", "name": "hear", "input_schema": {}, "cache_control": None}
     tooling = Translation(parsed(tools=[LOOK, hear], tool_choice=choice)).chat.tooling()
-    assert (tooling.mode, tooling.single, {f.name for f in tooling.functions}) == (mode, single, names)
+    assert (tooling.mode, tooling.single, {function.name for function in tooling.functions}) == (mode, single, names)
     if "look" in names:
         (function,) = (function for function in tooling.functions if function.name == "look")
         assert function.strict and function.parameters == LOOK["input_schema"] and function.description == "Looks."

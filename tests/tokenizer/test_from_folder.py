@@ -164,9 +164,8 @@ def test_damaged_tokenizer_json(content: str, message: str, tmp_path: Path) -> N
 
 
 def test_other_kinds_are_named(tmp_path: Path) -> None:
-    backend = Backend(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
-    backend.decoder = decoders.WordPiece()
-    with pytest.raises(TokenizerError, match="WordPiece"):
+    backend = Backend(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    with pytest.raises(TokenizerError, match="WordLevel"):
         load_tokenizer(save(tmp_path, backend))
 
 
@@ -187,3 +186,49 @@ def test_a_template_of_special_tokens_that_are_not_there_is_an_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
     with pytest.raises(TokenizerError, match="damaged"):
         load_tokenizer(tmp_path)
+
+
+def around(backend: Backend, first: str, last: str) -> Backend:
+    """Puts these tokens around every text, and pads and cuts texts as sentence encoders' files have it."""
+    ids = [(token, backend.token_to_id(token)) for token in (first, last)]
+    backend.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ids)
+    backend.enable_padding(length=16)
+    backend.enable_truncation(max_length=16)
+    return backend
+
+
+def word_piece_backend() -> Backend:
+    backend = Backend(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=60, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False
+    )
+    backend.train_from_iterator(SAMPLE, trainer)
+    return around(backend, "[CLS]", "[SEP]")
+
+
+def unigram_backend() -> Backend:
+    backend = Backend(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator(SAMPLE, trainer)
+    return around(backend, "<s>", "</s>")
+
+
+@pytest.mark.parametrize("backend", [word_piece_backend, unigram_backend])
+def test_tokenizers_of_encoders(backend: Any, tmp_path: Path) -> None:
+    judge = backend()
+    tokenizer = load_tokenizer(save(tmp_path, judge))
+    judge.no_padding()
+    judge.no_truncation()
+    judge.encode_special_tokens = True  # what a user spells is text
+    for text in (*TEXTS, "hello " * 30, "[SEP] </s>"):
+        assert tokenizer.encode(text) == judge.encode(text).ids, text
+    words = "hello world of numbers"
+    assert tokenizer.decode(tokenizer.encode(words)) == words

@@ -23,12 +23,16 @@ class StepBatch:
             one more for each token of its draft.
         scored: (chunk, first position scored, number of rows) of score requests, in the order of the rows after them.
         silent: chunks without logits: more of their prompts is to come.
+        embedded: (chunk, number of rows) of embedding requests, in the order of ``hidden_rows``.
+        hidden_rows: int64, the rows whose hidden states are wanted; None if there are no such requests.
     """
 
     batch: Batch
     sampled: list[Chunk]
     scored: list[tuple[Chunk, int, int]]
     silent: list[Chunk]
+    embedded: list[tuple[Chunk, int]]
+    hidden_rows: Tensor | None
 
 
 def arrange(chunks: Seq[Chunk], wide_rows: int) -> tuple[list[Chunk], int, int]:
@@ -69,6 +73,7 @@ def build_batch(chunks: Seq[Chunk], page_size: int, model: Model) -> StepBatch:
         slots += [sequence.pages[p // page_size] * page_size + p % page_size for p in range(first, last)]
         starts.append(len(token_ids))
         context_lens.append(last)
+    embedded, hidden_rows = _hidden_rows(chunks, starts)
     sampled, scored, silent, rows = _logits_rows(chunks, starts)
     layout = PagedLayout(
         page_size=page_size,
@@ -80,7 +85,20 @@ def build_batch(chunks: Seq[Chunk], page_size: int, model: Model) -> StepBatch:
     batch = Batch(
         _ids(token_ids, device), _ids(positions, device), layout, _ids(rows, device), narrow_rows, narrow_attention_rows
     )
-    return StepBatch(batch, sampled, scored, silent)
+    return StepBatch(batch, sampled, scored, silent, embedded, _ids(hidden_rows, device) if embedded else None)
+
+
+def _hidden_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[tuple[Chunk, int]], list[int]]:
+    """See :class:`StepBatch`."""
+    embedded: list[tuple[Chunk, int]] = []
+    rows: list[int] = []
+    for chunk, start in zip(chunks, starts, strict=False):
+        sequence = chunk.sequence
+        if sequence.pooler is not None:
+            positions = sequence.pooler.positions(sequence.computed, chunk.num_tokens, sequence.target)
+            embedded.append((chunk, len(positions)))
+            rows += [start + position - sequence.computed for position in positions]
+    return embedded, rows
 
 
 def _logits_rows(
@@ -94,6 +112,8 @@ def _logits_rows(
     scored_rows: list[int] = []
     for chunk, start in zip(chunks, starts, strict=False):
         sequence = chunk.sequence
+        if sequence.pooler is not None:
+            continue
         if sequence.score_start is None:
             if chunk.completes:
                 sampled.append(chunk)

@@ -187,4 +187,4 @@ class Constraints:
 def _compile(tokens: TokenSet, constraint: Constraint) -> _Compiled:
     grammar = to_grammar(constraint, tokens.special)
     matcher = compile_matcher(tokens.llguidance, grammar.text)
-    return _Compiled(matcher, grammar.position())
+    return _Compiled(matcher, grammar.start)

@@ -13,15 +13,12 @@ from deepseek.engine.block_pool import BlockPool
 from deepseek.engine.constraints import ConstraintError, Constraints, Matcher
 from deepseek.engine.events import (
     INVALID_CONSTRAINT,
-    MAX_PRIORITY,
-    MAX_WEIGHT,
+    EmbedEvent,
     EngineEvent,
     EngineRequest,
     EngineStats,
     FinishReason,
-    GenerateRequest,
     ScoreEvent,
-    ScoreRequest,
     TokenEvent,
     TokenLogprobs,
 )
@@ -29,7 +26,8 @@ from deepseek.engine.request import Sequence
 from deepseek.engine.sampler import logprobs_of, sample, scores_of
 from deepseek.engine.scheduler import Chunk, Scheduler
 from deepseek.engine.speculation import Speculation
-from deepseek.errors import ContextLengthError, InvalidRequestError
+from deepseek.engine.validation import check_request
+from deepseek.errors import InvalidRequestError
 from deepseek.kernels.sampling import finite_rows
 from deepseek.models.base import Model
 
@@ -139,7 +137,11 @@ class Engine:
             if group:
                 step = build_batch(group, self.page_size, self.model)
                 with torch.inference_mode():
-                    logits = self.model.forward(step.batch, self.cache)
+                    if step.hidden_rows is None:
+                        logits = self.model.forward(step.batch, self.cache)
+                    else:
+                        logits, hidden = self.model.forward_with_hidden(step.batch, step.hidden_rows, self.cache)
+                        events += self._embedded(step, hidden)
                     events += self._results(step, logits)
         self._steps += bool(chunks)
         return events
@@ -166,43 +168,13 @@ class Engine:
     def _check(self, request: EngineRequest) -> None:
         if request.request_id in self._live:
             raise InvalidRequestError(f"request id {request.request_id!r} is already in use.", param="request_id")
-        tokens = request.prompt if isinstance(request, GenerateRequest) else request.tokens
-        vocab = self.model.vocab_size
-        if not tokens:
-            raise InvalidRequestError("the prompt is empty; it needs at least one token.", param="prompt")
-        if min(tokens) < 0 or max(tokens) >= vocab:
-            raise InvalidRequestError(f"the prompt has token ids outside of 0 to {vocab - 1}.", param="prompt")
-        if isinstance(request, ScoreRequest):
-            if not 1 <= request.start < len(tokens):
-                raise InvalidRequestError(
-                    f"start must be 1 to {len(tokens) - 1} for {len(tokens)} tokens, not {request.start}.",
-                    param="start",
-                )
-            if len(tokens) > self.max_context:
-                raise ContextLengthError(
-                    f"the text to score has {len(tokens)} tokens; this engine takes {self.max_context}.", param="tokens"
-                )
-            return
-        if len(tokens) >= self.max_context:
-            raise ContextLengthError(
-                f"the prompt has {len(tokens)} tokens, and the context holds {self.max_context} for prompt and answer. "
-                "Shorten the prompt, or start the engine with a larger max_context or KV cache."
-            )
-        if request.params.constraint is not None and self._constraints is None:
-            raise InvalidRequestError("this engine has no tokenizer to keep to a constraint with.", param="constraint")
-        if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
-            raise InvalidRequestError(
-                f"priority must be {-MAX_PRIORITY} to {MAX_PRIORITY}, not {request.priority}.", param="priority"
-            )
-        if not 1 / MAX_WEIGHT <= request.weight <= MAX_WEIGHT:
-            raise InvalidRequestError(
-                f"weight must be {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}, not {request.weight!r}.", param="weight"
-            )
-        bias = request.params.logit_bias
-        if bias and max(bias) >= vocab:
-            raise InvalidRequestError(
-                f"logit_bias names token {max(bias)}; ids end at {vocab - 1}.", param="logit_bias"
-            )
+        check_request(
+            request,
+            vocab_size=self.model.vocab_size,
+            max_context=self.max_context,
+            hidden_size=self.model.hidden_size,
+            constraints=self._constraints is not None,
+        )
 
     def _take_prepared(self) -> None:
         """Queue the sequences whose constraints are compiled, and refuse those whose are not to be had. An idle engine
@@ -292,6 +264,23 @@ class Engine:
             row += count
         return events
 
+    def _embedded(self, step: StepBatch, hidden: Tensor) -> list[EngineEvent]:
+        events: list[EngineEvent] = []
+        row = 0
+        for chunk, count in step.embedded:
+            sequence = chunk.sequence
+            assert sequence.pooler is not None
+            self.scheduler.completed(chunk)
+            sequence.pooler.add(hidden[row : row + count])
+            row += count
+            if not sequence.remaining:
+                vector = sequence.pooler.vector()
+                if vector is None:
+                    events.append(self._end(sequence, "error", _NOT_FINITE))
+                else:
+                    events.append(self._end_embedded(sequence, vector))
+        return events
+
     def _advance(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> TokenEvent:
         """Append a sampled token and report it, as the last one if the answer ends with it."""
         first = not sequence.answer_length
@@ -316,11 +305,19 @@ class Engine:
             scheduled_at=sequence.scheduled_at if first else 0.0,
         )
 
-    def _end_scored(self, sequence: Sequence) -> ScoreEvent:
+    def _end_embedded(self, sequence: Sequence, vector: bytes) -> EmbedEvent:
+        self._end_computed(sequence)
+        return EmbedEvent(sequence.request_id, vector, sequence.cached_tokens or 0, sequence.scheduled_at)
+
+    def _end_computed(self, sequence: Sequence) -> None:
+        """Take a sequence out whose result is there without a token of answer."""
         self._finished += 1
         self._prompt_tokens += sequence.prompt_length
         self._cached_prompt_tokens += sequence.cached_tokens or 0
         self._remove(sequence)
+
+    def _end_scored(self, sequence: Sequence) -> ScoreEvent:
+        self._end_computed(sequence)
         logprobs, greedy = zip(*sequence.scores, strict=True)
         return ScoreEvent(sequence.request_id, list(logprobs), list(greedy))
 

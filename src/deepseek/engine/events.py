@@ -12,6 +12,8 @@ MAX_PRIORITY = 100
 MAX_WEIGHT = 1000.0  # and at least its inverse
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+Pooling = Literal["mean", "last", "cls"]
+"""How the vectors of a text's tokens become one: their mean, or the last or the first token's."""
 INVALID_CONSTRAINT = "invalid_constraint"
 """The error code of a request whose constraint cannot be compiled or followed."""
 
@@ -46,6 +48,30 @@ class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
     tokens: list[int]
     start: int
     cache_salt: str = ""
+
+
+class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
+    """One vector for a text: its tokens' hidden states behind the final norm, pooled.
+
+    Attributes:
+        request_id: unique among live requests.
+        tokens: token ids, at least one.
+        pooling: how many vectors become one.
+        normalize: the vector gets length 1.
+        dimensions: only so many of its first dimensions (Matryoshka, Kusupati et al. 2022, arXiv:2205.13147); None
+            for all.
+        cache_salt, priority, tenant, weight: as in :class:`GenerateRequest`.
+    """
+
+    request_id: str
+    tokens: list[int]
+    pooling: Pooling = "mean"
+    normalize: bool = True
+    dimensions: int | None = None
+    cache_salt: str = ""
+    priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -93,8 +119,22 @@ class ScoreEvent(msgspec.Struct, frozen=True, tag="scored"):
     greedy: list[bool]
 
 
-EngineRequest = GenerateRequest | ScoreRequest
-EngineEvent = TokenEvent | ScoreEvent
+class EmbedEvent(msgspec.Struct, frozen=True, tag="embedded", gc=False):
+    """The answer to an :class:`EmbedRequest`.
+
+    Attributes:
+        vector: little-endian fp32, one after another: four bytes per dimension, which is also what the HTTP API sends.
+        cached_tokens, scheduled_at: as in :class:`TokenEvent`.
+    """
+
+    request_id: str
+    vector: bytes
+    cached_tokens: int = 0
+    scheduled_at: float = 0.0
+
+
+EngineRequest = GenerateRequest | ScoreRequest | EmbedRequest
+EngineEvent = TokenEvent | ScoreEvent | EmbedEvent
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -119,6 +159,23 @@ class EngineStats(msgspec.Struct, frozen=True):
     accepted_tokens: int = 0
 
 
+class EmbeddingInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model's vectors are meant to be made.
+
+    Attributes:
+        dimensions: of a vector.
+        pooling: what its files say, or what serves such a model best.
+        normalize: its vectors have length 1.
+        shorter: numbers of first dimensions that it was trained to do with; None where any number of them does, empty
+            where it was not trained for that.
+    """
+
+    dimensions: int
+    pooling: Pooling
+    normalize: bool = True
+    shorter: tuple[int, ...] | None = ()
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a loaded engine is.
 
@@ -133,6 +190,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         weights_bytes: memory of the weights.
         load_seconds: time from start to ready.
         backends: op -> backend that runs it.
+        embedding: how its vectors are made; None where it makes none.
+        generates: it can continue a text; False for an encoder.
     """
 
     model: str
@@ -145,3 +204,5 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int
     load_seconds: float
     backends: dict[str, str]
+    embedding: EmbeddingInfo | None = None
+    generates: bool = True

@@ -16,8 +16,10 @@ from deepseek.engine.memory import available_memory
 from deepseek.errors import BackendUnavailableError, ConfigurationError
 from deepseek.hub.checkpoint import Checkpoint
 from deepseek.kernels.cpu.extension import obstacle
+from deepseek.kernels.ops import Ops
 from deepseek.kernels.registry import bind
 from deepseek.models.base import Model
+from deepseek.models.bert import Bert, load_bert
 from deepseek.models.native import NativeDecoder, native_obstacle
 from deepseek.models.native_weights import native_bytes
 from deepseek.models.registry import load_model, load_native_model
@@ -53,13 +55,20 @@ class TorchExecution:
         return str(self.dtype).removeprefix("torch.")
 
     def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
+        ops = self._prepare(checkpoint, model_name)
+        return load_model(checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), progress=progress)
+
+    def load_encoder(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Bert:
+        ops = self._prepare(checkpoint, model_name)
+        return load_bert(checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), progress=progress)
+
+    def _prepare(self, checkpoint: Checkpoint, model_name: str) -> Ops:
         torch.set_num_threads(self.threads)
         elements = sum(math.prod(shape) for shape in checkpoint.shapes.values())
         _check_room(elements * self.dtype.itemsize, model_name, self.name)
-        ops = bind(self.device, self.backend)
-        return load_model(checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), progress=progress)
+        return bind(self.device, self.backend)
 
-    def backends(self, model: Model) -> Mapping[str, str]:
+    def backends(self, model: Model | Bert) -> Mapping[str, str]:
         return {name: binding.backend for name, binding in bind(self.device, self.backend).bindings.items()}
 
 
@@ -116,6 +125,23 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
             f"backend auto or native, not with device {config.device!r} and backend {config.backend!r}."
         )
     return TorchExecution(config.device, config.backend, _torch_dtype(config.dtype, config.device), threads)
+
+
+def encoder_execution(config: EngineConfig) -> TorchExecution:
+    """How an encoder is computed under ``config``: with torch, and under ``auto`` in fp32 on every device, since its
+    vectors are kept and compared with those that other machines make.
+
+    Raises ConfigurationError for settings that an encoder does not have, BackendUnavailableError for native kernels.
+    """
+    if config.backend == "native":
+        raise BackendUnavailableError(f"native kernels cannot run {config.model}: they have no encoders.")
+    if config.dtype in ("int8", "int4") or config.kv_dtype != "auto" or config.draft_model is not None:
+        raise ConfigurationError(
+            f"{config.model} is an encoder: it runs in fp32, bf16 or fp16, and has neither a cache (kv_dtype) nor a "
+            "draft_model."
+        )
+    dtype = torch.float32 if config.dtype == "auto" else _DTYPES[config.dtype]
+    return TorchExecution(config.device, config.backend, dtype, config.threads or len(os.sched_getaffinity(0)))
 
 
 def _native_scheme(config: EngineConfig, checkpoint: Checkpoint) -> str | None:

@@ -42,19 +42,10 @@ _LARK_RULE = re.compile(r"^\s*[!?]?[A-Za-z_][\w\-]*[^\n\"/]*:", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Grammar:
-    """What llguidance compiles, and for JSON the limits it cannot express."""
+    """What llguidance compiles; where an answer begins, for the limits of JSON that it cannot express."""
 
     text: str
-    json_limits: JsonLimits | None = None
-    json_after: str | None = None
-
-    def position(self) -> JsonPosition | EmbeddedJsonPosition | None:
-        """Where an answer begins, None if it is no JSON."""
-        if self.json_limits is None:
-            return None
-        if self.json_after is None:
-            return JsonPosition(self.json_limits)
-        return EmbeddedJsonPosition(self.json_limits, self.json_after.encode())
+    start: JsonPosition | EmbeddedJsonPosition | None = None
 
 
 def limits() -> LLParserLimits:
@@ -164,7 +155,7 @@ def _json_grammar(schema: Any) -> Grammar:
         text = LLMatcher.grammar_from_json_schema(json.dumps(bounded), overrides=_OPTIONS)  # type: ignore[arg-type]
     except ValueError as error:
         raise invalid(f"{error}.") from None
-    return Grammar(text, json_limits)
+    return Grammar(text, JsonPosition(json_limits))
 
 
 def _grammar(constraint: Constraint, special_tokens: Collection[str] | None) -> Grammar:
@@ -175,7 +166,11 @@ def _grammar(constraint: Constraint, special_tokens: Collection[str] | None) -> 
         bounded, json_limits = bounded_schema(schema)
         limits_of_all = limits_of_all.union(json_limits)
         text += f"\n{rule}: %json {json.dumps({**bounded, 'x-guidance': _OPTIONS})}"
-    return Grammar(text, limits_of_all if constraint.json_after is not None else None, constraint.json_after)
+    marker, first = constraint.json_after, constraint.json_first
+    if marker is None and not first:
+        return Grammar(text)
+    encoded = None if marker is None else marker.encode()
+    return Grammar(text, EmbeddedJsonPosition(limits_of_all, encoded, first=first))
 
 
 def _choice_grammar(choices: Any) -> str:

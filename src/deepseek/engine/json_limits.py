@@ -106,47 +106,48 @@ class JsonPosition:
 
 
 class EmbeddedJsonPosition:
-    """A position in a text that has JSON objects in it: each from behind a marker until it is closed.
+    """A position in a text that has JSON objects in it.
 
     Args:
         limits: as of :class:`JsonPosition`.
-        marker: what stands in front of an object, perhaps with other text between. Empty: the text is nothing but
-            objects, if its first character opens one.
+        marker: behind it an object begins, perhaps after other text; None for no such marker.
+        first: an object may begin where the text does, and without a marker behind another one.
     """
 
-    __slots__ = ("_json", "_limits", "_marker", "_off", "_tail")
+    __slots__ = ("_at_once", "_first", "_json", "_limits", "_marker", "_tail")
 
-    def __init__(self, limits: JsonLimits, marker: bytes) -> None:
+    def __init__(self, limits: JsonLimits, marker: bytes | None, *, first: bool) -> None:
         self._limits = limits
         self._marker = marker
+        self._first = first
         self._tail = b""  # outside of objects
-        self._off = False
-        self._json = None if marker else JsonPosition(limits)
+        self._json = JsonPosition(limits) if first else None
+        self._at_once = first  # what comes next opens an object, or none begins here
 
     def copy(self) -> EmbeddedJsonPosition:
-        other = EmbeddedJsonPosition(self._limits, self._marker)
-        other._tail, other._off = self._tail, self._off
+        other = EmbeddedJsonPosition(self._limits, self._marker, first=self._first)
+        other._tail, other._at_once = self._tail, self._at_once
         other._json = self._json.copy() if self._json is not None else None
         return other
 
     def push(self, data: bytes) -> None:
         """Go on behind ``data``."""
         for byte in data:
-            if self._off:
-                return
-            if self._json is None:
-                self._tail = (self._tail + bytes((byte,)))[-len(self._marker) :]
-                if self._tail == self._marker:
-                    self._json, self._tail = JsonPosition(self._limits), b""
-            elif self._json.depth or byte in _OPENERS:
-                self._push(self._json, byte)
-            else:
-                self._off = not self._marker and byte not in b" \t\r\n;,"
+            json = self._json
+            if json is not None and (json.depth or byte in _OPENERS):
+                json.push(bytes((byte,)))
+                self._at_once = self._first
+                if not json.depth:
+                    self._json = JsonPosition(self._limits) if self._first else None
+            elif self._at_once and byte not in b" \t\r\n;,":
+                self._json, self._at_once = None, False
+            if self._json is None and self._marker is not None:
+                self._look_for(self._marker, byte)
 
-    def _push(self, json: JsonPosition, byte: int) -> None:
-        json.push(bytes((byte,)))
-        if not json.depth:
-            self._json = None if self._marker else JsonPosition(self._limits)
+    def _look_for(self, marker: bytes, byte: int) -> None:
+        self._tail = (self._tail + bytes((byte,)))[-len(marker) :]
+        if self._tail == marker:
+            self._json, self._tail = JsonPosition(self._limits), b""
 
     def wishes(self) -> tuple[Wish, ...]:
         """As :meth:`JsonPosition.wishes`; nothing outside of objects."""

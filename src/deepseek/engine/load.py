@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from deepseek.config import EngineConfig
 from deepseek.engine.constraints import Constraints
 from deepseek.engine.draft_model import DraftModel, vocabulary_difference
+from deepseek.engine.encoder import EncoderEngine
 from deepseek.engine.engine import Engine
-from deepseek.engine.events import EngineInfo
-from deepseek.engine.execution import choose_execution
+from deepseek.engine.events import EmbeddingInfo, EngineInfo
+from deepseek.engine.execution import choose_execution, encoder_execution
 from deepseek.engine.memory import plan_pages
 from deepseek.engine.speculation import EXPERTS_ROW_COST, ROW_COST, Drafter, LookupDrafter, Speculation
 from deepseek.errors import ConfigurationError
+from deepseek.hub.checkpoint import Checkpoint
 from deepseek.hub.open import open_checkpoint
 from deepseek.hub.progress import RichProgress
-from deepseek.hub.resolve import resolve
+from deepseek.hub.resolve import ModelFiles, resolve
+from deepseek.hub.sentence_transformers import SentenceSettings, read_settings
 from deepseek.models.base import Model
+from deepseek.models.bert import is_encoder
 from deepseek.models.registry import parse_config
 from deepseek.tokenizer.load import load_tokenizer
 from deepseek.tokenizer.tokenizer import Tokenizer
@@ -32,7 +36,7 @@ logger = logging.getLogger(__name__)
 class LoadedEngine:
     """An engine with its model loaded, and what belongs to it."""
 
-    engine: Engine
+    engine: Engine | EncoderEngine
     info: EngineInfo
     tokenizer: Tokenizer
 
@@ -51,9 +55,11 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     files = resolve(config.model, offline=config.offline, progress=RichProgress())
     with ThreadPoolExecutor(1) as executor:
         tokenizer_future = executor.submit(load_tokenizer, files.path)
-        constraints_future = executor.submit(lambda: Constraints(tokenizer_future.result()))
         checkpoint = open_checkpoint(files.path)
         try:
+            if is_encoder(checkpoint.config):
+                return _load_encoder(config, files, checkpoint, tokenizer_future.result(), started, progress)
+            constraints_future = executor.submit(lambda: Constraints(tokenizer_future.result()))
             parsed = parse_config(checkpoint.config)
             max_context = _context(config, parsed.max_context)
             execution = choose_execution(config, checkpoint, parsed)
@@ -76,7 +82,49 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         weights_bytes=model.weights_bytes,
         load_seconds=time.perf_counter() - started,
         backends=dict(execution.backends(model)),
+        embedding=embedding_info(read_settings(files.path, checkpoint.config), model.hidden_size),
     )
+    _log(info)
+    return LoadedEngine(engine, info, tokenizer)
+
+
+def _load_encoder(
+    config: EngineConfig,
+    files: ModelFiles,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    started: float,
+    progress: Callable[[int, int], None] | None,
+) -> LoadedEngine:
+    settings = read_settings(files.path, checkpoint.config)
+    execution = encoder_execution(config)
+    model = execution.load_encoder(checkpoint, files.name, progress)
+    max_context = _context(config, min(model.max_context, settings.max_tokens or model.max_context))
+    engine = EncoderEngine(
+        model,
+        max_context=max_context,
+        max_running=config.max_running,
+        max_batch_tokens=config.max_batch_tokens,
+    )
+    info = EngineInfo(
+        model=files.name,
+        architecture=model.architecture,
+        vocab_size=model.vocab_size,
+        max_context=max_context,
+        dtype=execution.name,
+        kv_cache_bytes=0,
+        kv_cache_tokens=0,
+        weights_bytes=model.weights_bytes,
+        load_seconds=time.perf_counter() - started,
+        backends=dict(execution.backends(model)),
+        embedding=embedding_info(settings, model.hidden_size),
+        generates=False,
+    )
+    _log(info)
+    return LoadedEngine(engine, info, tokenizer)
+
+
+def _log(info: EngineInfo) -> None:
     logger.info(
         "loaded %s (%s, %s): weights %.2f GiB, KV cache %.2f GiB for %d tokens, context %d, in %.1f s",
         info.model,
@@ -88,7 +136,21 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         info.max_context,
         info.load_seconds,
     )
-    return LoadedEngine(engine, info, tokenizer)
+
+
+def embedding_info(settings: SentenceSettings, dimensions: int) -> EmbeddingInfo:
+    """How a model's vectors are made.
+
+    Models made for it say in their files how: decoders such as Qwen3-Embedding by their last token (arXiv:2506.05176).
+    For others it is the mean, which sentence-transformers takes too for a model that says nothing: without training for
+    it, a last token's state tells of the next token rather than of the text (Springer et al. 2024, arXiv:2402.15449).
+    """
+    return EmbeddingInfo(
+        dimensions=dimensions,
+        pooling=settings.pooling or "mean",
+        normalize=settings.normalize is not False,
+        shorter=settings.shorter,
+    )
 
 
 def _size(

@@ -6,7 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from deepseek.engine.events import EngineRequest, GenerateRequest, ScoreRequest
+from deepseek.engine.events import EmbedRequest, EngineRequest, GenerateRequest, ScoreRequest
+from deepseek.engine.pooling import Pooler
 from deepseek.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -21,15 +22,16 @@ class Sequence:
         request_id: as in the request.
         tokens: prompt and answer so far.
         prompt_length: how many of them the caller gave.
-        params: sampling options; None for a score request.
+        params: sampling options; None for a request that generates nothing.
         seed: seed of the random numbers of this sequence.
         stop_ids: ids that end the answer.
         max_length: length of ``tokens`` at which the answer ends.
-        score_start: first position whose log-probability is wanted; None for a generation request.
+        score_start: first position whose log-probability is wanted; None if none is.
         cache_salt: salt of the prefix cache.
-        reproducible: the caller gave a seed and is promised the same tokens whatever else runs. So how a row is
-            computed depends on its place in the request alone (see :func:`deepseek.engine.batch.arrange`), and pages
-            of the prefix cache are shared among reproducible requests, those of their prompts only.
+        reproducible: the caller gave a seed and is promised the same tokens whatever else runs, or wants a vector that
+            is the same whenever the text is. So how a row is computed depends on its place in the request alone (see
+            :func:`deepseek.engine.batch.arrange`), and pages of the prefix cache are shared among reproducible
+            requests, those of their prompts only.
         isolated: reproducible, on a model whose rows depend on what else is in the batch: computed in forwards of its
             own, whose shapes depend on nothing but this request.
         priority: higher runs first.
@@ -42,6 +44,7 @@ class Sequence:
         charged: tokens on the tenant's account, or found in the cache: what a preemption makes compute again is free.
         cached_tokens: tokens found in the prefix cache when first admitted; None before.
         scheduled_at: when it was first admitted, as ``time.monotonic`` has it.
+        pooler: makes the vector that an embedding request wants; None for others.
         matcher: keeps the answer to its constraint; None without one.
         scores: log-probability and greedy flag of each scored token so far.
     """
@@ -67,6 +70,7 @@ class Sequence:
     charged: int = 0
     cached_tokens: int | None = None
     scheduled_at: float = 0.0
+    pooler: Pooler | None = None
     matcher: Matcher | None = None
     scores: list[tuple[float, bool]] = field(default_factory=list)
     answer_counts: dict[int, int] = field(default_factory=dict)
@@ -76,19 +80,8 @@ class Sequence:
         cls, request: EngineRequest, *, end_ids: frozenset[int], seed: int, max_context: int, isolate_seeds: bool
     ) -> Sequence:
         """The initial state of a validated request; ``isolate_seeds`` isolates one that brings a seed."""
-        if isinstance(request, ScoreRequest):
-            return cls(
-                request_id=request.request_id,
-                tokens=list(request.tokens),
-                prompt_length=len(request.tokens),
-                params=None,
-                seed=seed,
-                stop_ids=frozenset(),
-                max_length=len(request.tokens),
-                score_start=request.start,
-                cache_salt=request.cache_salt,
-            )
-        assert isinstance(request, GenerateRequest)
+        if not isinstance(request, GenerateRequest):
+            return cls._without_answer(request, seed=seed, reproducible=not isolate_seeds)
         params = request.params
         reproducible = params.seed is not None
         # A constrained answer that has come to its end can only end.
@@ -111,6 +104,26 @@ class Sequence:
             weight=request.weight,
         )
 
+    @classmethod
+    def _without_answer(cls, request: ScoreRequest | EmbedRequest, *, seed: int, reproducible: bool) -> Sequence:
+        sequence = cls(
+            request_id=request.request_id,
+            tokens=list(request.tokens),
+            prompt_length=len(request.tokens),
+            params=None,
+            seed=seed,
+            stop_ids=frozenset(),
+            max_length=len(request.tokens),
+            score_start=request.start if isinstance(request, ScoreRequest) else None,
+            cache_salt=request.cache_salt,
+        )
+        if isinstance(request, EmbedRequest):
+            sequence.pooler = Pooler.of(request)
+            sequence.priority, sequence.tenant, sequence.weight = request.priority, request.tenant, request.weight
+            if reproducible:
+                sequence.reproducible, sequence.cache_salt = True, f"seeded {request.cache_salt}"
+        return sequence
+
     @property
     def group(self) -> str:
         """The key in ``tenant``."""
@@ -132,9 +145,12 @@ class Sequence:
 
     @property
     def reusable(self) -> int:
-        """Tokens that may come from the prefix cache: at least one row must be computed to get logits."""
+        """Tokens that may come from the prefix cache: at least one row must be computed to get logits, and a vector
+        needs all rows that it is made of."""
         if self.isolated:
             return 0
+        if self.pooler is not None:
+            return self.pooler.positions(0, self.target, self.target).start
         return (self.target if self.score_start is None else self.score_start) - 1
 
     @property
@@ -152,7 +168,9 @@ class Sequence:
 
     @property
     def sealable(self) -> int:
-        """Computed tokens that the prefix cache may offer to others."""
+        """Computed tokens that the prefix cache may offer to others: none of a text whose like cannot use them."""
+        if self.pooler is not None and not self.reusable:
+            return 0
         return min(self.computed, self.prompt_length) if self.reproducible else self.computed
 
     def isolated_chunk(self, limit: int) -> int:
@@ -163,6 +181,12 @@ class Sequence:
     @property
     def answer_length(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    def restart(self) -> None:
+        """Forget the results of a request that is computed anew."""
+        self.scores.clear()
+        if self.pooler is not None:
+            self.pooler.clear()
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)

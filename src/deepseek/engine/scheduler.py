@@ -167,7 +167,7 @@ class Scheduler:
         if chunk is not None and not sequence.isolated:
             self._budget += chunk.num_tokens
         self._release(sequence)
-        sequence.scores.clear()
+        sequence.restart()
         self.waiting.put_back(sequence)
         self.preemptions += 1
 

@@ -1,7 +1,7 @@
 """Where downloaded models live, and how a finished one is told from a broken one.
 
-``models/NAME/FILE`` beside a ``manifest.json`` that was written after the SHA-256 was checked. Work in progress lies in
-``models/NAME.partial/`` and becomes ``models/NAME`` by one rename.
+``models/NAME/FILE`` (and companions) beside a ``manifest.json`` that was written after the SHA-256 was checked. Work in
+progress lies in ``models/NAME.partial/`` and becomes ``models/NAME`` by one rename.
 """
 
 from __future__ import annotations
@@ -31,40 +31,51 @@ def model_folder(model: KnownModel) -> Path:
     return cache_dir() / "models" / model.name
 
 
-def cached_file(model: KnownModel) -> Path | None:
-    """The model's file if it is in the cache and was verified; None otherwise. Cheap: nothing is hashed.
+def model_path(model: KnownModel) -> Path:
+    """What opens a complete model: its file, or its folder if it has companions."""
+    folder = model_folder(model)
+    return folder if model.companions else folder / model.file
 
-    The manifest holds the file's size and modification time from the moment its hash was checked, so a file that was
+
+def cached_model(model: KnownModel) -> Path | None:
+    """The model's path if it is in the cache and was verified; None otherwise. Cheap: nothing is hashed.
+
+    The manifest holds sizes and modification times from the moment that hashes were checked, so a file that was
     changed or copied since then does not count (:func:`reverify` looks at it again).
     """
     folder = model_folder(model)
-    path = folder / model.file
     try:
-        status = path.stat()
         manifest = json.loads((folder / "manifest.json").read_bytes())
+        return model_path(model) if manifest == _manifest(model, folder) else None
     except (OSError, ValueError):
         return None
-    return path if manifest == _manifest(model, status) else None
 
 
 def reverify(model: KnownModel) -> Path | None:
-    """Hash a cached file whose manifest does not fit. The path if it is good after all; else it is removed: None."""
+    """Hash a cached model whose manifest does not fit. The path if it is good after all; else what is wrong is removed:
+    None."""
     folder = model_folder(model)
-    path = folder / model.file
-    if not path.exists():
+    expected = {model.file: (model.size, model.sha256)}
+    expected |= {companion.path: (companion.size, companion.sha256) for companion in model.companions}
+    good = True
+    for name, (size, sha256) in expected.items():
+        path = folder / name
+        if not path.exists():
+            good = False
+        elif path.stat().st_size != size or file_sha256(path) != sha256:
+            path.unlink()
+            good = False
+    if not good:
         return None
-    if path.stat().st_size == model.size and file_sha256(path) == model.sha256:
-        write_manifest(model, folder)
-        return path
-    path.unlink()
-    return None
+    write_manifest(model, folder)
+    return model_path(model)
 
 
 def write_manifest(model: KnownModel, folder: Path) -> None:
-    """Mark ``folder / model.file`` as verified, atomically and durably."""
+    """Mark the model in ``folder`` as verified, atomically and durably."""
     temporary = folder / "manifest.json.new"
     with temporary.open("w") as file:
-        json.dump(_manifest(model, (folder / model.file).stat()), file)
+        json.dump(_manifest(model, folder), file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / "manifest.json")
@@ -107,11 +118,16 @@ def lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def _manifest(model: KnownModel, status: os.stat_result) -> dict[str, object]:
-    return {
+def _manifest(model: KnownModel, folder: Path) -> dict[str, object]:
+    status = (folder / model.file).stat()
+    manifest: dict[str, object] = {
         "file": model.file,
         "sha256": model.sha256,
         "expected_size": model.size,
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
     }
+    for companion in model.companions:
+        status = (folder / companion.path).stat()
+        manifest[companion.path] = [companion.sha256, status.st_size, status.st_mtime_ns]
+    return manifest

@@ -19,7 +19,6 @@ NO_EFFECT = frozenset(
         "tensor_data_layout",
         "rope.scaling.finetuned",
         "attention.layer_norm_epsilon",
-        "pooling_type",
     }
 )
 
@@ -151,6 +150,8 @@ def _common(file: GGUFFile, keys: _Keys) -> dict[str, Any]:
         token = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
         if type(token) is int:
             config[name] = token
+    if keys.has("pooling_type"):
+        config["pooling_type"] = keys.integer("pooling_type", least=0)
     factors = file.tensors.get("rope_freqs.weight")
     if factors is not None:
         if factors.type.name != "F32" or len(factors.shape) != 1:

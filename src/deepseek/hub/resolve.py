@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepseek.errors import CheckpointError, DownloadError, ModelNotFoundError
 from deepseek.hub import package_index, registry
-from deepseek.hub.cache import cached_file, reverify
+from deepseek.hub.cache import cached_model, reverify
 from deepseek.hub.progress import Progress, RichProgress, Silent
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_./-]+)?")
@@ -79,7 +79,7 @@ def resolve_published(name: str, *, offline: bool = False, progress: Progress | 
 
 
 def _known(model: registry.KnownModel, offline: bool, progress: Progress) -> Path:
-    cached = cached_file(model)
+    cached = cached_model(model)
     if cached is not None:
         return cached
     if not offline:

@@ -43,6 +43,9 @@ class SafetensorsCheckpoint:
         else:
             path = _single_file(self._folder)
             self._entries = {name: (path, entry) for name, entry in read_header(path).items()}
+        # Embedding models such as Qwen3-Embedding are saved as decoders alone, whose names begin further inside.
+        self._prefix = "model." if "embed_tokens.weight" in self._entries else ""
+        self._entries = {self._prefix + name: entry for name, entry in self._entries.items()}
         self._quantized: dict[str, QuantizedEntry] = {}
         self.shapes: Mapping[str, tuple[int, ...]] = {name: entry.shape for name, (_, entry) in self._entries.items()}
         if is_compressed(self.config):
@@ -82,7 +85,7 @@ class SafetensorsCheckpoint:
         try:
             if path not in self._open:
                 self._open[path] = safetensors.safe_open(path, framework="pt")
-            tensor: Tensor = self._open[path].get_tensor(name)  # type: ignore[no-untyped-call]
+            tensor: Tensor = self._open[path].get_tensor(name.removeprefix(self._prefix))  # type: ignore[no-untyped-call]
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read: {error}.") from error
         return tensor

@@ -78,6 +78,7 @@ class Model(Protocol):
     Attributes:
         architecture: the Hugging Face class name.
         vocab_size: number of logits.
+        hidden_size: width of a hidden state.
         max_context: positions the model was made for.
         cache_specs: per layer, what :class:`KVCache` must hold.
         dtype: floating dtype of weights, activations and cache.
@@ -91,6 +92,7 @@ class Model(Protocol):
 
     architecture: str
     vocab_size: int
+    hidden_size: int
     max_context: int
     cache_specs: tuple[LayerCacheSpec, ...]
     dtype: torch.dtype
@@ -110,6 +112,11 @@ class Model(Protocol):
     def forward(self, batch: Batch, cache: Any) -> Tensor:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``. The next
         call may write over them."""
+        ...
+
+    def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, and of ``hidden_rows`` (int64 [H]) the hidden states behind the final norm, fp32
+        [H, hidden_size]."""
         ...
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:

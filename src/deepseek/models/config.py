@@ -24,7 +24,8 @@ HARMLESS = frozenset({
     "num_beam_groups", "num_return_sequences", "early_stopping", "length_penalty", "repetition_penalty",
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "diversity_penalty", "bad_words_ids",
     "begin_suppress_tokens", "suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
-    "exponential_decay_length_penalty", "remove_invalid_values",
+    "exponential_decay_length_penalty", "remove_invalid_values", "pooling_type", "is_matryoshka",
+    "matryoshka_dimensions",
 })
 # fmt: on
 

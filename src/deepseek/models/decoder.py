@@ -101,6 +101,7 @@ class Decoder:
     ) -> None:
         self.architecture = architecture
         self.vocab_size = vocab_size
+        self.hidden_size = norm.weight.shape[0]
         self.max_context = max_context
         self.cache_specs = tuple(cache_specs)
         self.dtype = dtype
@@ -120,16 +121,28 @@ class Decoder:
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
+        return self.head(self._normed(*self._layers(batch, cache), batch.logits_rows))
+
+    def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """See :class:`deepseek.models.base.Model`."""
+        x, residual = self._layers(batch, cache)
+        hidden = self._normed(x, residual, hidden_rows).float()
+        return self.head(self._normed(x, residual, batch.logits_rows)), hidden
+
+    def _layers(self, batch: Batch, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """What the last layer leaves: (output not yet added, residual)."""
         rotations = [rotary(batch.positions) for rotary in self.rotaries]
         x, residual = self.embedding(batch.token_ids), None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, keys, values)
         assert residual is not None
-        rows = batch.logits_rows
+        return x, residual
+
+    def _normed(self, x: Tensor, residual: Tensor, rows: Tensor | None) -> Tensor:
         if rows is not None:
             x, residual = x.index_select(0, rows), residual.index_select(0, rows)
         normed, _ = self.norm.after_add(x, residual)
-        return self.head(normed)
+        return normed
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""

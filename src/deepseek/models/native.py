@@ -20,6 +20,7 @@ from deepseek.models.native_layers import ACTIVATIONS, describe_layer
 
 _FIRST_POSITIONS = 4096
 _KEPT_LOGITS = 64
+_HIDDEN_COLUMNS = 32  # rows of hidden states are padded to a multiple of it
 _MAX_HEAD, _MAX_LATENT, _MAX_EXPERTS = 512, 1024, 1024
 
 
@@ -74,6 +75,7 @@ class NativeDecoder:
     def __init__(self, decoder: Decoder, *, threads: int, kv_dtype: str = "fp16", isa: str = "auto") -> None:
         self.architecture = decoder.architecture
         self.vocab_size = decoder.vocab_size
+        self.hidden_size = decoder.hidden_size
         self.max_context = decoder.max_context
         self.cache_specs = decoder.cache_specs
         self.dtype = torch.float32
@@ -89,7 +91,7 @@ class NativeDecoder:
         self._model = native().Decoder(
             isa=isa,
             threads=threads,
-            hidden=decoder.norm.weight.shape[0],
+            hidden=decoder.hidden_size,
             vocab=decoder.vocab_size,
             embedding=decoder.embedding.weight,
             embedding_scale=decoder.embedding.scale,
@@ -116,6 +118,15 @@ class NativeDecoder:
 
     def forward(self, batch: Batch, cache: Any) -> Tensor:
         """See :class:`deepseek.models.base.Model`."""
+        return self._forward(batch, None, None, cache)
+
+    def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """See :class:`deepseek.models.base.Model`."""
+        width = -(-self.hidden_size // _HIDDEN_COLUMNS) * _HIDDEN_COLUMNS
+        hidden = torch.empty(len(hidden_rows), width)
+        return self._forward(batch, hidden_rows, hidden, cache), hidden[:, : self.hidden_size]
+
+    def _forward(self, batch: Batch, hidden_rows: Tensor | None, hidden: Tensor | None, cache: Any) -> Tensor:
         layout = batch.layout
         self._rotate_up_to(max(layout.context_lens))
         starts, lengths = array("i", layout.query_starts), array("i", layout.context_lens)
@@ -141,6 +152,9 @@ class NativeDecoder:
             len(logits),
             0 if wanted is None else wanted.data_ptr(),
             logits.data_ptr(),
+            0 if hidden is None else len(hidden),
+            0 if hidden_rows is None else hidden_rows.data_ptr(),
+            0 if hidden is None else hidden.data_ptr(),
         )
         return logits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,8 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     if not names and model_type is None:
         raise CheckpointError("the checkpoint's config names neither 'architectures' nor 'model_type'.")
     for name in names:
-        if name in FAMILIES:
-            return str(name)
+        if (whole := re.sub("Model$", "ForCausalLM", str(name))) in FAMILIES:  # saved without its head, tied or not
+            return whole
     unknown = ", ".join(map(str, names)) or str(model_type)
     raise UnsupportedModelError(f"architecture {unknown} is not supported; there are: {', '.join(FAMILIES)}.")
 

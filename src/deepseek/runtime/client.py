@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator
 from deepseek.config import EngineConfig
 from deepseek.engine.events import (
     INVALID_CONSTRAINT,
+    EmbedEvent,
+    EmbedRequest,
     EngineEvent,
     EngineInfo,
     EngineRequest,
@@ -189,14 +191,15 @@ class EngineClient:
         Raises :class:`InvalidRequestError`, :class:`EngineDeadError` or :class:`EngineError` if the engine refused
         or failed. Cancelling the task cancels the request.
         """
-        stream = self._open(request)
-        try:
-            event = await stream.next()
-        finally:
-            self._close(request.request_id, stream)
-        if isinstance(event, ScoreEvent):
-            return event
-        raise error_of(event)
+        event = await self._one(request)
+        assert isinstance(event, ScoreEvent)
+        return event
+
+    async def embed(self, request: EmbedRequest) -> EmbedEvent:
+        """The vector of ``request.tokens``. Errors and cancelling as in :meth:`score`."""
+        event = await self._one(request)
+        assert isinstance(event, EmbedEvent)
+        return event
 
     def abort_all(self, reason: str, *, code: str) -> None:
         """End every request with an error event and cancel it in the engine."""
@@ -205,6 +208,17 @@ class EngineClient:
             for request_id in self._streams:
                 process.send(Cancel(request_id))
         self._end_all(reason, code)
+
+    async def _one(self, request: EngineRequest) -> EngineEvent:
+        """The only event of a request. Raises what it stands for if it is an error."""
+        stream = self._open(request)
+        try:
+            event = await stream.next()
+        finally:
+            self._close(request.request_id, stream)
+        if isinstance(event, TokenEvent):
+            raise error_of(event)
+        return event
 
     def _open(self, request: EngineRequest) -> _Stream:
         self.check_ready()
@@ -230,7 +244,7 @@ class EngineClient:
             if stream is None:  # cancelled meanwhile
                 continue
             stream.push(event)
-            if isinstance(event, ScoreEvent) or event.finish_reason is not None:
+            if not isinstance(event, TokenEvent) or event.finish_reason is not None:
                 del self._streams[event.request_id]
             elif len(stream) > self._options.stream_buffer:
                 self._close(event.request_id, stream)

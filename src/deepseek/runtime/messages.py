@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from deepseek.engine.events import EngineInfo, EngineStats, GenerateRequest, ScoreEvent, ScoreRequest, TokenEvent
+from deepseek.engine.events import EngineEvent, EngineInfo, EngineRequest, EngineStats
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -52,9 +52,9 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 class Events(msgspec.Struct, frozen=True, tag="events"):
     """The events of one engine step."""
 
-    events: list[TokenEvent | ScoreEvent]
+    events: list[EngineEvent]
     stats: EngineStats
 
 
-ToEngine = GenerateRequest | ScoreRequest | Cancel | Ping | Shutdown
+ToEngine = EngineRequest | Cancel | Ping | Shutdown
 FromEngine = Loading | Ready | StartFailed | Pong | Events

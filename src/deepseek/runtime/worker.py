@@ -25,8 +25,6 @@ from deepseek.engine.events import (
     EngineInfo,
     EngineRequest,
     EngineStats,
-    GenerateRequest,
-    ScoreRequest,
     TokenEvent,
 )
 from deepseek.errors import DeepSeekError, DownloadError, EngineError, InvalidRequestError
@@ -178,7 +176,7 @@ class Worker:
         return True
 
     def _handle(self, message: ToEngine | Unreadable) -> None:
-        if isinstance(message, GenerateRequest | ScoreRequest):
+        if isinstance(message, EngineRequest):
             self._live.add(message.request_id)
             try:
                 self._engine.add(message)

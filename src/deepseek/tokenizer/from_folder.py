@@ -29,6 +29,7 @@ class _AddedToken(msgspec.Struct):
 
 class _Model(msgspec.Struct):
     type: str = "BPE"
+    continuing_subword_prefix: str | None = None
 
 
 class _TokenizerJson(msgspec.Struct):
@@ -55,7 +56,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerParts:
     with library_errors(f"reading {file}"):
         parsed = msgspec.json.decode(data, type=_TokenizerJson)
         data = _fim_made_special(data, parsed)
-        first = Tokenizer.from_buffer(data)
+        first = _plain(Tokenizer.from_buffer(data))
     config = _optional_json(folder / "special_tokens_map.json") | _optional_json(folder / "tokenizer_config.json")
     byte_level, strips_space = _decoding(parsed, file)
     special = _special_tokens(parsed, file)
@@ -64,7 +65,6 @@ def tokenizer_from_folder(folder: Path) -> TokenizerParts:
     bos = _token_id(first, variables.get("bos_token"))
     eos = _token_id(first, variables.get("eos_token"))
     prefix, suffix = _around_text(first, config, bos, eos)
-    first = _plain(first)
     return TokenizerParts(
         first=first,
         later=_without_first_space(data, parsed) or first,
@@ -73,6 +73,7 @@ def tokenizer_from_folder(folder: Path) -> TokenizerParts:
             piece=first.id_to_token,
             byte_level=byte_level,
             special=frozenset(ids.values()),
+            continuing=parsed.model.continuing_subword_prefix if parsed.model.type == "WordPiece" else None,
             literal=frozenset(token.id for token in parsed.added_tokens) if byte_level else frozenset(),
         ),
         special=special,
@@ -122,8 +123,10 @@ def _flat(component: Mapping[str, Any] | None, members: str) -> Iterator[Mapping
 
 def _decoding(parsed: _TokenizerJson, file: Path) -> tuple[bool, bool]:
     """Whether the vocabulary is byte-level, and whether decoding takes a leading space away."""
-    if parsed.model.type != "BPE":
-        raise TokenizerError(f"{file} is of kind {parsed.model.type!r}; only 'BPE' is implemented.")
+    if parsed.model.type == "WordPiece":
+        return False, True
+    if parsed.model.type not in ("BPE", "Unigram"):
+        raise TokenizerError(f"{file} is of kind {parsed.model.type!r}; there are 'BPE', 'Unigram' and 'WordPiece'.")
     decoders = list(_flat(parsed.decoder, "decoders"))
     kinds = {str(decoder.get("type")) for decoder in decoders}
     if "ByteLevel" in kinds:

@@ -35,6 +35,7 @@ class Vocabulary:
         special: ids of special tokens.
         literal: ids whose spelling is their text as it stands (special tokens are among them).
         silent: ids that stand for nothing (padding of the vocabulary).
+        continuing: how WordPiece vocabularies mark a piece that goes on a word; other pieces begin one, behind a space.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Vocabulary:
         special: frozenset[int],
         literal: frozenset[int] = frozenset(),
         silent: frozenset[int] = frozenset(),
+        continuing: str | None = None,
     ) -> None:
         self.size = size
         self.byte_level = byte_level
@@ -53,6 +55,7 @@ class Vocabulary:
         self._piece = piece
         self._literal = literal | special
         self._silent = silent
+        self._continuing = continuing
         self._cache: dict[int, bytes] = {}
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -80,6 +83,9 @@ class Vocabulary:
                 return bytes([BYTE_ALPHABET[char] for char in piece])
             except KeyError:  # a token added as plain text
                 return piece.encode()
+        if self._continuing:
+            rest = piece.removeprefix(self._continuing)
+            return (rest if rest != piece else f" {piece}").encode()
         byte = BYTE_TOKEN.fullmatch(piece)
         if byte:
             return bytes([int(byte[1], 16)])

@@ -10,8 +10,9 @@ from pydantic import BaseModel
 
 from deepseek_serve.protocol.chat import ChatRequest
 from deepseek_serve.protocol.completions import CompletionRequest
+from deepseek_serve.protocol.embeddings import EmbeddingRequest
 from deepseek_serve.protocol.responses_api.request import ResponseRequest
-from deepseek_serve.routes import chat, completions, responses
+from deepseek_serve.routes import chat, completions, embeddings, responses
 from deepseek_serve.state import ServerState
 
 
@@ -30,5 +31,6 @@ class Endpoint(msgspec.Struct, frozen=True):
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint(ChatRequest, chat.complete),
     "/v1/completions": Endpoint(CompletionRequest, completions.complete),
+    "/v1/embeddings": Endpoint(EmbeddingRequest, embeddings.complete),
     "/v1/responses": Endpoint(ResponseRequest, responses.complete),
 }

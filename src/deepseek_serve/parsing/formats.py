@@ -27,7 +27,8 @@ class Format:
         reader: reads one call.
         pattern: a call, with ``NAME`` and ``ARGUMENTS`` in their places.
         before, between, after: text around all calls of an answer.
-        json_after: the words of ``pattern`` behind which its arguments are JSON; None if they are not JSON.
+        json_after: the words of ``pattern`` behind which all is JSON; None for no such words.
+        elements: arguments are elements, a parameter each, and no JSON.
         words: further marks inside of calls.
         signs: words that are all in a chat template that speaks this format.
     """
@@ -40,6 +41,7 @@ class Format:
     between: str = "\n"
     after: str = ""
     json_after: str | None = None
+    elements: bool = False
     signs: tuple[str, ...]
     words: tuple[str, ...] = ()
     lenient: Marks | None = None
@@ -71,6 +73,7 @@ FORMATS = (
         marks=_TOOL_CALL,
         reader=XmlCallReader,
         pattern="<tool_call>\n<function=NAME>\nARGUMENTS</function>\n</tool_call>",
+        elements=True,
         signs=("<tool_call>", "<function="),
     ),
     Format(
@@ -111,7 +114,6 @@ FORMATS = (
         reader=JsonCallReader,
         pattern='{"name": "NAME", "parameters": ARGUMENTS}',
         between="; ",
-        json_after="",
         signs=("<|start_header_id|>", '"parameters": '),
     ),
 )

@@ -61,7 +61,8 @@ def call_grammar(
     if thinks and (forced or answer is not None):
         start = builder.after_thinking(start, opened=opened)
     lines = [f"start: {start}", *builder.rules]
-    return Constraint.grammar("\n".join(lines), schemas=builder.schemas, json_after=form.json_after)
+    first = form.marks.bare or answer is not None
+    return Constraint.grammar("\n".join(lines), schemas=builder.schemas, json_after=form.json_after, json_first=first)
 
 
 class _Builder:
@@ -84,12 +85,12 @@ class _Builder:
             before, _, after = form.call(function.name, "\0").partition("\0")
             rule = f"arguments_{index}"
             self._heads.append((before, self._arguments(rule, function.schema_, exact or function.strict), after))
-        if form.json_after is None:
+        if form.elements:
             self.rules += SHARED
 
     def _arguments(self, rule: str, schema: dict[str, Any], kept: bool | None) -> str:
         """The rule for arguments, which keep to the schema or are any."""
-        if self._form.json_after is not None:
+        if not self._form.elements:
             self.schemas[rule] = schema if kept else _ANY_OBJECT
             return rule
         if not kept:

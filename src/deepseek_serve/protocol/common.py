@@ -6,21 +6,16 @@ from typing import Any, ClassVar, Literal, Self
 
 import pydantic
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deepseek.constraints import Constraint
 from deepseek.errors import InvalidRequestError
 from deepseek.sampling import SamplingParams
+from deepseek_serve.protocol.strict import Strict as Strict
 from deepseek_serve.protocol.structured import StructuredOutputs
 
 SEED_RANGE = 2**63
 MAX_USER_ID = 512  # characters
-
-
-class Strict(BaseModel):
-    """No unknown fields, no conversions: a number in quotes is an error, as it is with OpenAI."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class StreamOptions(Strict):

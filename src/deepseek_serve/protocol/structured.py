@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deepseek.constraints import Constraint
 from deepseek.errors import InvalidRequestError
+from deepseek_serve.protocol.strict import Strict
 
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class JsonSchema(_Strict):
+class JsonSchema(Strict):
     """A schema with a name. It is kept to whatever ``strict`` says."""
 
     name: str = Field(pattern=_NAME)
@@ -25,7 +22,7 @@ class JsonSchema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """``response_format`` of a chat."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -45,7 +42,7 @@ class ResponseFormat(_Strict):
         return Constraint.json_object() if self.type == "json_object" else None
 
 
-class StructuredOutputs(_Strict):
+class StructuredOutputs(Strict):
     """``structured_outputs`` of a chat or completion; exactly one of the fields is given."""
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
@@ -70,4 +67,7 @@ class StructuredOutputs(_Strict):
                 param="structured_outputs",
                 code="invalid_value",
             )
-        return given[0]()
+        try:
+            return given[0]()
+        except InvalidRequestError as error:
+            raise InvalidRequestError(str(error), param="structured_outputs", code=error.code) from error

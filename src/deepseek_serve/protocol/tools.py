@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from deepseek.errors import InvalidRequestError
+from deepseek_serve.protocol.strict import Strict
 
 MAX_TOOLS = 128
 MAX_CALLS = 128  # of one message
@@ -16,10 +17,6 @@ MAX_CALL_ID = 512
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
 Mode = Literal["none", "auto", "required"]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def _word_as_type(value: Any) -> Any:
@@ -30,7 +27,7 @@ def _word_as_mode(value: Any) -> Any:
     return {"mode": value} if isinstance(value, str) else value
 
 
-class Function(_Strict):
+class Function(Strict):
     """A function that the model may call. ``parameters`` is a JSON schema; without one there are no parameters."""
 
     name: str = Field(pattern=NAME)
@@ -54,28 +51,28 @@ class Function(_Strict):
         return {"type": "function", "function": function}
 
 
-class Tool(_Strict):
+class Tool(Strict):
     """A tool; functions are the only ones."""
 
     type: Literal["function"]
     function: Function
 
 
-class FunctionName(_Strict):
+class FunctionName(Strict):
     name: str = Field(pattern=NAME)
 
 
-class NamedTool(_Strict):
+class NamedTool(Strict):
     type: Literal["function"]
     function: FunctionName
 
 
-class AllowedTools(_Strict):
+class AllowedTools(Strict):
     mode: Literal["auto", "required"]
     tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
-class ToolChoice(_Strict):
+class ToolChoice(Strict):
     """Which tools may or must be called: a word, a function, or some of the tools."""
 
     type: Literal["none", "auto", "required", "function", "allowed_tools"]
@@ -83,21 +80,21 @@ class ToolChoice(_Strict):
     allowed_tools: AllowedTools | None = None
 
 
-class FunctionChoice(_Strict):
+class FunctionChoice(Strict):
     """``function_call`` of the older form: a word or a function."""
 
     mode: Literal["none", "auto"] | None = None
     name: str | None = Field(default=None, pattern=NAME)
 
 
-class CalledFunction(_Strict):
+class CalledFunction(Strict):
     """A call that an earlier answer made; ``arguments`` is JSON text, as the model wrote it."""
 
     name: str = Field(min_length=1, max_length=256)
     arguments: str
 
 
-class CallOfMessage(_Strict):
+class CallOfMessage(Strict):
     """A tool call in a message from the assistant."""
 
     id: str = Field(min_length=1, max_length=MAX_CALL_ID)

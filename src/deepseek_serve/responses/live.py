@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from deepseek_serve.protocol.responses_api.objects import Event, ResponseFailure, ResponseObject
+from deepseek_serve.protocol.responses_api.objects import ResponseFailure, ResponseObject
 from deepseek_serve.store.contents import hold_lock
 from deepseek_serve.store.errors import StoreError
 from deepseek_serve.store.files import plain_id
@@ -35,12 +35,12 @@ class Running:
     """A response in the background: it goes on whoever listens.
 
     Args:
-        events: its events.
+        events: its events, as they are sent.
         resources: closed at its end.
         streamed: its events are kept for those who listen, now or later.
     """
 
-    def __init__(self, events: AsyncGenerator[Event, None], resources: ExitStack, *, streamed: bool) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], resources: ExitStack, *, streamed: bool) -> None:
         self.streamed = streamed
         self._log: list[bytes] = []
         self._more = asyncio.Event()
@@ -48,11 +48,11 @@ class Running:
         self.task = asyncio.create_task(self._run(events))
         self.task.add_done_callback(lambda _: self._end(resources))  # a task may be cancelled before it begins
 
-    async def _run(self, source: AsyncGenerator[Event, None]) -> None:
+    async def _run(self, source: AsyncGenerator[bytes, None]) -> None:
         async with aclosing(source) as events:
             async for event in events:
                 if self.streamed:
-                    self._log.append(event.encode())
+                    self._log.append(event)
                     self._wake()
 
     def _end(self, resources: ExitStack) -> None:
@@ -105,7 +105,7 @@ class LiveResponses:
         return self._running.get(response_id)
 
     def begin(
-        self, response_id: str, events: AsyncGenerator[Event, None], resources: ExitStack, *, streamed: bool
+        self, response_id: str, events: AsyncGenerator[bytes, None], resources: ExitStack, *, streamed: bool
     ) -> Running:
         """Put a response into the background."""
         running = self._running[response_id] = Running(events, resources, streamed=streamed)

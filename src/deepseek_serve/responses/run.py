@@ -15,13 +15,17 @@ from deepseek_serve.answers import pieces
 from deepseek_serve.errors import ApiError, api_error
 from deepseek_serve.generation import Job
 from deepseek_serve.protocol.responses_api.objects import (
+    Completed,
+    Created,
     ErrorEvent,
     Event,
-    EventBody,
+    Failed,
     Incomplete,
+    IncompleteEnd,
+    InProgress,
     InputDetails,
-    Lifecycle,
     OutputDetails,
+    Queued,
     ResponseFailure,
     ResponseObject,
     ResponseUsage,
@@ -31,6 +35,7 @@ from deepseek_serve.responses.live import LIFETIME
 from deepseek_serve.responses.writer import OutputWriter
 from deepseek_serve.state import ServerState
 from deepseek_serve.store.responses import UNFINISHED, ResponseRecord
+from deepseek_serve.streaming import named_event
 
 logger = logging.getLogger("deepseek.serve")
 
@@ -81,6 +86,12 @@ class ResponseRun:
             raise self._failure
         return self.response
 
+    async def written(self) -> AsyncGenerator[bytes, None]:
+        """Its :meth:`events`, as they are sent."""
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                yield _written(event)
+
     async def events(self) -> AsyncGenerator[Event, None]:
         """Its events; close it if it is left early.
 
@@ -88,26 +99,26 @@ class ResponseRun:
         before that is raised, so that clients are told by a status and try again. Later it is an event.
         """
         background, begun = self.response.background, False
-        reason: str | None = None
+        whole = True
         try:
             if background:
-                yield self._lifecycle("created")
-                yield self._lifecycle("queued")
+                yield self._numbered(Created(self.response))
+                yield self._numbered(Queued(self.response))
             async with aclosing(pieces(self._job)) as found:
                 async for _, piece in found:
                     if not begun:
                         begun = True
                         await self._change("in_progress", save=background)
                         if not background:
-                            yield self._lifecycle("created")
-                        yield self._lifecycle("in_progress")
-                    for name, body in self._writer.push(piece):
-                        yield self._event(name, body)
-                    reason = piece.finish_reason or reason
-            for name, body in self._writer.end(whole=reason != "length"):
-                yield self._event(name, body)
-            await self._end("incomplete" if reason == "length" else "completed")
-            yield self._lifecycle(self.response.status)
+                            yield self._numbered(Created(self.response))
+                        yield self._numbered(InProgress(self.response))
+                    for event in self._writer.push(piece):
+                        yield self._numbered(event)
+                    whole = whole and piece.finish_reason != "length"
+            for event in self._writer.end(whole=whole):
+                yield self._numbered(event)
+            await self._end("completed" if whole else "incomplete")
+            yield self._numbered((Completed if whole else IncompleteEnd)(self.response))
         except Exception as error:
             self._failure = error
             if not isinstance(error, DeepSeekError):
@@ -115,7 +126,7 @@ class ResponseRun:
             await self._end("failed", error)
             if not begun and not background:
                 raise
-            yield self._lifecycle("failed")
+            yield self._numbered(Failed(self.response))
 
     def close(self) -> None:
         """Nobody goes on with it: if it has no end yet, it is cancelled."""
@@ -127,7 +138,7 @@ class ResponseRun:
     def error_event(self, error: ApiError) -> bytes:
         """What a stream that cannot go on says last."""
         told = error.body
-        return self._event("error", ErrorEvent(told.message, told.code, told.param)).encode()
+        return _written(self._numbered(ErrorEvent(told.message, told.code, told.param)))
 
     async def _end(self, status: str, error: Exception | None = None) -> None:
         self._finish(status, error)
@@ -153,13 +164,14 @@ class ResponseRun:
             usage=_usage(self._job) if self._job.choices[0].completion_tokens else None,
         )
 
-    def _lifecycle(self, state: str) -> Event:
-        return self._event(f"response.{state}", Lifecycle(self.response))
-
-    def _event(self, name: str, body: EventBody) -> Event:
-        event = Event(name, self._number, body)
+    def _numbered(self, event: Event) -> Event:
+        event.sequence_number = self._number
         self._number += 1
         return event
+
+
+def _written(event: Event) -> bytes:
+    return named_event(str(event.__struct_config__.tag), msgspec.json.encode(event))
 
 
 def _begun(job: Job, body: ResponseRequest) -> ResponseObject:

@@ -14,7 +14,7 @@ async def shortened(state: ServerState, chat: ChatRequest) -> ChatRequest:
     stay, and so does the last question, whether it fits or not. Raises as
     :func:`prompt_length`.
     """
-    info, _ = state.model(chat.model).running()
+    info, _ = state.model(chat.model).generating()
     room = info.max_context - (chat.token_limit() or 1)
     head = next((i for i, turn in enumerate(chat.messages) if turn.role not in ("system", "developer")), 0)
     cuts = [head, *(i for i, turn in enumerate(chat.messages) if i > head and turn.role == "user")]

@@ -13,15 +13,17 @@ from deepseek_serve.protocol.responses_api.items import new_id
 from deepseek_serve.protocol.responses_api.objects import (
     ArgumentsDelta,
     ArgumentsDone,
-    EventBody,
-    ItemEvent,
+    ItemAdded,
+    ItemDone,
     OutputCall,
+    OutputEvent,
     OutputItem,
     OutputMessage,
     OutputReasoning,
     OutputText,
     Part,
-    PartEvent,
+    PartAdded,
+    PartDone,
     ReasoningDelta,
     ReasoningDone,
     ReasoningText,
@@ -29,7 +31,6 @@ from deepseek_serve.protocol.responses_api.objects import (
     TextDone,
 )
 
-Told = tuple[str, EventBody]  # an event's name and body
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -75,20 +76,20 @@ class OutputWriter:
         self._open: _Open | None = None
         self._logprobs: list[ContentLogprob] = []  # of tokens whose text has not come yet
 
-    def push(self, piece: AnswerPiece) -> Iterator[Told]:
+    def push(self, piece: AnswerPiece) -> Iterator[OutputEvent]:
         """The events of the next piece."""
         if piece.reasoning:
             yield from self._switch("reasoning")
-            yield self._delta("response.reasoning_text.delta", piece.reasoning)
+            yield self._delta(piece.reasoning)
         if not piece.reasoning and not piece.calls:
             self._logprobs += chat_logprobs(piece.logprobs)
         if piece.content:
             yield from self._switch("message")
-            yield self._delta("response.output_text.delta", piece.content)
+            yield self._delta(piece.content)
         for call in piece.calls:
             yield from self._call(call)
 
-    def end(self, *, whole: bool) -> Iterator[Told]:
+    def end(self, *, whole: bool) -> Iterator[OutputEvent]:
         """The events of the end; ``whole`` if the model ended by itself. An answer of nothing is an empty message."""
         if not self.output and self._open is None:
             yield from self._switch("message")
@@ -99,54 +100,51 @@ class OutputWriter:
         for _ in self._close("incomplete"):
             pass
 
-    def _call(self, piece: CallPiece) -> Iterator[Told]:
+    def _call(self, piece: CallPiece) -> Iterator[OutputEvent]:
         if piece.id is not None:
             yield from self._begin(_Open("function_call", "", 0, piece.id, piece.name or ""))
         if piece.arguments:
-            yield self._delta("response.function_call_arguments.delta", piece.arguments)
+            yield self._delta(piece.arguments)
 
-    def _switch(self, kind: Literal["message", "reasoning"]) -> Iterator[Told]:
+    def _switch(self, kind: Literal["message", "reasoning"]) -> Iterator[OutputEvent]:
         if self._open is None or self._open.kind != kind:
             yield from self._begin(_Open(kind, "", 0))
 
-    def _begin(self, item: _Open) -> Iterator[Told]:
+    def _begin(self, item: _Open) -> Iterator[OutputEvent]:
         yield from self._close("completed")
         item.id, item.index = new_id(item.kind), len(self.output)
         self._open = item
-        yield "response.output_item.added", ItemEvent(item.index, item.item("in_progress"))
+        yield ItemAdded(item.index, item.item("in_progress"))
         if item.kind != "function_call":
-            yield "response.content_part.added", PartEvent(item.id, item.index, item.part())
+            yield PartAdded(item.id, item.index, item.part())
 
-    def _delta(self, name: str, text: str) -> Told:
+    def _delta(self, text: str) -> OutputEvent:
         item = self._open
         assert item is not None
         item.texts.append(text)
         if item.kind == "reasoning":
-            return name, ReasoningDelta(item.id, item.index, text)
+            return ReasoningDelta(item.id, item.index, text)
         if item.kind == "function_call":
-            return name, ArgumentsDelta(item.id, item.index, text)
+            return ArgumentsDelta(item.id, item.index, text)
         logprobs, self._logprobs = self._logprobs, []
         item.logprobs += logprobs
-        return name, TextDelta(item.id, item.index, text, logprobs)
+        return TextDelta(item.id, item.index, text, logprobs)
 
-    def _close(self, status: ItemStatus) -> Iterator[Told]:
+    def _close(self, status: ItemStatus) -> Iterator[OutputEvent]:
         item = self._open
         if item is None:
             return
         if item.kind == "message" and self._logprobs:
-            yield self._delta("response.output_text.delta", "")  # tokens without a text of their own, such as the last
+            yield self._delta("")  # tokens without a text of their own, such as the last
         self._open = None
         self.output.append(item.item(status))
         text = item.text
         if item.kind == "message":
-            yield "response.output_text.done", TextDone(item.id, item.index, text, item.logprobs)
+            yield TextDone(item.id, item.index, text, item.logprobs)
         elif item.kind == "reasoning":
-            yield "response.reasoning_text.done", ReasoningDone(item.id, item.index, text)
+            yield ReasoningDone(item.id, item.index, text)
         else:
-            yield (
-                "response.function_call_arguments.done",
-                ArgumentsDone(item.id, item.index, item.name, text),
-            )
+            yield ArgumentsDone(item.id, item.index, item.name, text)
         if item.kind != "function_call":
-            yield "response.content_part.done", PartEvent(item.id, item.index, item.part())
-        yield "response.output_item.done", ItemEvent(item.index, self.output[-1])
+            yield PartDone(item.id, item.index, item.part())
+        yield ItemDone(item.index, self.output[-1])

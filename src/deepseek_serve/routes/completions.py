@@ -66,7 +66,7 @@ async def complete(state: ServerState, tenant: str, body: CompletionRequest) -> 
 async def _admit(state: ServerState, body: CompletionRequest, entry: Entry) -> tuple[Job, list[str]]:
     """Check everything that can be checked, and take room for the answers. Returns the echo of each choice too."""
     model = state.model(body.model)
-    info, tokenizer = model.running()
+    info, tokenizer = model.generating()
     body.check()
     max_tokens = body.token_limit()
     params = body.sampling(max_tokens=max_tokens, logprobs=body.logprobs, vocab_size=info.vocab_size)

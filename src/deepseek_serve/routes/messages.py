@@ -79,7 +79,8 @@ async def count_tokens(request: Request) -> Response:
     state = state_of(request)
     body = CountRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
     translation = Translation(body)
-    with translation.errors():
+    with ExitStack() as resources, translation.errors():
+        Entry(state, request, resources).take(1)  # chats wait for the same threads
         length = await prompt_length(state, translation.chat)
     return Response(encode(TokenCount(length)), media_type="application/json")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack
 
 import msgspec
 from fastapi import APIRouter
@@ -18,8 +17,9 @@ from deepseek_serve.prompt import prompt_length
 from deepseek_serve.protocol.chat import ChatRequest
 from deepseek_serve.protocol.common import InvalidFieldError
 from deepseek_serve.protocol.files import Deleted, ObjectList, page, whole_number
-from deepseek_serve.protocol.responses_api.objects import InputTokens, ResponseObject
+from deepseek_serve.protocol.responses_api.objects import Event, InputTokens, ResponseObject
 from deepseek_serve.protocol.responses_api.request import InputRequest, ResponseRequest
+from deepseek_serve.reference.described import PAGE_QUERY, PROBLEMS, STORE_PROBLEMS, described
 from deepseek_serve.responses.conversation import chat_request, earlier_items, errors_in_own_words, input_items
 from deepseek_serve.responses.run import ResponseRun
 from deepseek_serve.responses.truncation import shortened
@@ -33,6 +33,14 @@ MAX_EVENT = 10**12
 
 
 @router.post("/v1/responses")
+@described(
+    tag="Responses",
+    body=ResponseRequest,
+    answer=ResponseObject,
+    stream=Event,
+    errors=(*PROBLEMS, 404, 409, 507),
+    example={"model": "deepseek-v2.1", "input": "Name a river.", "max_output_tokens": 40},
+)
 async def create_response(request: Request) -> Response:
     """Answer a conversation, and keep both unless the client says otherwise."""
     state = state_of(request)
@@ -46,26 +54,35 @@ async def create_response(request: Request) -> Response:
         if body.background:
             beginning = run.response
             live, streamed = state.responses, bool(body.stream)
-            running = live.begin(beginning.id, run.events(), resources.pop_all(), streamed=streamed)
+            running = live.begin(beginning.id, run.written(), resources.pop_all(), streamed=streamed)
             if not streamed:
                 return _json(beginning)
             return EventStream(running.follow(-1), ExitStack(), state.config.keep_alive_interval, wire)
         if body.stream:
-            return EventStream(_encoded(run), resources.pop_all(), state.config.keep_alive_interval, wire)
+            return EventStream(run.written(), resources.pop_all(), state.config.keep_alive_interval, wire)
         return await whole_answer(request, run.whole(), resources, state.config.padding)
 
 
 @router.post("/v1/responses/input_tokens")
+@described(tag="Responses", body=InputRequest, answer=InputTokens, errors=(*PROBLEMS, 404, 409, 507))
 async def count_input_tokens(request: Request) -> Response:
     """How long a prompt would be."""
     state = state_of(request)
     body = InputRequest.model_validate_json(await read_body(request, state.config.max_body_bytes))
     chat = await _chat(state, request.state.tenant, body)
-    with errors_in_own_words():
+    with ExitStack() as resources, errors_in_own_words():
+        Entry(state, request, resources).take(1)  # chats wait for the same threads
         return _json(InputTokens(await prompt_length(state, chat)))
 
 
 @router.get("/v1/responses/{response_id}")
+@described(
+    tag="Responses",
+    query={"stream": {"type": "boolean"}, "starting_after": {"type": "integer", "minimum": 0, "maximum": MAX_EVENT}},
+    answer=ResponseObject,
+    stream=Event,
+    errors=STORE_PROBLEMS,
+)
 async def retrieve_response(request: Request, response_id: str) -> Response:
     """A response as far as it is; with ``stream=true`` its events, of one that was begun so in the background."""
     state, query = state_of(request), request.query_params
@@ -90,6 +107,7 @@ async def retrieve_response(request: Request, response_id: str) -> Response:
 
 
 @router.delete("/v1/responses/{response_id}")
+@described(tag="Responses", answer=Deleted, errors=STORE_PROBLEMS)
 async def delete_response(request: Request, response_id: str) -> Response:
     """Delete a response; one in the background ends."""
     state = state_of(request)
@@ -101,6 +119,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
 
 
 @router.post("/v1/responses/{response_id}/cancel")
+@described(tag="Responses", answer=ResponseObject, errors=STORE_PROBLEMS)
 async def cancel_response(request: Request, response_id: str) -> Response:
     """End a response in the background; one that has ended stays as it is."""
     state, tenant = state_of(request), request.state.tenant
@@ -124,6 +143,7 @@ async def cancel_response(request: Request, response_id: str) -> Response:
 
 
 @router.get("/v1/responses/{response_id}/input_items")
+@described(tag="Responses", query=PAGE_QUERY, answer=ObjectList, errors=STORE_PROBLEMS)
 async def list_input_items(request: Request, response_id: str) -> Response:
     """What the request of a response brought; what it continued is its predecessor's."""
     wanted = page(request.query_params, default=20, most=MAX_PAGE)
@@ -167,12 +187,6 @@ async def _begin(
     await run.keep(input_items(body))
     resources.callback(run.close)
     return run
-
-
-async def _encoded(run: ResponseRun) -> AsyncGenerator[bytes, None]:
-    async with aclosing(run.events()) as events:
-        async for event in events:
-            yield event.encode()
 
 
 def _json(body: msgspec.Struct) -> Response:

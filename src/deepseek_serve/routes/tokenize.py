@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from deepseek.errors import InvalidRequestError
+from deepseek_serve.entry import Entry
 from deepseek_serve.generation import off_loop
 from deepseek_serve.limits import read_body
 from deepseek_serve.protocol.tokenize import DetokenizeRequest, Text, TokenizeRequest, Tokens
@@ -37,7 +40,10 @@ async def tokenize(request: Request) -> Response:
         names = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids] if body.return_token_strs else None
         return Tokens(len(ids), info.max_context, ids, names)
 
-    return Response(msgspec.json.encode(await off_loop(state, encode)), media_type="application/json")
+    with ExitStack() as resources:
+        Entry(state, request, resources).take(1)  # chats wait for the same threads
+        tokens = await off_loop(state, encode)
+    return Response(msgspec.json.encode(tokens), media_type="application/json")
 
 
 @router.post("/detokenize")
@@ -51,5 +57,7 @@ async def detokenize(request: Request) -> Response:
         raise InvalidRequestError(
             f"tokens has ids outside of 0 to {info.vocab_size - 1}.", param="tokens", code="invalid_value"
         )
-    text = await off_loop(state, lambda: tokenizer.decode(body.tokens, skip_special_tokens=False))
+    with ExitStack() as resources:
+        Entry(state, request, resources).take(1)
+        text = await off_loop(state, lambda: tokenizer.decode(body.tokens, skip_special_tokens=False))
     return Response(msgspec.json.encode(Text(text)), media_type="application/json")

@@ -15,6 +15,7 @@ from deepseek_serve.reference.document import document, routes_of
 from tests.serve.conftest import Server, chat_body, events_of, running_server
 
 MODEL = "deepseek-v2.1"
+RESULT = {"type": "function_call_output", "call_id": "c", "output": ""}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,10 @@ CALLS: list[tuple[str, str, str, dict[str, Any] | None, int]] = [
     ("/health/ready", "get", "", None, 200),
     ("/v1/messages", "post", "", chat_body(max_tokens=8), 200),
     ("/v1/messages", "post", "", chat_body(), 400),
+    ("/v1/responses", "post", "", {"model": MODEL, "input": "hi", "top_logprobs": 1}, 200),
+    ("/v1/responses", "post", "", {"model": MODEL, "input": [RESULT]}, 400),
+    ("/v1/responses/input_tokens", "post", "", {"model": MODEL, "input": [{"role": "user", "content": "hi"}]}, 200),
+    ("/v1/responses/{response_id}", "get", "resp_none", None, 404),
     ("/v1/messages/count_tokens", "post", "", chat_body(), 200),
 ]
 
@@ -99,8 +104,10 @@ def test_answers_are_as_described(
 
 
 def test_events_are_as_described(http: httpx.Client, description: dict[str, Any]) -> None:
-    for path in ("/v1/chat/completions", "/v1/messages"):
-        response = http.post(path, json=chat_body(stream=True, max_tokens=8))
+    chat = chat_body(stream=True, max_tokens=8)
+    asked = {"model": MODEL, "input": "hi", "stream": True}
+    for path, body in (("/v1/chat/completions", chat), ("/v1/messages", chat), ("/v1/responses", asked)):
+        response = http.post(path, json=body)
         shape = validator(description, path, "post", 200, "text/event-stream")
         events = [event for event in events_of(response) if event != "[DONE]"]
         assert len(events) > 2

@@ -11,17 +11,20 @@ import pytest
 
 from deepseek.runtime.output import LogprobEntry
 from deepseek_serve.answers import AnswerPiece, CallPiece
-from deepseek_serve.responses.writer import OutputWriter, Told
+from deepseek_serve.protocol.responses_api.objects import OutputEvent
+from deepseek_serve.responses.writer import OutputWriter
 
 TOKEN = LogprobEntry(1, "a", b"a", -0.5, ())
 
 
 def written(pieces: list[AnswerPiece], *, whole: bool = True) -> tuple[list[Any], list[tuple[str, Any]]]:
-    """(output, events), as JSON has them."""
+    """(output, (type, event) of all events), as JSON has them."""
     writer = OutputWriter()
-    told: list[Told] = [event for piece in pieces for event in writer.push(piece)]
+    told: list[OutputEvent] = [event for piece in pieces for event in writer.push(piece)]
     told += writer.end(whole=whole)
-    return msgspec.to_builtins(writer.output), [(name, msgspec.to_builtins(body)) for name, body in told]
+    return msgspec.to_builtins(writer.output), [
+        (str(event.__struct_config__.tag), msgspec.to_builtins(event)) for event in told
+    ]
 
 
 def replayed(events: list[tuple[str, Any]]) -> list[Any]:

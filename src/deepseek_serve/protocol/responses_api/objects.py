@@ -9,44 +9,39 @@ import msgspec
 from deepseek_serve.protocol.responses import ContentLogprob
 
 
-class OutputText(msgspec.Struct, frozen=True):
+class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
     text: str
     annotations: tuple[()] = ()
     logprobs: list[ContentLogprob] = []
-    type: str = "output_text"
 
 
-class ReasoningText(msgspec.Struct, frozen=True):
+class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
     text: str
-    type: str = "reasoning_text"
 
 
 Part = OutputText | ReasoningText
 
 
-class OutputMessage(msgspec.Struct, frozen=True):
+class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
     id: str
     status: str
     content: list[OutputText]
     role: str = "assistant"
-    type: str = "message"
 
 
-class OutputReasoning(msgspec.Struct, frozen=True):
+class OutputReasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
     id: str
     status: str
     content: list[ReasoningText]
     summary: tuple[()] = ()
-    type: str = "reasoning"
 
 
-class OutputCall(msgspec.Struct, frozen=True):
+class OutputCall(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
     id: str
     status: str
     call_id: str
     name: str
     arguments: str
-    type: str = "function_call"
 
 
 OutputItem = OutputMessage | OutputReasoning | OutputCall
@@ -122,24 +117,52 @@ class InputTokens(msgspec.Struct, frozen=True):
     object: str = "response.input_tokens"
 
 
-# -- events; `type` and `sequence_number` are added when they are written ---------------------------------------
+# -- events -----------------------------------------------------------------------------------------------------
 
 
-class Lifecycle(msgspec.Struct, frozen=True):
+class _Event(msgspec.Struct, tag_field="type", kw_only=True):
+    """``sequence_number`` is the event's place in the stream, from 0; known when it is sent."""
+
+    sequence_number: int = 0
+
+
+class _Lifecycle(_Event):
     """The response changes its state."""
 
     response: ResponseObject
 
 
-class ItemEvent(msgspec.Struct, frozen=True):
-    """An item of the output begins, or is whole."""
+class Created(_Lifecycle, tag="response.created"): ...
 
+
+class Queued(_Lifecycle, tag="response.queued"): ...
+
+
+class InProgress(_Lifecycle, tag="response.in_progress"): ...
+
+
+class Completed(_Lifecycle, tag="response.completed"): ...
+
+
+class IncompleteEnd(_Lifecycle, tag="response.incomplete"): ...
+
+
+class Failed(_Lifecycle, tag="response.failed"): ...
+
+
+class _OfItem(_Event):
     output_index: int
     item: OutputItem
 
 
-class PartEvent(msgspec.Struct, frozen=True):
-    """A part of an item begins, or is whole."""
+class ItemAdded(_OfItem, tag="response.output_item.added"): ...
+
+
+class ItemDone(_OfItem, tag="response.output_item.done"): ...
+
+
+class _OfPart(_Event):
+    """Every item has one part at most."""
 
     item_id: str
     output_index: int
@@ -147,7 +170,13 @@ class PartEvent(msgspec.Struct, frozen=True):
     content_index: int = 0
 
 
-class TextDelta(msgspec.Struct, frozen=True):
+class PartAdded(_OfPart, tag="response.content_part.added"): ...
+
+
+class PartDone(_OfPart, tag="response.content_part.done"): ...
+
+
+class TextDelta(_Event, tag="response.output_text.delta"):
     item_id: str
     output_index: int
     delta: str
@@ -155,7 +184,7 @@ class TextDelta(msgspec.Struct, frozen=True):
     content_index: int = 0
 
 
-class TextDone(msgspec.Struct, frozen=True):
+class TextDone(_Event, tag="response.output_text.done"):
     item_id: str
     output_index: int
     text: str
@@ -163,34 +192,34 @@ class TextDone(msgspec.Struct, frozen=True):
     content_index: int = 0
 
 
-class ReasoningDelta(msgspec.Struct, frozen=True):
+class ReasoningDelta(_Event, tag="response.reasoning_text.delta"):
     item_id: str
     output_index: int
     delta: str
     content_index: int = 0
 
 
-class ReasoningDone(msgspec.Struct, frozen=True):
+class ReasoningDone(_Event, tag="response.reasoning_text.done"):
     item_id: str
     output_index: int
     text: str
     content_index: int = 0
 
 
-class ArgumentsDelta(msgspec.Struct, frozen=True):
+class ArgumentsDelta(_Event, tag="response.function_call_arguments.delta"):
     item_id: str
     output_index: int
     delta: str
 
 
-class ArgumentsDone(msgspec.Struct, frozen=True):
+class ArgumentsDone(_Event, tag="response.function_call_arguments.done"):
     item_id: str
     output_index: int
     name: str
     arguments: str
 
 
-class ErrorEvent(msgspec.Struct, frozen=True):
+class ErrorEvent(_Event, tag="error"):
     """The stream cannot go on."""
 
     message: str
@@ -198,35 +227,16 @@ class ErrorEvent(msgspec.Struct, frozen=True):
     param: str | None
 
 
-EventBody = (
-    Lifecycle
-    | ItemEvent
-    | PartEvent
+OutputEvent = (
+    ItemAdded
+    | ItemDone
+    | PartAdded
+    | PartDone
     | TextDelta
     | TextDone
     | ReasoningDelta
     | ReasoningDone
     | ArgumentsDelta
     | ArgumentsDone
-    | ErrorEvent
 )
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One event of a stream.
-
-    Attributes:
-        name: its ``type``.
-        number: its place in the stream, from 0.
-        body: the rest.
-    """
-
-    name: str
-    number: int
-    body: EventBody
-
-    def encode(self) -> bytes:
-        """The event as it is sent."""
-        head = {"type": self.name, "sequence_number": self.number}
-        document = msgspec.json.encode(head | {name: getattr(self.body, name) for name in self.body.__struct_fields__})
-        return b"event: " + self.name.encode() + b"\ndata: " + document + b"\n\n"
+Event = Created | Queued | InProgress | Completed | IncompleteEnd | Failed | OutputEvent | ErrorEvent

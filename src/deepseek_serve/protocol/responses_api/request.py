@@ -134,14 +134,14 @@ class InputRequest(Strict):
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    conversation: Any = None
+    conversation: None = None
 
     # extensions
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = Field(
         default=None, max_length=MAX_TEMPLATE_KWARGS
     )
 
-    LATER: ClassVar[tuple[str, ...]] = ("conversation",)  # fields that are refused until the feature exists
+    LATER: ClassVar[tuple[str, ...]] = ("conversation",)  # fields that are refused, by name, until they mean something
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -188,9 +188,9 @@ class ResponseRequest(InputRequest):
     prompt_cache_retention: Any = None
     max_tool_calls: int | None = None  # of built-in tools
 
-    prompt: Any = None
-    moderation: Any = None
-    context_management: Any = None
+    prompt: None = None
+    moderation: None = None
+    context_management: None = None
 
     LATER: ClassVar[tuple[str, ...]] = ("conversation", "prompt", "moderation", "context_management")
 

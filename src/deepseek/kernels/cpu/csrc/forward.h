@@ -172,6 +172,14 @@ struct Forward {
     multiply(model.head, Input{&rows, work.normed, padded()}, step.num_logits, resources.room, sink, team);
   }
 
+  void hidden() const {
+    const Range share = team.share(step.num_hidden);
+    for (int t = share.begin; t < share.end; ++t) {
+      const float* x = work.residual + static_cast<size_t>(step.hidden_rows[t]) * padded();
+      norm_row(x, model.norm.weight, model.hidden, padded(), model.norm.eps, t, NormOutput{nullptr, step.hidden, padded()});
+    }
+  }
+
   // Columns beyond the vocabulary are padding and are not stored.
   struct Logits {
     float* y;
@@ -211,6 +219,7 @@ struct Forward {
       layer.latent ? attend_latent(layer, model.latents[i]) : attend(layer, model.caches[i]);
       layer.experts ? mixture(layer) : feed_forward(layer);
     }
+    hidden();
     logits();
   }
 };

@@ -111,6 +111,9 @@ struct Step {
   int narrow_logits;
   const int32_t* logits_to;    // which row of `logits` each goes to, or null: in order
   float* logits;               // [num_logits][vocab]
+  int num_hidden;
+  const int64_t* hidden_rows;  // whose hidden states behind the final norm are wanted
+  float* hidden;               // [num_hidden][hidden padded to groups]
 };
 
 }  // namespace deepseek

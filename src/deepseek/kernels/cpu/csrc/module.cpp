@@ -214,7 +214,8 @@ NB_MODULE(_native, m) {
       .def("forward",
            [](Decoder& self, Cache& cache, int rows, int narrow_rows, int narrow_attention, uintptr_t token_ids, uintptr_t positions, int sequences, int page_size,
               uintptr_t query_starts, uintptr_t context_lens, uintptr_t pages, int pages_stride, uintptr_t write_slots,
-              int num_logits, uintptr_t logits_rows, uintptr_t logits) {
+              int num_logits, uintptr_t logits_rows, uintptr_t logits, int num_hidden, uintptr_t hidden_rows,
+              uintptr_t hidden) {
              Step step{rows,
                        narrow_rows,
                        narrow_attention,
@@ -226,7 +227,10 @@ NB_MODULE(_native, m) {
                        pointer<int64_t>(logits_rows),
                        0,
                        nullptr,
-                       reinterpret_cast<float*>(logits)};
+                       reinterpret_cast<float*>(logits),
+                       num_hidden,
+                       pointer<int64_t>(hidden_rows),
+                       reinterpret_cast<float*>(hidden)};
              nb::gil_scoped_release release;
              self.forward(step, cache);
            },
