@@ -27,8 +27,8 @@ exec {curl} -sS --max-time 120 --write-out '%{{stderr}}%{{http_code}} %{{url}}\\
 @pytest.fixture(scope="module")
 def server(test_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     data = tmp_path_factory.mktemp("data")
-    options = ("--dtype", "int8", "--tool-parser", "hermes", "--kv-cache-bytes", "512MiB", "--data-dir", str(data))
-    running = RealServer(str(test_model), *options)
+    options = ("--dtype", "int8", "--tool-parser", "hermes", "--kv-cache-bytes", "512MiB", "--allow-model-loading")
+    running = RealServer(str(test_model), *options, "--data-dir", str(data))
     try:
         yield running
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -29,6 +30,14 @@ def serve(
         str, typer.Option(metavar="URL", help="who counts requests per minute: memory, or redis://host:6379/0")
     ] = "memory",
     served_model_name: Annotated[str, typer.Option(help="name that clients ask for")] = PUBLIC_NAME,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=MODEL", help="a further model to serve as NAME; repeatable")
+    ] = None,
+    model_dir: Annotated[Path | None, typer.Option(help="folder below which requests may load models from")] = None,
+    allow_model_loading: Annotated[
+        bool, typer.Option("--allow-model-loading", help="without keys, let everybody load and unload models")
+    ] = False,
+    replicas: Annotated[int, typer.Option(help="engines of the model, which share threads and memory")] = 1,
     embedding_model: Annotated[
         str | None, typer.Option(help="one more model, for /v1/embeddings, such as all-minilm-l6-v2")
     ] = None,
@@ -113,6 +122,10 @@ def serve(
     run(
         ServeConfig(
             engine=engine,
+            replicas=replicas,
+            also=named_models(also or ()),
+            model_dir=None if model_dir is None else str(model_dir.expanduser().absolute()),
+            allow_model_loading=allow_model_loading,
             host=host,
             port=port,
             api_keys=load_keys(api_key or (), api_key_file),
@@ -137,6 +150,17 @@ def serve(
             batch_concurrency=batch_concurrency,
         )
     )
+
+
+def named_models(options: Sequence[str]) -> dict[str, str]:
+    """``NAME=MODEL`` as a mapping. Raises :class:`ConfigurationError`."""
+    found: dict[str, str] = {}
+    for option in options:
+        name, equals, model = option.partition("=")
+        if not (name and equals and model) or name in found:
+            raise ConfigurationError(f"--also {option!r}: write NAME=MODEL, each name once.")
+        found[name] = model
+    return found
 
 
 def parse_size(text: str) -> int:

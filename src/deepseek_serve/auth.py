@@ -37,6 +37,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         monthly_tokens: quota of prompt and answer tokens per calendar month (UTC); then 402.
         priority: of its requests.
         max_priority: of its requests with ``service_tier: priority``; None has no such tier.
+        admin: it may load and unload models.
     """
 
     sha256: str = ""
@@ -48,6 +49,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     monthly_tokens: int | None = None
     priority: int = 0
     max_priority: int | None = None
+    admin: bool = False
 
     def __post_init__(self) -> None:
         where = f"API key {self.name or self.sha256[:16]!r}"
@@ -139,6 +141,18 @@ async def _begin(request: Request, key: ApiKey) -> None:
     await request.app.state.server.limits.begin(request, key)
 
 
+def require_admin(request: Request) -> None:
+    """Raise :class:`ApiError` 403 unless the caller may load and unload models.
+
+    With keys that is who has an ``admin`` one; without keys nobody, unless the server was started to let everybody.
+    """
+    config = request.app.state.server.config
+    if request.state.key.admin or (not config.api_keys and config.allow_model_loading):
+        return
+    what = "an API key with admin = true" if config.api_keys else "a server that was started with --allow-model-loading"
+    raise ApiError(403, f"Loading and unloading models needs {what}.", code="insufficient_permissions")
+
+
 def load_keys(given: Sequence[str], file: Path | None) -> tuple[ApiKey, ...]:
     """Keys from the command line, a file and the environment. A key that comes twice counts where it comes first.
 
@@ -182,8 +196,8 @@ def _read(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise ConfigurationError(f"{file}: {min(content)!r} is not known; write [defaults] and [[keys]].")
     if not isinstance(defaults, dict) or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise ConfigurationError(f"{file}: write one table [defaults] and a table [[keys]] for each key.")
-    if set(defaults) & {"key", "sha256", "name"}:
-        raise ConfigurationError(f"{file}: key, sha256 and name belong to one key, not to [defaults].")
+    if set(defaults) & {"key", "sha256", "name", "admin"}:
+        raise ConfigurationError(f"{file}: key, sha256, name and admin belong to one key, not to [defaults].")
     return defaults, tables
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import msgspec
 
 from deepseek.config import PUBLIC_NAME, EngineConfig
@@ -10,18 +13,25 @@ from deepseek_serve.auth import ApiKey
 from deepseek_serve.observability.logs import FORMATS, LogFormat
 from deepseek_serve.parsing.detect import check_names
 
+MAX_REPLICAS = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}")  # of a model, as clients call it
+
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one server.
 
     Attributes:
         engine: settings of its engine.
+        replicas: engines of that model, which divide its ``threads``, ``kv_cache_bytes`` and processors.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         api_keys: keys that may use the API, with or without settings; empty lets everybody in.
         limits_store: where requests and tokens per minute are counted: ``memory``, or the address of a Redis that
             several nodes share (``redis://host:6379/0``).
         served_model_name: the name clients ask for, besides the model's real one.
+        also: further models, by the names that clients ask for; loaded when the first one is.
+        model_dir: folder below which requests may load models from; None for none.
+        allow_model_loading: on a server without keys, let everybody load and unload models.
         embedding_model: one more model, for ``/v1/embeddings``, in an engine of its own; named as ``engine.model`` is,
             and served under its real name. None: the engine's own model makes embeddings alone.
         tool_parser: the format in which models write calls (:mod:`deepseek_serve.parsing.formats`); ``auto`` takes that
@@ -29,7 +39,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         reasoning_parser: ``think`` for models that think inside of ``<think>``; ``auto`` asks the chat template,
             ``none`` leaves thoughts in the answer.
         max_sequences: answers (requests times ``n``) admitted at a time, running and queued; None takes four times
-            the engine's ``max_running``. One more gets 503.
+            the engines' ``max_running``. One more gets 503.
         max_waiting_tokens: prompt tokens that may wait for their first step; None takes 512 for each answer admitted,
             and at least 65536. More get 503.
         max_body_bytes: longest request body; a longer one gets 413.
@@ -52,11 +62,15 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     engine: EngineConfig = EngineConfig()
+    replicas: int = 1
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[ApiKey | str, ...] = ()
     limits_store: str = "memory"
     served_model_name: str = PUBLIC_NAME
+    also: dict[str, str] = {}
+    model_dir: str | None = None
+    allow_model_loading: bool = False
     embedding_model: str | None = None
     tool_parser: str = "auto"
     reasoning_parser: str = "auto"
@@ -84,12 +98,22 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         msgspec.structs.force_setattr(self, "api_keys", keys)  # no key stays in memory, only what identifies it
         if not self.served_model_name.strip():
             raise ConfigurationError("served_model_name must not be empty.")
+        if self.served_model_name in self.also or not all(NAME.fullmatch(name) for name in self.also):
+            raise ConfigurationError(f"each further model needs a name of its own, of the form {NAME.pattern}.")
+        if self.model_dir is not None and not Path(self.model_dir).is_dir():
+            raise ConfigurationError(f"model_dir {self.model_dir!r} is not a folder.")
+        if self.allow_model_loading and self.api_keys:
+            raise ConfigurationError(
+                "allow_model_loading is for servers without API keys; with keys, give one of them admin = true."
+            )
         if self.embedding_model is not None and self.embedding_model in ("", self.engine.model):
             raise ConfigurationError("embedding_model must be another model; leave it out to embed with the first one.")
         if self.log_level.lower() not in ("debug", "info", "warning", "error"):
             raise ConfigurationError(f"log_level must be debug, info, warning or error, not {self.log_level!r}.")
         if self.log_format not in FORMATS:
             raise ConfigurationError(f"log_format must be one of {', '.join(FORMATS)}, not {self.log_format!r}.")
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            raise ConfigurationError(f"replicas must be 1 to {MAX_REPLICAS}, not {self.replicas}.")
         check_names(self.tool_parser, self.reasoning_parser)
         if self.max_sequences is not None and self.max_sequences < 1:
             raise ConfigurationError(f"max_sequences must be at least 1, not {self.max_sequences}.")
@@ -105,7 +129,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def capacity(self) -> int:
         """Answers admitted at a time."""
-        return self.max_sequences or 4 * self.engine.max_running
+        return self.max_sequences or 4 * self.engine.max_running * self.replicas
 
     @property
     def embedding_engine(self) -> EngineConfig | None:

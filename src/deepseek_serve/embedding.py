@@ -73,7 +73,7 @@ class EmbeddingJob:
 
         async def work() -> None:
             for index in indices:  # shared: each text is taken by one worker
-                event = await self._model.client.embed(self._request(index))
+                event = await self._model.embed(self._request(index))
                 self._entry.record.scheduled = self._entry.record.scheduled or event.scheduled_at
                 self._entry.begun(index)
                 self._done[index] = event

@@ -78,7 +78,7 @@ class Choice:
         observe = self._metrics.between_tokens.observe if self._record.live else _unseen
         submitted = before = time.monotonic()
         self._record.submitted = self._record.submitted or submitted
-        async with aclosing(self._model.client.generate(self._request)) as events:
+        async with aclosing(self._model.generate(self._request)) as events:
             async for event in events:
                 if event.finish_reason in ("error", "cancelled"):
                     raise error_of(event)

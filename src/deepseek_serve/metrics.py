@@ -24,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from deepseek.runtime.client import EngineClient
 from deepseek_serve.admission import Admission
 from deepseek_serve.limits import Limits
 from deepseek_serve.models import ServedModel
@@ -38,6 +39,7 @@ from deepseek_serve.observability.histogram import (
     ProcessHistogram,
 )
 from deepseek_serve.observability.record import RequestRecord
+from deepseek_serve.routing import Reason
 from deepseek_serve.store.store import Store
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 REFUSALS = ("requests", "tokens", "concurrency", "quota", "answers", "prompt_tokens", "draining")
 FINISH_REASONS = ("stop", "length", "cancelled", "error")
+REASONS: tuple[Reason, ...] = ("prefix", "load")
+ENGINE = ["model", "replica"]
 STATES = ("starting", "ready", "restarting", "failed", "stopped")
 
 
@@ -147,6 +151,17 @@ class Metrics:
             )
         return found
 
+    def forget(self, model: ServedModel) -> None:
+        """The model is gone, and its numbers with it: names of models come and go, labels must not only come."""
+        if self._models.pop(model.name, None) is None:
+            return
+        for histogram in (self._first_token, self._between_tokens, self._whole, self._queue):
+            histogram.forget(model.name)
+        for counter in (self._prompt_tokens, self._cached_tokens, self._generation_tokens):
+            counter.remove(model.name)
+        for reason in FINISH_REASONS:
+            self._answers.remove(model.name, reason)
+
     def answered(self, record: RequestRecord) -> None:
         """Count a response, whatever it was."""
         self.requests.labels(record.route, str(record.status)).inc()
@@ -238,40 +253,50 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily(
-            "deepseek_engine_state", "1 for the state the engine is in.", labels=["model", "state"]
+            "deepseek_engine_state", "1 for the state the engine is in.", labels=[*ENGINE, "state"]
         )
-        restarts = CounterMetricFamily("deepseek_engine_restarts", "Engine processes replaced.", labels=["model"])
-        for model in self._models:
+        restarts = CounterMetricFamily("deepseek_engine_restarts", "Engine processes replaced.", labels=ENGINE)
+        routed = CounterMetricFamily(
+            "deepseek_routed_requests", "Answers given to a replica, by why to this one.", labels=["model", "reason"]
+        )
+        for labels, replica in self._replicas():
             for name in STATES:
-                state.add_metric([model.name, name], float(model.client.state == name))
-            restarts.add_metric([model.name], model.client.restarts)
-        yield state
-        yield restarts
+                state.add_metric([*labels, name], float(replica.state == name))
+            restarts.add_metric(labels, replica.restarts)
+        for model in self._models:
+            for reason in REASONS:
+                routed.add_metric([model.name, reason], model.router.counts[reason])
+        yield from (state, restarts, routed)
         yield from self._processes()
         for kind, fields in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
             for field, text in fields:
-                family = kind(f"deepseek_engine_{NAMES.get(field, field)}", text, labels=["model"])
-                for model in self._models:
-                    if model.client.stats is not None:
-                        family.add_metric([model.name], getattr(model.client.stats, field))
+                family = kind(f"deepseek_engine_{NAMES.get(field, field)}", text, labels=ENGINE)
+                for labels, replica in self._replicas():
+                    if replica.stats is not None:
+                        family.add_metric(labels, getattr(replica.stats, field))
                 yield family
+
+    def _replicas(self) -> Iterator[tuple[list[str], EngineClient]]:
+        for model in self._models:
+            for index, replica in enumerate(model.replicas):
+                yield [model.name, str(index)], replica
 
     def _processes(self) -> Iterator[Metric]:
         """The engines' processes, as the system sees them."""
         prefix = "deepseek_engine_process"
-        memory = GaugeMetricFamily(f"{prefix}_resident_memory_bytes", "Memory of engine processes.", labels=["model"])
-        cpu = CounterMetricFamily(f"{prefix}_cpu_seconds", "Processor time of engine processes.", labels=["model"])
-        files = GaugeMetricFamily(f"{prefix}_open_fds", "Open files of engine processes.", labels=["model"])
-        for model in self._models:
-            if model.client.pid is None:
+        memory = GaugeMetricFamily(f"{prefix}_resident_memory_bytes", "Memory of engine processes.", labels=ENGINE)
+        cpu = CounterMetricFamily(f"{prefix}_cpu_seconds", "Processor time of engine processes.", labels=ENGINE)
+        files = GaugeMetricFamily(f"{prefix}_open_fds", "Open files of engine processes.", labels=ENGINE)
+        for labels, replica in self._replicas():
+            if replica.pid is None:
                 continue
             try:
-                process = psutil.Process(model.client.pid)
+                process = psutil.Process(replica.pid)
                 times = process.cpu_times()
                 rss, descriptors = process.memory_info().rss, process.num_fds()
             except psutil.Error:  # it has just ended
                 continue
-            memory.add_metric([model.name], rss)
-            cpu.add_metric([model.name], times.user + times.system)
-            files.add_metric([model.name], descriptors)
+            memory.add_metric(labels, rss)
+            cpu.add_metric(labels, times.user + times.system)
+            files.add_metric(labels, descriptors)
         yield from (memory, cpu, files)

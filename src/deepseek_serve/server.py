@@ -8,7 +8,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,21 +16,24 @@ import uvicorn
 import uvloop
 
 from deepseek.config import EngineConfig
-from deepseek.errors import ConfigurationError, EngineStartError
-from deepseek.runtime.client import EngineClient
+from deepseek.errors import ConfigurationError, DeepSeekError, EngineStartError
+from deepseek.hub.progress import RichProgress
 from deepseek.runtime.supervisor import RuntimeOptions
 from deepseek_serve.app import create_app
 from deepseek_serve.batches.runner import BatchRunner
 from deepseek_serve.config import ServeConfig
 from deepseek_serve.http_protocol import BoundedProtocol
+from deepseek_serve.loading import ModelLoader
+from deepseek_serve.memory import budget, free_memory
 from deepseek_serve.models import ServedModel
 from deepseek_serve.observability.logs import set_up
 from deepseek_serve.observability.process import raise_file_limit, watch_lag
+from deepseek_serve.replicas import engine_clients
+from deepseek_serve.sources import Fetch, Place, Source, fetch
 from deepseek_serve.state import ServerState
 
 if TYPE_CHECKING:
     from deepseek.engine.events import EngineInfo
-    from deepseek.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger("deepseek.serve")
 
@@ -43,7 +46,7 @@ def serve(
     config: ServeConfig,
     *,
     options: RuntimeOptions | None = None,
-    load_tokenizer: Callable[[], tuple[str, Tokenizer]] | None = None,
+    fetch: Fetch = fetch,
 ) -> None:
     """Serve until SIGTERM or SIGINT; returns after a graceful end.
 
@@ -52,8 +55,8 @@ def serve(
     Args:
         config: complete settings.
         options: how the engine process is watched.
-        load_tokenizer: returns (the model's real name, its tokenizer, which an embedding model shares); None takes the
-            models of ``config``. May download, and is called before anything is started.
+        fetch: has a model's files brought to this machine; called for the models of ``config`` before anything is
+            started.
 
     Raises:
         ConfigurationError: the port is in use or not allowed; nothing has been loaded then.
@@ -63,12 +66,11 @@ def serve(
     as_json = set_up(config.log_level, config.log_format)
     raise_file_limit(config.capacity)
     with contextlib.closing(bind(config.host, config.port)) as listener:
-        given = None if load_tokenizer is None else _given(load_tokenizer)
-        real_name, tokenizer_of = given or _model_files(config.engine)
-        server = _Server(config, options, listener, real_name, tokenizer_of, as_json=as_json)
-        if (engine := config.embedding_engine) is not None:
-            server.also_embed(engine, *((engine.model, given[1]) if given else _model_files(engine)))
-        uvloop.run(server.run())
+        embedding, engine = None, config.embedding_engine
+        source = fetch(Place(config.engine.model, config.engine.model), config.engine.offline, RichProgress())
+        if engine is not None:
+            embedding = fetch(Place(engine.model, engine.model), engine.offline, RichProgress())
+        uvloop.run(_Server(config, options, listener, source, embedding, fetch, as_json=as_json).run())
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -100,21 +102,6 @@ def _bind_problem(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port}: {error.strerror or error}."
 
 
-def _model_files(config: EngineConfig) -> tuple[str, Callable[[], Tokenizer]]:
-    """Download what is missing, with a progress bar; the tokenizer is loaded while the engine starts."""
-    from deepseek.hub.progress import RichProgress
-    from deepseek.hub.resolve import resolve
-    from deepseek.tokenizer.load import load_tokenizer
-
-    files = resolve(config.model, offline=config.offline, progress=RichProgress())
-    return files.name, lambda: load_tokenizer(files.path)
-
-
-def _given(load: Callable[[], tuple[str, Tokenizer]]) -> tuple[str, Callable[[], Tokenizer]]:
-    name, tokenizer = load()
-    return name, lambda: tokenizer
-
-
 class _Uvicorn(uvicorn.Server):
     """Leaves the signals to us: we drain before it closes."""
 
@@ -131,30 +118,34 @@ class _Server:
         config: ServeConfig,
         options: RuntimeOptions,
         listener: socket.socket,
-        real_name: str,
-        load_tokenizer: Callable[[], Tokenizer],
+        source: Source,
+        embedding: Source | None,
+        fetch: Fetch,
         *,
         as_json: bool,
     ) -> None:
         self._config = config
         self._listener = listener
-        self._load_tokenizer = load_tokenizer
+        self._source = source
         self._as_json = as_json
-        client = EngineClient(config.engine, options)
-        self._model = ServedModel((config.served_model_name, real_name), real_name, config.engine, client)
+        engine = config.engine
+        if config.replicas > 1:  # one engine takes its share of what is free by itself
+            engine = budget(engine, source.weights_bytes, config.replicas, free_memory(()))
+        replicas = engine_clients(engine, options, config.replicas)
+        names = (config.served_model_name, source.name)
+        self._model = ServedModel(names, source.name, engine, *replicas)
         self._state = ServerState(config, self._model)
-        self._embedding: tuple[ServedModel, Callable[[], Tokenizer]] | None = None
-        self._options = options
+        self._state.loader = self._loader = ModelLoader(self._state, options, fetch)
+        self._embedding: tuple[ServedModel, Source] | None = None
+        engine_of_vectors = config.embedding_engine
+        if engine_of_vectors is not None and embedding is not None:
+            clients = engine_clients(engine_of_vectors, options, 1)
+            self._embedding = (ServedModel((embedding.name,), embedding.name, engine_of_vectors, *clients), embedding)
+            self._state.models.append(self._embedding[0])
         self._batches = BatchRunner(self._state)
         self._state.metrics.watch_batches(self._batches)
         self._signals = 0
         self._signal_came = asyncio.Event()
-
-    def also_embed(self, engine: EngineConfig, real_name: str, load_tokenizer: Callable[[], Tokenizer]) -> None:
-        """Serve a second model, which starts beside the first one. To be called before :meth:`run`."""
-        model = ServedModel((real_name,), real_name, engine, EngineClient(engine, self._options))
-        self._embedding = (model, load_tokenizer)
-        self._state.models.append(model)
 
     async def run(self) -> None:
         self._catch_signals()
@@ -196,11 +187,12 @@ class _Server:
             responses.cancel()
             lag.cancel()
             for model in self._state.models:
-                model.client.abort_all("the server is shutting down", code="shutting_down")
+                model.abort_all("the server is shutting down")
             http.should_exit = True
             http.force_exit = self._signals > 1
             await asyncio.gather(serving, starting, stopping, batches, responses, lag, return_exceptions=True)
-            await asyncio.gather(*(model.client.stop() for model in self._state.models))
+            await self._loader.stop()
+            await asyncio.gather(*(model.stop() for model in self._state.models))
             await self._state.responses.stop()
             await self._state.store.stop()
             if self._state.tracing is not None:
@@ -212,33 +204,49 @@ class _Server:
         """Wait for tokenizer and engine, then say where the server is."""
         await self._state.store.start()
         if self._embedding is not None:
-            self._embedding[0].client.start_soon()
-        info = await self._start_model(self._model, self._load_tokenizer)
+            self._embedding[0].start_soon()
+        info = await self._start_model(self._model, self._source)
         embedding = None if self._embedding is None else await self._start_model(*self._embedding)
+        self._load_others()
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        replicas = len(self._model.replicas)
         kv = f"{info.kv_cache_bytes / 2**30:.2f} GiB for {info.kv_cache_tokens} tokens"
         lines = [
             f"DeepSeek V2.1 at http://{shown}:{port}/v1",
             f"  model     {info.model} ({info.architecture}, {info.dtype}), served as {self._model.name}",
             f"  context   {info.max_context} tokens per request",
-            f"  KV cache  {kv}",
+            f"  KV cache  {kv}" + (f", in each of {replicas} replicas" if replicas > 1 else ""),
             f"  API keys  {len(self._config.api_keys) or 'none: everybody who reaches this address may use it'}",
             f"  loaded in {info.load_seconds:.1f} s",
         ]
         if embedding is not None:
             lines.insert(2, f"  vectors   {embedding.model} ({embedding.architecture}, {embedding.dtype})")
         if self._as_json:
-            facts = msgspec.to_builtins(info) | {"model": self._model.name, "real_name": info.model}
+            facts = msgspec.to_builtins(info) | {
+                "model": self._model.name,
+                "real_name": info.model,
+                "replicas": replicas,
+            }
             logger.info("DeepSeek V2.1 at http://%s:%d/v1 is ready", shown, port, extra={"fields": facts})
         else:
             print("\n".join(lines), flush=True)
 
-    async def _start_model(self, model: ServedModel, load_tokenizer: Callable[[], Tokenizer]) -> EngineInfo:
+    async def _start_model(self, model: ServedModel, source: Source) -> EngineInfo:
         try:
-            return await model.start(load_tokenizer, self._state.executor)
+            return await model.start(source.load_tokenizer, self._state.executor)
         except EngineStartError as error:
             raise EngineStartError(f"the model {model.config.model!r} cannot be served: {error}") from error
+
+    def _load_others(self) -> None:
+        """Begin to load the further models. What cannot be loaded is in the log and among the models."""
+        own = self._config.engine
+        for name, model in self._config.also.items():
+            engine = EngineConfig(model=model, device=own.device, offline=own.offline, threads=own.threads)
+            try:
+                self._loader.begin(Place(name, model), name, engine)
+            except DeepSeekError as error:
+                logger.error("the model %s cannot be served: %s", name, error)
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -21,6 +22,9 @@ from deepseek_serve.observability.tracing import start_tracing
 from deepseek_serve.responses.live import LiveResponses
 from deepseek_serve.store.store import Store, default_data_dir
 
+if TYPE_CHECKING:
+    from deepseek_serve.loading import ModelLoader
+
 TOKENIZER_THREADS = 2
 
 
@@ -29,7 +33,8 @@ class ServerState:
 
     Attributes:
         config: settings.
-        models: the served models. Requests that name none get the first one, which the server was started with.
+        models: the served models. Requests that name none get the first one.
+        home: the real name of the model that the server was started with, by which batches find their server.
         admission: how much is in work.
         store: files, batches, stored responses and usage.
         responses: those that this process is at work on.
@@ -37,12 +42,16 @@ class ServerState:
         limits: what each key may do.
         checker: says what is wrong in a form that an answer is to have.
         checks: the thread that waits for it, apart from tokenization, since a hostile form may take a second.
+        loader: loads and unloads models; set by who runs the server.
         executor: threads for templates and tokenization, so that long prompts do not stop the event loop.
     """
+
+    loader: ModelLoader
 
     def __init__(self, config: ServeConfig, *models: ServedModel) -> None:
         self.config = config
         self.models = list(models)
+        self.home = models[0].real_name
         self.keys = Keys(config.api_keys)
         several = len(config.api_keys) > 1
         self.admission = Admission(config.capacity, config.prompt_capacity, several=several)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from deepseek.errors import CheckpointError, DownloadError, ModelNotFoundError
 from deepseek.hub import registry
 from deepseek.hub.cache import cache_dir
-from deepseek.hub.resolve import resolve
+from deepseek.hub.resolve import is_repository, resolve, resolve_published
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,18 @@ def test_local_file_and_folders(tmp_path, small_gguf, monkeypatch):
     assert resolve(str(folder)).path == folder
     assert resolve("org/model").path == Path("org/model")  # an existing folder wins over a repository
     assert resolve("./org/model/").name == "model"
+
+
+def test_a_published_name_is_never_a_path(tmp_path, small_gguf, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    (tmp_path / "org" / "model" / "config.json").write_text("{}")
+    with pytest.raises(DownloadError, match="not in the cache"):
+        resolve_published("org/model", offline=True)
+    for name in ("small.gguf", "./small.gguf", str(small_gguf), "../x", "", "\0", "a/b/c"):
+        with pytest.raises(ModelNotFoundError):
+            resolve_published(name, offline=True)
+        assert not is_repository(name)
 
 
 def test_a_folder_does_not_hide_a_built_in_name(tmp_path, monkeypatch):

@@ -25,8 +25,9 @@ import os
 import signal
 import time
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from deepseek.config import EngineConfig
@@ -186,15 +187,19 @@ class Loaded:
     info: EngineInfo
 
 
-def load(config: EngineConfig) -> Loaded:
-    """The engine factory. ``DEEPSEEK_FAKE_LOAD`` in the environment scripts the loading."""
-    script = os.environ.get("DEEPSEEK_FAKE_LOAD", "")
+def load(config: EngineConfig, progress: Callable[[int, int], None]) -> Loaded:
+    """The engine factory. ``DEEPSEEK_FAKE_LOAD`` in the environment, or the model file's name, scripts the loading."""
+    script = os.environ.get("DEEPSEEK_FAKE_LOAD", "") or Path(config.model).stem
     if script == "broken":
         raise CheckpointError("model.gguf is truncated: delete it and pull it again.")
     if script == "crash":
         os._exit(3)
     if script.startswith("sleep"):
         time.sleep(float(script.removeprefix("sleep")))
+    if script == "steps":
+        for done in range(1, 21):
+            progress(done, 20)
+            time.sleep(0.1)
     encoder = config.model == ENCODER
     info = EngineInfo(
         model=ENCODER if encoder else "tiny-fake-1b",

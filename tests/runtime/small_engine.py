@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from deepseek.config import EngineConfig
@@ -17,7 +18,7 @@ class Loaded:
     info: EngineInfo
 
 
-def load(config: EngineConfig) -> Loaded:
+def load(config: EngineConfig, progress: Callable[[int, int], None]) -> Loaded:
     """The engine factory: places and rows as in ``config``."""
     model = FakeModel(counting(VOCAB), vocab_size=VOCAB)
     engine = Engine(

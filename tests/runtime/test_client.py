@@ -169,6 +169,26 @@ async def test_stopped_engine_loses_readiness_while_idle_and_regains_it() -> Non
         await until(lambda: client.responsive)
 
 
+async def test_progress_of_loading() -> None:
+    async with fake_client("steps") as client:
+        client.start_soon()
+        await until(lambda: client.loading is not None and client.loading > (3, 20))
+        assert client.state == "starting" and client.info is None
+        await client.wait_ready()
+        assert client.loading == (20, 20)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
+async def test_an_engine_keeps_to_its_processors() -> None:
+    cpu = max(os.sched_getaffinity(0))
+    async with fake_client(cpus=(cpu,)) as client:
+        await client.start()
+        assert client.pid is not None and os.sched_getaffinity(client.pid) == {cpu}
+    async with fake_client() as client:
+        await client.start()
+        assert client.pid is not None and os.sched_getaffinity(client.pid) == os.sched_getaffinity(0)
+
+
 async def test_start_error_carries_the_reason_and_is_not_retried() -> None:
     async with fake_client("broken") as client:
         with pytest.raises(EngineStartError, match="truncated: delete it"):

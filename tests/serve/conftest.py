@@ -84,12 +84,16 @@ class Server:
             assert time.monotonic() < deadline, f"{name} is {found}, not {value}"
             time.sleep(0.05)
 
-    def engine_pid(self) -> int:
+    def engine_pids(self) -> list[int]:
+        """Of all engine processes, in the order of their starts."""
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        for pid in " ".join(path.read_text() for path in children).split():
-            if b"deepseek.runtime.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return int(pid)
-        raise AssertionError("the server has no engine process")
+        pids = sorted(int(pid) for pid in " ".join(path.read_text() for path in children).split())
+        return [pid for pid in pids if b"deepseek.runtime.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def engine_pid(self) -> int:
+        pids = self.engine_pids()
+        assert pids, "the server has no engine process"
+        return pids[0]
 
     def wait_exit(self, seconds: float = 10.0) -> int:
         code = self.process.wait(seconds)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from deepseek.errors import ConfigurationError
-from deepseek_cli.serve import parse_size
+from deepseek_cli.serve import named_models, parse_size
 from deepseek_serve.config import ServeConfig
 
 
@@ -21,6 +21,13 @@ def test_what_is_no_size(text: str) -> None:
         parse_size(text)
 
 
+def test_further_models() -> None:
+    assert named_models(["a=org/x:Q8_0", "b=/models/y=z.gguf"]) == {"a": "org/x:Q8_0", "b": "/models/y=z.gguf"}
+    for options in (["a"], ["=x"], ["a="], ["a=x", "a=y"]):
+        with pytest.raises(ConfigurationError, match="NAME=MODEL"):
+            named_models(options)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -32,6 +39,7 @@ def test_what_is_no_size(text: str) -> None:
         {"log_format": "xml"},
         {"max_sequences": 0},
         {"drain_timeout": -1},
+        {"also": {"no spaces": "x"}},
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, object]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from deepseek.errors import CheckpointError, DownloadError, ModelNotFoundError
 from deepseek.hub import package_index, registry
 from deepseek.hub.cache import cached_model, reverify
-from deepseek.hub.progress import Progress, Silent
+from deepseek.hub.progress import Progress, RichProgress, Silent
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_./-]+)?")
 
@@ -55,13 +55,25 @@ def resolve(name: str, *, offline: bool = False, progress: Progress | None = Non
     known = registry.find(name)
     if looks_local or (known is None and exists):
         return _local(name, path)
+    return resolve_published(name, offline=offline, progress=progress)
+
+
+def is_repository(name: str) -> bool:
+    """Whether ``name`` has the form of a Hugging Face repository id."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
+def resolve_published(name: str, *, offline: bool = False, progress: Progress | None = None) -> ModelFiles:
+    """As :func:`resolve`, of a built-in name or a repository id: whatever it is, it is not taken for a path."""
+    known = registry.find(name)
     if known is not None:
         return ModelFiles(known.name, _known(known, offline, progress or Silent()))
     if _REPOSITORY.fullmatch(name):
         from deepseek.hub.hugging_face import fetch_repository
 
         repository, _, choice = name.partition(":")
-        return ModelFiles(repository, fetch_repository(repository, choice, offline=offline, show=progress is not None))
+        show = isinstance(progress, RichProgress)  # it draws bars of its own
+        return ModelFiles(repository, fetch_repository(repository, choice, offline=offline, show=show))
     detail = "it is neither a file or folder, nor a built-in name, nor a Hugging Face repository id (org/name)"
     raise ModelNotFoundError(name, registry.nearest(name), detail)
 

@@ -66,9 +66,13 @@ class EngineClient:
     """One engine in a process of its own, restarted when it dies or hangs.
 
     All methods belong to the event loop in which :meth:`start` or :meth:`start_soon` was called.
+
+    Attributes:
+        config: settings of the engine.
     """
 
     def __init__(self, config: EngineConfig, options: RuntimeOptions | None = None) -> None:
+        self.config = config
         self._options = options or RuntimeOptions()
         self._streams: dict[str, _Stream] = {}
         self._supervisor = Supervisor(
@@ -136,6 +140,11 @@ class EngineClient:
     @property
     def restarts(self) -> int:
         return self._supervisor.restarts
+
+    @property
+    def loading(self) -> tuple[int, int] | None:
+        """How far a process that loads is: (tensors there, tensors in all); None if it has not said so."""
+        return self._supervisor.loading
 
     @property
     def pending(self) -> int:

@@ -23,8 +23,15 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the engine process; requests still running get a terminal event first."""
 
 
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """How far a process that loads is: tensors that are there, of how many."""
+
+    done: int
+    total: int
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """First message of an engine process that has loaded its model."""
+    """First message of an engine process that has loaded its model, but for :class:`Loading`."""
 
     info: EngineInfo
     pid: int
@@ -50,4 +57,4 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
 
 
 ToEngine = EngineRequest | Cancel | Ping | Shutdown
-FromEngine = Ready | StartFailed | Pong | Events
+FromEngine = Loading | Ready | StartFailed | Pong | Events

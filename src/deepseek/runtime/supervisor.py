@@ -25,7 +25,7 @@ from deepseek.config import EngineConfig
 from deepseek.engine.events import EngineInfo, EngineStats
 from deepseek.errors import EngineStartError
 from deepseek.runtime.log_pipe import LogPipe
-from deepseek.runtime.messages import Events, FromEngine, Ping, Pong, Ready, Shutdown, StartFailed, ToEngine
+from deepseek.runtime.messages import Events, FromEngine, Loading, Ping, Pong, Ready, Shutdown, StartFailed, ToEngine
 from deepseek.runtime.worker import DEFAULT_FACTORY, SPEC_VARIABLE, WorkerSpec
 
 logger = logging.getLogger("deepseek.runtime")
@@ -52,6 +52,7 @@ class RuntimeOptions:
         stream_buffer: events one request may leave unread before it is cancelled.
         engine_factory: ``module:function`` that builds the engine in its process.
         environment: variables added to the engine process's environment.
+        cpus: processors that it may use; None for all that this process may.
         log_level: of the engine process.
     """
 
@@ -68,6 +69,7 @@ class RuntimeOptions:
     stream_buffer: int = 8192
     engine_factory: str = DEFAULT_FACTORY
     environment: Mapping[str, str] = field(default_factory=dict)
+    cpus: tuple[int, ...] | None = None
     log_level: str = "INFO"
 
 
@@ -129,6 +131,7 @@ class EngineProcess:
                 config=config,
                 engine_factory=options.engine_factory,
                 log_level=options.log_level,
+                cpus=options.cpus,
             )
             environment = {**os.environ, **options.environment, SPEC_VARIABLE: msgspec.json.encode(spec).decode()}
             environment.pop("DEEPSEEK_API_KEY", None)
@@ -210,6 +213,7 @@ class Supervisor:
         info: what the engine is, once known.
         stats: the newest snapshot.
         restarts: processes that had to be replaced.
+        loading: how far a process that loads is, in (tensors there, tensors in all); None before it says so.
     """
 
     def __init__(
@@ -234,6 +238,7 @@ class Supervisor:
         self.info: EngineInfo | None = None
         self.stats: EngineStats | None = None
         self.restarts = 0
+        self.loading: tuple[int, int] | None = None
         self._ready_at: float | None = None
         self._served = False
         self._quiet = 0.0  # seconds of our own time without progress of the engine
@@ -306,7 +311,7 @@ class Supervisor:
 
     async def _run_process(self) -> tuple[str, bool]:
         """One process from start to end: (why it ended, whether starting again is pointless)."""
-        self._ready_at, self._served, self._quiet, self._steps = None, False, 0.0, -1
+        self._ready_at, self._served, self._quiet, self._steps, self.loading = None, False, 0.0, -1, None
         try:
             process = await EngineProcess.spawn(self._config, self._options)
         except EngineStartError as error:
@@ -342,6 +347,8 @@ class Supervisor:
                 self._on_events(message)
             elif isinstance(message, Pong):
                 self._note_progress(message.stats)
+            elif isinstance(message, Loading):
+                self.loading = message.done, message.total
             elif isinstance(message, Ready):
                 process.hide_address()
                 self.info, self._ready_at, self._quiet, self.failure = message.info, time.monotonic(), 0.0, None

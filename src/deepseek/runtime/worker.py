@@ -33,6 +33,7 @@ from deepseek.runtime.messages import (
     Cancel,
     Events,
     FromEngine,
+    Loading,
     Ping,
     Pong,
     Ready,
@@ -58,8 +59,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         endpoint: ZeroMQ address that the client has bound.
         parent_pid: the process without which the engine must not live.
         config: settings of the engine.
-        engine_factory: ``module:function``; called with ``config``, returns an object with ``engine`` and ``info``.
+        engine_factory: ``module:function``; called with ``config`` and a function that takes (tensors loaded, tensors
+            in all), returns an object with ``engine`` and ``info``.
         log_level: level of the process's log on standard error.
+        cpus: processors that it may use, None for all of its parent's.
     """
 
     endpoint: str
@@ -67,6 +70,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     config: EngineConfig
     engine_factory: str = DEFAULT_FACTORY
     log_level: str = "INFO"
+    cpus: tuple[int, ...] | None = None
 
 
 class EngineLike(Protocol):
@@ -208,6 +212,8 @@ def main() -> int:
     spec = msgspec.json.decode(text, type=WorkerSpec)
     log_to_parent(spec.log_level)
     _tie_to_parent(spec.parent_pid)
+    if spec.cpus is not None:
+        os.sched_setaffinity(0, spec.cpus)  # before any library starts threads, which inherit it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with zmq.Context(1) as context, context.socket(zmq.PAIR) as socket:
@@ -236,10 +242,18 @@ def main() -> int:
 def _load(spec: WorkerSpec, channel: Channel) -> tuple[EngineLike, EngineInfo] | None:
     """Build the engine, or tell the client why not and return None."""
     wait_politely()
+    told = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if (percent := 100 * done // max(total, 1)) != told:
+            told = percent
+            channel.send(Loading(done, total))
+
     module_name, _, function_name = spec.engine_factory.partition(":")
     try:
         factory: Any = getattr(importlib.import_module(module_name), function_name)
-        loaded = factory(spec.config)
+        loaded = factory(spec.config, report)
     except DeepSeekError as error:
         permanent = not isinstance(error, DownloadError | EngineError)
         channel.send(StartFailed(str(error), permanent))

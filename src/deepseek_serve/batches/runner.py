@@ -165,8 +165,8 @@ class BatchRunner:
 
 
 def server_name(state: ServerState) -> str:
-    """What a batch's row says of the servers that may run it: they serve the same model."""
-    return hashlib.sha256(state.models[0].real_name.encode()).hexdigest()
+    """What a batch's row says of the servers that may run it: they were started with the same model."""
+    return hashlib.sha256(state.home.encode()).hexdigest()
 
 
 def in_turns(records: Iterable[BatchRecord]) -> list[BatchRecord]:

@@ -61,6 +61,10 @@ class ModelHistogram(Collector):
             found = self._models[model] = Distribution(self._bounds)
         return found
 
+    def forget(self, model: str) -> None:
+        """Drop the model's distribution."""
+        self._models.pop(model, None)
+
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=["model"])
         for model, distribution in list(self._models.items()):

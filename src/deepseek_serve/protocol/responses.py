@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from deepseek_serve.models import Progress
+
 
 class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int = 0
@@ -157,7 +159,7 @@ class TextCompletion(msgspec.Struct):
 
 
 class ModelCard(msgspec.Struct):
-    """One served model. ``root`` is the real one's name."""
+    """One served model. ``root`` is the real one's name, ``error`` why it cannot be used."""
 
     id: str
     created: int
@@ -166,6 +168,17 @@ class ModelCard(msgspec.Struct):
     owned_by: str = "deepseek"
     object: str = "model"
     parent: None = None
+    status: str = "ready"
+    progress: Progress | None = None
+    error: str | None = None
+
+
+class ModelUnloaded(msgspec.Struct):
+    """Answer of ``/v1/models/unload``, when its memory is free."""
+
+    id: str
+    status: str = "unloaded"
+    object: str = "model"
 
 
 class ModelList(msgspec.Struct):

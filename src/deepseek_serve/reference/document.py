@@ -18,7 +18,7 @@ from deepseek_serve.errors import MESSAGES, ErrorBody
 from deepseek_serve.reference.described import Described, description_of
 
 REF = "#/components/schemas/"
-INSUFFICIENT = {402: "The key's quota is used up", 507: "The disk is full", 529: "The node is full"}
+INSUFFICIENT = {402: "The key's quota is used up", 507: "The disk or the memory is full", 529: "The node is full"}
 OVERVIEW = """Errors have one form on all paths, but for those of Anthropic's API, which have Anthropic's.
 What can refuse a request (`429`, `503`, with `Retry-After`) does so before the first byte of an answer."""
 

@@ -39,13 +39,13 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """200 if the engine makes progress, or is idle and answers; else 503 with the state and the reason."""
     state = state_of(request)
-    model = state.model(None)
-    if state.ready:
+    model = state.models[0] if state.models else None
+    if state.ready and model is not None:
         return _json(Readiness("ready", model.name))
-    status = "draining" if state.admission.draining else model.status
+    status = "draining" if state.admission.draining else model.status if model is not None else "no_model"
     request.state.record.error_code = "not_ready"
     headers = {"retry-after": str(round(RETRY_WHILE_STARTING))}
-    return _json(Readiness(status, reason=model.client.failure), 503, headers)
+    return _json(Readiness(status, reason=model.failure if model is not None else None), 503, headers)
 
 
 def _json(body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -1,18 +1,34 @@
-"""``GET /v1/models`` and ``GET /v1/models/{id}``."""
+"""``/v1/models``: which models there are, and loading and unloading them."""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepseek.errors import EngineOverloadedError
+from deepseek_serve.admission import RETRY_WHEN_DRAINING
+from deepseek_serve.auth import require_admin
+from deepseek_serve.errors import ApiError
+from deepseek_serve.limits import read_body
 from deepseek_serve.models import ServedModel
-from deepseek_serve.protocol.responses import ModelCard, ModelList
+from deepseek_serve.protocol.models import LoadRequest, UnloadRequest
+from deepseek_serve.protocol.responses import ModelCard, ModelList, ModelUnloaded
 from deepseek_serve.reference.described import described
 from deepseek_serve.state import state_of
+from deepseek_serve.streaming import EventStream
 
 router = APIRouter()
+encode = msgspec.json.Encoder().encode
+
+ADMIN_PROBLEMS = (400, 401, 402, 403, 404, 408, 409, 413, 415, 429, 500, 503)
+MAX_BODY_BYTES = 64 << 10
+PROGRESS_INTERVAL = 0.2  # seconds
 
 
 @router.get("/v1/models")
@@ -33,10 +49,80 @@ async def retrieve_model(request: Request, model: str) -> Response:
     return _json(_card(state.model(model), model))
 
 
+@router.post("/v1/models/load")
+@router.post("/models/load")
+@described(
+    tag="Models",
+    body=LoadRequest,
+    answer=ModelCard,
+    stream=ModelCard,
+    errors=(*ADMIN_PROBLEMS, 507),
+    example={"model": "smollm2-135m-instruct", "name": "small", "kv_cache_bytes": 268435456},
+)
+async def load_model(request: Request) -> Response:
+    """Begin to load a model: answered at once, or with ``stream`` again and again until it is ready or failed."""
+    state = state_of(request)
+    body = LoadRequest.model_validate_json(await _body_of_admin(request))
+    if state.admission.draining:
+        raise EngineOverloadedError("The server is shutting down.", retry_after=RETRY_WHEN_DRAINING)
+    model = state.loader.load(body.model, body.name, body.engine(state.config.engine), body.replicas)
+    if body.stream:
+        return EventStream(_progress(model), ExitStack(), state.config.keep_alive_interval)
+    return _json(_card(model, model.name))
+
+
+@router.post("/v1/models/unload")
+@router.post("/models/unload")
+@described(tag="Models", body=UnloadRequest, answer=ModelUnloaded, errors=ADMIN_PROBLEMS, example={"model": "small"})
+async def unload_model(request: Request) -> Response:
+    """Take a model out of service; answered when its memory is free."""
+    state = state_of(request)
+    body = UnloadRequest.model_validate_json(await _body_of_admin(request))
+    model = state.model(body.model)
+    await state.loader.unload(model)
+    return _json(ModelUnloaded(model.name))
+
+
+async def _body_of_admin(request: Request) -> bytes:
+    """The body of a request that its sender may make.
+
+    It must be declared as JSON: browsers send that to another site only after asking, so no page that somebody visits
+    can load models into a server without keys on their machine.
+    """
+    require_admin(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "Send 'Content-Type: application/json'.", code="unsupported_media_type")
+    return await read_body(request, MAX_BODY_BYTES)
+
+
+async def _progress(model: ServedModel) -> AsyncGenerator[bytes, None]:
+    """The model whenever something has changed, until it does not load any more."""
+    last = b""
+    while True:
+        over = model.status != "starting"
+        card = encode(_card(model, model.name))
+        if card != last:
+            last = card
+            yield card
+        if over:
+            return
+        await asyncio.sleep(PROGRESS_INTERVAL)
+
+
 def _card(model: ServedModel, name: str) -> ModelCard:
-    info = model.client.info
-    return ModelCard(name, model.created, model.real_name, info.max_context if info is not None else None)
+    info = model.info
+    status = "loading" if model.status == "starting" else model.status
+    return ModelCard(
+        name,
+        model.created,
+        model.real_name,
+        info.max_context if info is not None else None,
+        status=status,
+        progress=model.progress,
+        error=None if status == "ready" else model.failure,
+    )
 
 
 def _json(body: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")
+    return Response(encode(body), media_type="application/json")

@@ -193,7 +193,8 @@ async function loadModels() {
     chat.model = cards.find(({ id }) => id === store.choice.get("model"))?.id ?? cards[0]?.id ?? "";
   select.value = chat.model;
   // Which model it is and how long its context is are known once the engine is loaded.
-  if (cards.some((found) => found.max_model_len === null)) setTimeout(loadModels, MODELS_EVERY);
+  if (cards.some((found) => found.max_model_len === null && found.status !== "failed"))
+    setTimeout(loadModels, MODELS_EVERY);
   if (!Object.keys(chat.messages).length) refresh();
   else composer.show(chat, session.running(chat), card());
 }
