@@ -40,7 +40,7 @@ test: $(DEV_STAMP)  ## the test suite: CPU, no network but for two test models, 
 	for model in smollm2-135m-instruct all-minilm-l6-v2; do \
 		$(BIN)/deepseek pull $$model || echo "$$model cannot be had; tests that need it are skipped"; \
 	done
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(DEV_STAMP)  ## tests that take minutes or need the larger models
 	$(BIN)/deepseek pull qwen2.5-coder-1.5b-instruct
