@@ -108,7 +108,7 @@ bench-peers: $(DEV_STAMP)  ## other engines (see `make peers`) next to ours, in 
 	$(BIN)/deepseek bench peers --model $(MODEL) --json benchmarks/results/peers_$(MODEL).json
 	$(BIN)/deepseek bench engine --model $(MODEL) --profile both --json benchmarks/results/profiles_$(MODEL).json
 
-bench-serving: $(DEV_STAMP)  ## the server under load: many streams, overload, newcomers, other servers (see `make peers`)
+bench-serving: $(DEV_STAMP)  ## the server under load and under faults, next to other servers (see `make peers`); about 20 minutes
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json
 

@@ -96,7 +96,7 @@ def disconnects(server: ServerProcess, vocab: int, count: int, output: int) -> d
         async def one(i: int) -> bool:
             async with gate:
                 patience = source.expovariate(1 / 0.15) if i % 20 else 30.0  # some stay to the end
-            return await _leave(server.port, requests[i % len(requests)], patience)
+                return await _leave(server.port, requests[i % len(requests)], patience)
 
         return sum(await asyncio.gather(*(one(i) for i in range(number))))
 
@@ -268,6 +268,6 @@ def set_clock(server: ServerProcess, vocab: int, offset: Path, *, streams: int, 
     return {
         "streams": streams,
         "complete": len(answers),
-        "gap_max_ms": 1e3 * max(gap for answer in answers for gap in answer.gaps),
+        "gap_p95_ms": 1e3 * percentile([gap for answer in answers for gap in answer.gaps], 0.95),
         "ready": asyncio.run(exchange(HOST, server.port, request_bytes(HOST, "/health/ready", None), 10.0)).status,
     }
