@@ -36,11 +36,15 @@ serve: $(RUNTIME_STAMP)  ## serve MODEL (default: qwen2.5-coder-1.5b-instruct) o
 chat: $(RUNTIME_STAMP)  ## talk to MODEL in the terminal
 	$(BIN)/deepseek chat $(MODEL)
 
+# They start servers and watch their clocks, so they run alone; the others share the cores two at a time.
+TIMED_TESTS := tests/client tests/contract tests/e2e tests/runtime tests/serve tests/test_docs.py
+
 test: $(DEV_STAMP)  ## the test suite: CPU, no network but for two test models, 190 MB
 	for model in smollm2-135m-instruct all-minilm-l6-v2; do \
 		$(BIN)/deepseek pull $$model || echo "$$model cannot be had; tests that need it are skipped"; \
 	done
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(addprefix --ignore=,$(TIMED_TESTS))
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(TIMED_TESTS)
 
 test-slow: $(DEV_STAMP)  ## tests that take minutes or need the larger models
 	$(BIN)/deepseek pull qwen2.5-coder-1.5b-instruct
