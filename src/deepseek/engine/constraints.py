@@ -135,7 +135,8 @@ class Matcher:
             position = position.copy()
             position.push(b"".join(map(self._tokens.token_bytes, ahead)))
         for wish in position.wishes():
-            wished = bits & self._tokens.wished(wish)
+            wanted = self._tokens.wished(wish)
+            wished = bits[: len(wanted)] & wanted  # llguidance's mask has a word more where 32 divides the vocabulary
             if wished.any():
                 return wished
         return bits
