@@ -41,7 +41,7 @@ ROOMS = [
     ["errors"],
 ]
 # Modules that hold messages and settings only: anybody may import them.
-CONTRACTS = {"deepseek.engine.events", "deepseek.models.base", "deepseek.kernels.paging"}
+CONTRACTS = {"deepseek.engine.events", "deepseek.attention.policy", "deepseek.models.base", "deepseek.kernels.paging"}
 HEAVY = (
     *("torch", "transformers", "fastapi", "uvicorn", "numpy", "tokenizers", "huggingface_hub", "zmq", "gguf"),
     *("llguidance", "openai"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from deepseek.attention.policy import ATTENTION_MODES, DEFAULT_ERROR, MAX_ERROR
 from deepseek.errors import ConfigurationError
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "int4")
@@ -35,6 +36,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             prompt and the answer so far, ``draft`` asks ``draft_model``; ``auto`` is ``draft`` if there is one, else
             ``lookup``.
         draft_model: a smaller model with the same vocabulary, named as ``model`` is.
+        attention: ``dense`` reads every token of the context; ``sparse`` reads those that matter to the query; ``auto``
+            is dense while a context is short and sparse from where that is faster. Requests may say otherwise.
+        attention_error: the relative error of an attention output that sparse attention aims at; 0 is exactly dense.
         threads: CPU threads; None takes one per core.
         seed: seeds requests that bring none; None draws one.
         offline: never touch the network.
@@ -53,6 +57,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefix_cache: bool = True
     speculation: str = "auto"
     draft_model: str | None = None
+    attention: str = "auto"
+    attention_error: float = DEFAULT_ERROR
     threads: int | None = None
     seed: int | None = None
     offline: bool = False
@@ -64,6 +70,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigurationError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, not {self.kv_dtype!r}.")
         if self.speculation not in SPECULATION:
             raise ConfigurationError(f"speculation must be one of {', '.join(SPECULATION)}, not {self.speculation!r}.")
+        if self.attention not in ATTENTION_MODES:
+            raise ConfigurationError(f"attention must be one of {', '.join(ATTENTION_MODES)}, not {self.attention!r}.")
+        if not 0.0 <= self.attention_error <= MAX_ERROR:
+            raise ConfigurationError(f"attention_error must be 0 to {MAX_ERROR}, not {self.attention_error!r}.")
         if self.speculation == "draft" and self.draft_model is None:
             raise ConfigurationError("speculation 'draft' needs a draft_model.")
         if self.speculation in ("off", "lookup") and self.draft_model is not None:

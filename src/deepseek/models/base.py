@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from deepseek.attention.policy import SparsePolicy
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
 
@@ -62,6 +63,7 @@ class Batch:
             them.
         narrow_attention_rows: the first so many rows, and no fewer than ``narrow_rows``, are narrow in attention, where
             it is the rows of one sequence that count.
+        sparse: per sequence of the layout, how sparse its rows' attention may be, or None for dense; empty: all dense.
     """
 
     token_ids: Tensor
@@ -70,6 +72,7 @@ class Batch:
     logits_rows: Tensor | None
     narrow_rows: int = 0
     narrow_attention_rows: int = 0
+    sparse: tuple[SparsePolicy | None, ...] = ()
 
 
 class Model(Protocol):

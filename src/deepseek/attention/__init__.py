@@ -1,0 +1,1 @@
+"""Which tokens count: dynamic sparse attention, guided by locality-sensitive hashing."""
