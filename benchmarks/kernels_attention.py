@@ -70,7 +70,7 @@ def measure(case: Case, kind: str, window: int, isa: str, options: argparse.Name
     contexts = np.array([cached + new for cached, new in case.sequences], np.int32)
     shape = (sum(counts), case.kv_heads)
     dtype, scale_of = (np.float16, None) if kind == "fp16" else (np.int8, np.ones((*shape, PAGE), np.float32))
-    keys, values = (np.ones((*shape, *inner), dtype) for inner in ((case.dim, PAGE), (PAGE, case.dim)))
+    keys, values = (np.ones((*shape, *inner), dtype) for inner in ((PAGE, case.dim), (PAGE, case.dim)))
     query = torch.randn(int(starts[-1]), case.heads, case.dim)
     out = torch.empty_like(query)
 

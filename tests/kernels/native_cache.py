@@ -16,7 +16,7 @@ from deepseek.kernels.paging import PagedLayout
 
 @dataclass
 class NativeCache:
-    """keys [pages, kv_heads, key_dim, page], values [pages, kv_heads, page, value_dim]: fp16, or int8 with scales."""
+    """keys [pages, kv_heads, page, key_dim], values [pages, kv_heads, page, value_dim]: fp16, or int8 with scales."""
 
     keys: Any
     values: Any
@@ -26,7 +26,7 @@ class NativeCache:
     @classmethod
     def broken(cls, pages: int, page: int, kv_heads: int, key_dim: int, value_dim: int, kind: str) -> NativeCache:
         """NaN everywhere: what is read before it is written shows."""
-        shapes = (pages, kv_heads, key_dim, page), (pages, kv_heads, page, value_dim)
+        shapes = (pages, kv_heads, page, key_dim), (pages, kv_heads, page, value_dim)
         if kind == "fp16":
             return cls(*(np.full(shape, np.nan, np.float16) for shape in shapes))
         scales = (np.full((pages, kv_heads, page), np.nan, np.float32) for _ in shapes)
@@ -44,8 +44,8 @@ class NativeCache:
         keys, values = self.keys.astype(np.float32), self.values.astype(np.float32)
         if self.key_scales is not None:
             with np.errstate(invalid="ignore"):
-                keys, values = keys * self.key_scales[:, :, None], values * self.value_scales[..., None]
-        keys, values = keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
+                keys, values = keys * self.key_scales[..., None], values * self.value_scales[..., None]
+        keys, values = keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
         return tuple(torch.from_numpy(a.reshape(-1, *a.shape[2:])) for a in (keys, values))  # type: ignore[return-value]
 
 
@@ -74,7 +74,7 @@ def attention(
 
 
 def mla(query: Tensor, cache: Any, rank: int, layout: PagedLayout, scale: float, isa: str, threads: int) -> Tensor:
-    """query [rows, heads, rank + rope] against latents, uint16 [pages, rank + rope, page] -> [rows, heads, rank]."""
+    """query [rows, heads, rank + rope] against latents, uint16 [pages, page, rank + rope] -> [rows, heads, rank]."""
     out = torch.full((*query.shape[:2], rank), 7.0)
     native().mla_decode(query.contiguous(), out, cache, *layout_arrays(layout), scale, isa, threads)
     return out

@@ -369,11 +369,11 @@ def test_rope_and_write(half: int | None, normed: bool, kind: str, isa: str) -> 
 
 def latents(case: Ragged, rank: int, rope: int, isa: str) -> tuple[np.ndarray, Tensor]:
     """A latent cache and its content as fp32 [slots, 1, rank + rope]."""
-    cache = np.full((case.slots // case.page, rank + rope, case.page), np.nan, np.float16)
+    cache = np.full((case.slots // case.page, case.page, rank + rope), np.nan, np.float16)
     slots = context(case.layout())
     rows = randn(len(slots), rank + rope, seed=3)
     native().write_latent(rows, cache.view(np.uint16), slots, isa, 2)
-    stored = torch.from_numpy(cache.transpose(0, 2, 1).astype(np.float32).reshape(-1, 1, rank + rope))
+    stored = torch.from_numpy(cache.astype(np.float32).reshape(-1, 1, rank + rope))
     assert torch.equal(stored[slots, 0], rows.half().float())
     return cache.view(np.uint16), stored
 

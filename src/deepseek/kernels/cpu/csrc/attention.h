@@ -28,13 +28,12 @@ struct KvSource {
   const float* value_scales(int page, int head) const {
     return sizeof(T) == 1 ? cache.value_scales + block(page, head) * page_size : nullptr;
   }
-  // With several blocks of rows a page is converted once for all of them.
-  bool widen(int blocks) const { return blocks > 2; }
-  bool widen_values(int blocks) const { return blocks > 2; }
-  void load_keys(int page, int head, float* to) const {
+  void load_keys(int page, int next, int head, float* to) const {
     const T* from = keys(page, head);
-    for (int i = 0; i < key_dim * page_size; i += kLanes) store(to + i, load_any(from + i));
+    load_transposed(from, page_size, key_dim, keys(next, head) - from, to);
   }
+  // With several blocks of rows values are converted once for all of them.
+  bool widen_values(int blocks) const { return blocks > 2; }
   void load_values(int page, int head, float* to) const {
     const T* from = values(page, head);
     for (int i = 0; i < value_dim * page_size; i += kLanes) store(to + i, load_any(from + i));

@@ -3,14 +3,10 @@
 // Blocks of rows differ in their registers only: each element is a sum of one order, by the same operations.
 #pragma once
 #include "attention_api.h"
-#include "vec.h"
+#include "transpose.h"
 
 namespace deepseek {
 namespace DS_ISA {
-
-static inline Vec load_any(const float* p) { return load(p); }
-static inline Vec load_any(const uint16_t* p) { return load_fp16(p); }
-static inline Vec load_any(const int8_t* p) { return load_int8(p); }
 
 #ifdef __AVX512F__
 constexpr int kBlockRows = 12;  // 12 x 2 registers of sums
@@ -22,8 +18,7 @@ template <int R>
 constexpr int block_width = R > 3 ? 1 : (R > 1 ? 2 : 4);
 #endif
 
-// Asks for the next page while this one is worked on: pages lie anywhere, so the processor cannot guess. Pages that
-// have been widened to floats are at hand.
+// Asks for the next page while this one is worked on. Pages that have been widened to floats are at hand.
 template <int V, class T>
 static inline void prefetch(const T* p) {
   if constexpr (sizeof(T) < 4) {
@@ -32,21 +27,20 @@ static inline void prefetch(const T* p) {
   }
 }
 
-// scores[r][16 v + lane] = sum over d of q[r][d] * keys[d][16 v + lane], times the tokens' scales if T is int8.
-template <int R, int V, int kStride, class T>
-static inline void score_tile(const float* q, const T* keys, int64_t ahead, int page_size, int dim, const float* scales,
-                              float* scores) {
+// scores[r][16 v + lane] = sum over d of q[r][d] * keys[v][d][lane], times the tokens' scales if there are any.
+template <int R, int V, int kStride>
+static inline void score_tile(const float* q, const float* keys, int dim, const float* scales, float* scores) {
+  const int64_t block = static_cast<int64_t>(dim) * kLanes;
   Vec sum[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sum[r][v] = zero();
   }
-  for (int d = 0; d < dim; ++d, keys += page_size) {
+  for (int d = 0; d < dim; ++d, keys += kLanes) {
     Vec k[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) k[v] = load_any(keys + v * kLanes);
-    prefetch<V>(keys + ahead);
+    for (int v = 0; v < V; ++v) k[v] = load(keys + v * block);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec x = set1(q[r * kStride + d]);
@@ -65,18 +59,19 @@ static inline void score_tile(const float* q, const T* keys, int64_t ahead, int 
 }
 
 // Vectors [first, last) of one page for the block's rows.
-template <int R, int kStride, class T>
-__attribute__((noinline)) static void score_block(const float* q, const T* keys, int64_t ahead, int page_size, int dim,
-                                                  const float* scales, float* scores, int first, int last) {
+template <int R, int kStride>
+__attribute__((noinline)) static void score_block(const float* q, const float* keys, int dim, const float* scales,
+                                                  float* scores, int first, int last) {
   constexpr int V = block_width<R>;
+  const int64_t block = static_cast<int64_t>(dim) * kLanes;
   int v = first;
   for (; v + V <= last; v += V) {
     const float* own = scales != nullptr ? scales + v * kLanes : nullptr;
-    score_tile<R, V, kStride>(q, keys + v * kLanes, ahead, page_size, dim, own, scores + v * kLanes);
+    score_tile<R, V, kStride>(q, keys + v * block, dim, own, scores + v * kLanes);
   }
   for (; v < last; ++v) {
     const float* own = scales != nullptr ? scales + v * kLanes : nullptr;
-    score_tile<R, 1, kStride>(q, keys + v * kLanes, ahead, page_size, dim, own, scores + v * kLanes);
+    score_tile<R, 1, kStride>(q, keys + v * block, dim, own, scores + v * kLanes);
   }
 }
 
@@ -120,13 +115,13 @@ __attribute__((noinline)) static void value_block(const float* weights, const T*
   for (; d < dim; d += kLanes) value_tile<R, 1, kStride>(weights + first, at + d, ahead, dim, last - first, sums + d);
 }
 
-template <int kStride, int R = kBlockRows, class T>
-static inline void score_rows(int rows, const float* q, const T* keys, int64_t ahead, int page_size, int dim,
-                              const float* scales, float* scores, int first, int last) {
+template <int kStride, int R = kBlockRows>
+static inline void score_rows(int rows, const float* q, const float* keys, int dim, const float* scales, float* scores,
+                              int first, int last) {
   if constexpr (R > 1) {
-    if (rows < R) return score_rows<kStride, R - 1>(rows, q, keys, ahead, page_size, dim, scales, scores, first, last);
+    if (rows < R) return score_rows<kStride, R - 1>(rows, q, keys, dim, scales, scores, first, last);
   }
-  score_block<R, kStride>(q, keys, ahead, page_size, dim, scales, scores, first, last);
+  score_block<R, kStride>(q, keys, dim, scales, scores, first, last);
 }
 
 template <int kStride, int R = kBlockRows, class T>

@@ -119,26 +119,15 @@ struct Tile {
   }
 
   void score_page(int at, int begin) {
+    source.load_keys(page(at), next_page(at), task.kv_head, keys);
     const float* scales = source.key_scales(page(at), task.kv_head);
-    if (source.widen(blocks())) {
-      source.load_keys(page(at), task.kv_head, keys);
-      score_page(at, begin, keys, 0, scales);
-    } else {
-      const auto* own = source.keys(page(at), task.kv_head);
-      score_page(at, begin, own, source.keys(next_page(at), task.kv_head) - own, scales);
-    }
-  }
-
-  template <class T>
-  void score_page(int at, int begin, const T* page_keys, int64_t ahead, const float* scales) {
     for (int i = 0; i < blocks(); ++i) {
       const int first = block(i), last = block(i + 1);
       const int from = visible(first, at, source.page_size).begin;
       const int to = visible(last - 1, at, source.page_size).end;
       if (from >= to) continue;
-      score_rows<kStride>(last - first, queries + first * kStride, page_keys, ahead, source.page_size, source.key_dim,
-                          scales, weights + first * kScoreStride + (at - begin), from / kLanes,
-                          (to + kLanes - 1) / kLanes);
+      score_rows<kStride>(last - first, queries + first * kStride, keys, source.key_dim, scales,
+                          weights + first * kScoreStride + (at - begin), from / kLanes, (to + kLanes - 1) / kLanes);
     }
   }
 

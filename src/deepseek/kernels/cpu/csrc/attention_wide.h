@@ -58,13 +58,20 @@ struct WideTile {
   }
 
   void score_page(int at, int begin, int tokens) const {
-    const int page_size = tile.source.page_size, dim = tile.source.key_dim;
+    const int dim = tile.source.key_dim;
     const auto* keys = tile.source.keys(tile.page(at), tile.task.kv_head);
     for (int t = 0; t < tokens; t += 16) {
-      for (int d = 0; d < dim_groups * 32; d += 2) {
-        const Vec even = d < dim ? load_any(keys + d * page_size + t) : zero();
-        const Vec odd = d < dim ? load_any(keys + (d + 1) * page_size + t) : zero();
-        _mm512_storeu_si512(panel + d * 16, pair_bf16(even.v, odd.v));
+      for (int g = 0; g < dim_groups; ++g) {
+        const bool half = g * 32 + 16 < dim;
+        Vec pairs[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+          const auto* row = keys + (t + i) * dim + g * 32;
+          pairs[i] = as_bf16(load_any(row), half ? load_any(row + 16) : zero());
+        }
+        transpose(pairs);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) store(reinterpret_cast<float*>(panel + g * 512 + i * 32), pairs[i]);
       }
       multiply(queries, dim_groups * 512, panel, 512, 512, dim_groups, tile.weights + (at - begin) + t, kScoreStride);
     }

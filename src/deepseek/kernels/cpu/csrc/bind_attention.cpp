@@ -32,8 +32,8 @@ int length(size_t n) { return static_cast<int>(n); }
 KvCache cache_of(const AnyArray& keys, const AnyArray& values, const Scales& key_scales, const Scales& value_scales) {
   KvCache cache{};
   cache.kv_heads = length(keys.shape(1));
-  cache.key_dim = length(keys.shape(2));
-  cache.page_size = length(keys.shape(3));
+  cache.key_dim = length(keys.shape(3));
+  cache.page_size = length(values.shape(2));
   cache.value_dim = length(values.shape(3));
   cache.int8 = keys.dtype() == nb::dtype<int8_t>();
   cache.keys = keys.data();
@@ -41,8 +41,8 @@ KvCache cache_of(const AnyArray& keys, const AnyArray& values, const Scales& key
   const nb::dlpack::dtype half{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
   require(keys.dtype() == values.dtype() && (cache.int8 || keys.dtype() == half),
           "keys and values must be fp16 or int8");
-  require(keys.shape(0) == values.shape(0) && keys.shape(1) == values.shape(1) && keys.shape(3) == values.shape(2),
-          "keys must be [pages, kv_heads, key_dim, page_size], values [pages, kv_heads, page_size, value_dim]");
+  require(keys.shape(0) == values.shape(0) && keys.shape(1) == values.shape(1) && keys.shape(2) == values.shape(2),
+          "keys must be [pages, kv_heads, page_size, key_dim], values [pages, kv_heads, page_size, value_dim]");
   require(cache.page_size % 16 == 0 && cache.page_size >= 16 && cache.page_size <= kPartition,
           "page_size must be a multiple of 16, at most 256");
   require(cache.key_dim % 16 == 0 && cache.value_dim % 16 == 0 && cache.key_dim <= kMaxHeadDim &&
@@ -53,7 +53,7 @@ KvCache cache_of(const AnyArray& keys, const AnyArray& values, const Scales& key
   if (cache.int8) {
     for (const Scales* scales : {&key_scales, &value_scales}) {
       const Array<float, 3>& s = **scales;
-      require(s.shape(0) == keys.shape(0) && s.shape(1) == keys.shape(1) && s.shape(2) == keys.shape(3),
+      require(s.shape(0) == keys.shape(0) && s.shape(1) == keys.shape(1) && s.shape(2) == values.shape(2),
               "scales must be [pages, kv_heads, page_size]");
     }
     cache.key_scales = key_scales->data();
@@ -63,7 +63,7 @@ KvCache cache_of(const AnyArray& keys, const AnyArray& values, const Scales& key
 }
 
 LatentCache latent_cache_of(const Array<uint16_t, 3>& cache, int rank) {
-  const int dim = length(cache.shape(1)), page_size = length(cache.shape(2));
+  const int dim = length(cache.shape(2)), page_size = length(cache.shape(1));
   require(rank > 0 && rank % 16 == 0 && dim % 16 == 0 && dim >= rank && dim <= kMaxLatentDim,
           "rank and rank + rope must be multiples of 16, at most 1024");
   require(page_size >= 16 && page_size % 16 == 0 && page_size <= kPartition,
@@ -219,7 +219,7 @@ void write_latent(Array<const float, 2> rows, Array<uint16_t, 3> latent_cache, A
 void bind_attention(nb::module_& m) {
   m.def("write_kv", &write_kv, "keys"_a, "values"_a, "key_cache"_a, "value_cache"_a, "key_scales"_a.none(),
         "value_scales"_a.none(), "slots"_a, "isa"_a = "auto", "threads"_a = 1,
-        "Stores fp32 [rows, kv_heads, dim] in a cache of keys [pages, kv_heads, key_dim, page_size] and values [pages, "
+        "Stores fp32 [rows, kv_heads, dim] in a cache of keys [pages, kv_heads, page_size, key_dim] and values [pages, "
         "kv_heads, page_size, value_dim], fp16, or int8 with scales [pages, kv_heads, page_size].");
   m.def("rotate", &rotate, "heads"_a, "cos"_a, "sin"_a, "interleaved"_a = false, "isa"_a = "auto",
         "Turns fp32 [heads, dim] of one token in place by cos and sin [half].");

@@ -17,9 +17,8 @@ struct Layout {
   const int64_t* write_slots;   // [num_rows]: page * page_size + offset
 };
 
-// One layer's cache. A page holds, per KV head, the keys transposed, so that sixteen tokens are scored with one
-// broadcast per dimension and no sum across lanes, and the values row by row:
-//   keys   [page][kv_head][key_dim][page_size]   fp16 or int8
+// One layer's cache. A page holds, per KV head, keys and values token by token, so that a single one can be read:
+//   keys   [page][kv_head][page_size][key_dim]   fp16 or int8
 //   values [page][kv_head][page_size][value_dim] fp16 or int8
 // int8 has one fp32 scale per token and head: key_scales, value_scales [page][kv_head][page_size].
 struct KvCache {
@@ -35,7 +34,7 @@ struct KvCache {
 };
 
 // One layer's latent cache (MLA): per token the normalised latent and the rotated shared key, in fp16:
-//   [page][rank + rope][page_size]
+//   [page][page_size][rank + rope]
 struct LatentCache {
   int rank;  // a multiple of 16
   int rope;  // a multiple of 16

@@ -56,57 +56,36 @@ static inline void norm_head(float* x, const float* weight, int dim, float eps) 
   for (int d = 0; d < dim; d += kLanes) store(x + d, mul(mul(load(x + d), scale), load(weight + d)));
 }
 
-// One head of one token -> int8 [dim] in steps of `step`. Returns the scale: largest magnitude / 127. NaN and infinity
+// One head of one token -> int8 [dim]. Returns the scale: largest magnitude / 127. NaN and infinity
 // become the scale, so that they reach the queries that see this token.
-static inline float store_quantized(const float* x, int dim, int8_t* to, int step) {
+static inline float store_quantized(const float* x, int dim, int8_t* to) {
   Vec largest = zero();
   for (int d = 0; d < dim; d += kLanes) largest = max_magnitude(largest, load(x + d));
   const float scale = reduce_max_magnitude(largest) / 127.0f;
   const Vec divisor = set1(scale == 0.0f ? 1.0f : scale);
   for (int d = 0; d < dim; d += kLanes) {
-    const Vec q = div(load(x + d), divisor);
-    if (step == 1) {
-      store_int8(to + d, q);
-      continue;
-    }
-    int8_t lanes[kLanes];
-    store_int8(lanes, q);
-    for (int i = 0; i < kLanes; ++i) to[static_cast<int64_t>(d + i) * step] = lanes[i];
+    store_int8(to + d, div(load(x + d), divisor));
   }
   return scale;
 }
 
-static inline void store_half(const float* x, int dim, uint16_t* to, int step) {
-  for (int d = 0; d < dim; d += kLanes) {
-    if (step == 1) {
-      store_fp16(to + d, load(x + d));
-      continue;
-    }
-    uint16_t lanes[kLanes];
-    store_fp16(lanes, load(x + d));
-    for (int i = 0; i < kLanes; ++i) to[static_cast<int64_t>(d + i) * step] = lanes[i];
+// One head of one token -> its row of keys or values, and for int8 its scale.
+static inline void store_head(const KvCache& cache, const float* x, int dim, void* rows, float* scales, int64_t slot, int head) {
+  const int64_t row = (slot / cache.page_size * cache.kv_heads + head) * cache.page_size + slot % cache.page_size;
+  if (cache.int8) {
+    scales[row] = store_quantized(x, dim, static_cast<int8_t*>(rows) + row * dim);
+    return;
   }
+  uint16_t* to = static_cast<uint16_t*>(rows) + row * dim;
+  for (int d = 0; d < dim; d += kLanes) store_fp16(to + d, load(x + d));
 }
 
 static inline void store_key(const KvCache& cache, int64_t slot, int head, const float* key) {
-  const int64_t block = slot / cache.page_size * cache.kv_heads + head, token = slot % cache.page_size;
-  const int64_t at = block * cache.key_dim * cache.page_size + token;
-  if (cache.int8) {
-    cache.key_scales[block * cache.page_size + token] =
-        store_quantized(key, cache.key_dim, static_cast<int8_t*>(cache.keys) + at, cache.page_size);
-  } else {
-    store_half(key, cache.key_dim, static_cast<uint16_t*>(cache.keys) + at, cache.page_size);
-  }
+  store_head(cache, key, cache.key_dim, cache.keys, cache.key_scales, slot, head);
 }
 
 static inline void store_value(const KvCache& cache, int64_t slot, int head, const float* value) {
-  const int64_t row = (slot / cache.page_size * cache.kv_heads + head) * cache.page_size + slot % cache.page_size;
-  if (cache.int8) {
-    cache.value_scales[row] =
-        store_quantized(value, cache.value_dim, static_cast<int8_t*>(cache.values) + row * cache.value_dim, 1);
-  } else {
-    store_half(value, cache.value_dim, static_cast<uint16_t*>(cache.values) + row * cache.value_dim, 1);
-  }
+  store_head(cache, value, cache.value_dim, cache.values, cache.value_scales, slot, head);
 }
 
 // Calls visit(head, row) for this thread's share of heads x rows, head by head: the tokens of a page that a thread

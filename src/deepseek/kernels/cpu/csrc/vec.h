@@ -73,10 +73,9 @@ static inline void store_int8(int8_t* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 #ifdef __AVX512BF16__
-// 32 lanes rounded to bf16: a, then b.
-static inline void store_bf16(uint16_t* p, Vec a, Vec b) {
-  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
-}
+// 32 lanes rounded to bf16: a, then b, in the bits of a Vec.
+static inline Vec as_bf16(Vec a, Vec b) { return {reinterpret_cast<__m512>(_mm512_cvtne2ps_pbh(b.v, a.v))}; }
+static inline void store_bf16(uint16_t* p, Vec a, Vec b) { store(reinterpret_cast<float*>(p), as_bf16(a, b)); }
 #endif
 static inline __m256 low_half(Vec a) { return _mm512_castps512_ps256(a.v); }
 static inline __m256 high_half(Vec a) { return _mm512_extractf32x8_ps(a.v, 1); }
@@ -160,6 +159,10 @@ static inline __m256 low_half(Vec x) { return x.a; }
 static inline __m256 high_half(Vec x) { return x.b; }
 
 #endif
+
+static inline Vec load_any(const float* p) { return load(p); }
+static inline Vec load_any(const uint16_t* p) { return load_fp16(p); }
+static inline Vec load_any(const int8_t* p) { return load_int8(p); }
 
 // The sum of the lanes, added in halves.
 static inline float reduce_add(Vec x) {
