@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from deepseek.config import EngineConfig
+from deepseek.config import PAGE_SIZE, EngineConfig
 from deepseek.engine.memory import available_memory
 from deepseek.errors import BackendUnavailableError, ConfigurationError
 from deepseek.hub.checkpoint import Checkpoint
@@ -79,6 +79,7 @@ class NativeExecution:
     scheme: str
     kv_dtype: str
     threads: int
+    indexed: bool = False
 
     @property
     def name(self) -> str:
@@ -89,7 +90,12 @@ class NativeExecution:
         torch.set_num_threads(1)
         _check_room(native_bytes(checkpoint, self.scheme), model_name, self.name)
         return load_native_model(
-            checkpoint, scheme=self.scheme, kv_dtype=self.kv_dtype, threads=self.threads, progress=progress
+            checkpoint,
+            scheme=self.scheme,
+            kv_dtype=self.kv_dtype,
+            threads=self.threads,
+            indexed=self.indexed,
+            progress=progress,
         )
 
     def backends(self, model: Model) -> Mapping[str, str]:
@@ -113,7 +119,8 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
         reason = "no native kernel for this precision" if scheme is None else obstacle() or native_obstacle(parsed)
         if reason is None and scheme is not None:
             kv_dtype = "fp16" if config.kv_dtype == "auto" else config.kv_dtype
-            return NativeExecution(scheme, kv_dtype, threads)
+            indexed = config.attention != "dense" and config.page_size == PAGE_SIZE
+            return NativeExecution(scheme, kv_dtype, threads, indexed)
         asked = config.backend == "native" or config.dtype in ("int8", "int4") or config.kv_dtype == "int8"
         if asked:
             raise BackendUnavailableError(f"native kernels cannot run {config.model} in {config.dtype}: {reason}.")
