@@ -70,7 +70,9 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         constraints = constraints_future.result()
     draft = _load_draft(config, tokenizer) if config.draft_model else None
     row_cost = EXPERTS_ROW_COST if getattr(parsed, "experts", 0) else ROW_COST
-    engine = _size(config, model, max_context, tokenizer.eos_token_ids, draft, row_cost, constraints)
+    engine = _size(
+        config, model, max_context, parsed.max_context, tokenizer.eos_token_ids, draft, row_cost, constraints
+    )
     info = EngineInfo(
         model=files.name,
         architecture=model.architecture,
@@ -83,6 +85,8 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         load_seconds=time.perf_counter() - started,
         backends=dict(execution.backends(model)),
         embedding=embedding_info(read_settings(files.path, checkpoint.config), model.hidden_size),
+        sparse=model.sparse,
+        context_limit=engine.context_limit,
     )
     _log(info)
     return LoadedEngine(engine, info, tokenizer)
@@ -99,7 +103,8 @@ def _load_encoder(
     settings = read_settings(files.path, checkpoint.config)
     execution = encoder_execution(config)
     model = execution.load_encoder(checkpoint, files.name, progress)
-    max_context = _context(config, min(model.max_context, settings.max_tokens or model.max_context))
+    own_context = min(model.max_context, settings.max_tokens or model.max_context)
+    max_context = _context(config, own_context)
     engine = EncoderEngine(
         model,
         max_context=max_context,
@@ -119,6 +124,7 @@ def _load_encoder(
         backends=dict(execution.backends(model)),
         embedding=embedding_info(settings, model.hidden_size),
         generates=False,
+        context_limit="max_context" if max_context < own_context else "model",
     )
     _log(info)
     return LoadedEngine(engine, info, tokenizer)
@@ -157,6 +163,7 @@ def _size(
     config: EngineConfig,
     model: Model,
     max_context: int,
+    model_context: int,
     end_ids: frozenset[int],
     draft: Model | None,
     row_cost: float,
@@ -182,6 +189,10 @@ def _size(
         seed=config.seed,
         speculation=_speculation(config, model, draft, pages, row_cost),
         constraints=constraints,
+        model_context=model_context,
+        attention=config.attention,
+        attention_error=config.attention_error,
+        question_tokens=config.question_tokens,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepseek.attention.stats import AttentionStats
 from deepseek.errors import ConfigurationError
 from deepseek.kernels.cpu.extension import native
 from deepseek.kernels.sampling import Choice
@@ -71,6 +72,7 @@ class NativeDecoder:
     """
 
     row_invariant = True
+    sparse = False
 
     def __init__(self, decoder: Decoder, *, threads: int, kv_dtype: str = "fp16", isa: str = "auto") -> None:
         self.architecture = decoder.architecture
@@ -165,6 +167,10 @@ class NativeDecoder:
         if rows > len(self._logits):
             self._logits = torch.empty(rows, self.vocab_size)
         return self._logits[:rows]
+
+    def attention_stats(self) -> AttentionStats:
+        """What sparse attention has read so far, in all caches of this model."""
+        return AttentionStats()
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""
