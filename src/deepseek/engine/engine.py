@@ -51,8 +51,7 @@ class Engine:
         num_pages: pages of KV cache.
         page_size: tokens per page.
         max_context: tokens per request, prompt and answer; at most what the pages hold.
-        model_context: tokens that the model could take; None is ``max_context``. It tells a limit that was set from the
-            model's own.
+        context_limit: why ``max_context`` is no larger.
         max_running: sequences in one step.
         max_batch_tokens: rows in one step.
         end_ids: token ids that end an answer.
@@ -78,7 +77,7 @@ class Engine:
         seed: int | None = None,
         speculation: Speculation | None = None,
         constraints: Constraints | None = None,
-        model_context: int | None = None,
+        context_limit: ContextLimit = "model",
         attention: str = "auto",
         attention_error: float = DEFAULT_ERROR,
         question_tokens: int = QUESTION_TOKENS,
@@ -86,11 +85,7 @@ class Engine:
         self.model = model
         self.page_size = page_size
         self.max_context = min(max_context, num_pages * page_size)
-        self.context_limit: ContextLimit = "model"
-        if self.max_context < max_context:
-            self.context_limit = "kv_cache"
-        elif model_context is not None and max_context < model_context:
-            self.context_limit = "max_context"
+        self.context_limit: ContextLimit = "kv_cache" if self.max_context < max_context else context_limit
         self._attention = (attention, attention_error, question_tokens)
         self.end_ids = end_ids
         self.pool = BlockPool(num_pages, prefix_cache=prefix_cache)

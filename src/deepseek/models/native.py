@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepseek.attention.policy import SparsePolicy
 from deepseek.attention.stats import AttentionStats
+from deepseek.config import PAGE_SIZE
 from deepseek.errors import ConfigurationError
 from deepseek.kernels.cpu.extension import native
 from deepseek.kernels.sampling import Choice
+from deepseek.layers.attention import Attention
 from deepseek.layers.mla import LatentShape
 from deepseek.layers.moe import MixtureOfExperts
 from deepseek.models.base import WIDE_ROWS, Batch
@@ -21,6 +24,7 @@ from deepseek.models.native_layers import ACTIVATIONS, describe_layer
 
 _FIRST_POSITIONS = 4096
 _KEPT_LOGITS = 64
+_SUMMARIES = 32  # bytes of a page's KeySummary and ValueSummary
 _HIDDEN_COLUMNS = 32  # rows of hidden states are padded to a multiple of it
 _MAX_HEAD, _MAX_LATENT, _MAX_EXPERTS = 512, 1024, 1024
 
@@ -69,12 +73,20 @@ class NativeDecoder:
 
     Satisfies :class:`deepseek.models.base.Model`. A row's result does not depend on which other rows are in its batch,
     on how its prompt was cut into chunks, on the number of threads, or on the instruction set.
+
+    Args:
+        decoder: the layers.
+        threads: of each step.
+        kv_dtype: ``fp16`` or ``int8``.
+        isa: instruction set.
+        indexed: caches have an index, which sparse attention needs.
     """
 
     row_invariant = True
-    sparse = False
 
-    def __init__(self, decoder: Decoder, *, threads: int, kv_dtype: str = "fp16", isa: str = "auto") -> None:
+    def __init__(
+        self, decoder: Decoder, *, threads: int, kv_dtype: str = "fp16", isa: str = "auto", indexed: bool = False
+    ) -> None:
         self.architecture = decoder.architecture
         self.vocab_size = decoder.vocab_size
         self.hidden_size = decoder.hidden_size
@@ -84,6 +96,10 @@ class NativeDecoder:
         self.device = torch.device("cpu")
         self.weights_bytes = decoder.weights_bytes
         self.kv_dtype = kv_dtype
+        self.sparse = indexed
+        self._windows = [
+            layer.attention.shape.window if isinstance(layer.attention, Attention) else None for layer in decoder.layers
+        ]
         self._rotaries = decoder.rotaries
         self._positions = 0
         self._logits = torch.empty(0, decoder.vocab_size)
@@ -108,15 +124,31 @@ class NativeDecoder:
     def page_bytes(self, page_size: int) -> int:
         each = 1 if self.kv_dtype == "int8" else 2
         scales = 8 if self.kv_dtype == "int8" else 0
-        return page_size * sum(spec.elements * each + spec.heads * scales for spec in self.cache_specs)
+        tokens = page_size * sum(spec.elements * each + spec.heads * scales for spec in self.cache_specs)
+        return tokens + self.index_page_bytes()
+
+    def index_page_bytes(self) -> int:
+        """Bytes that the index takes per page, over all layers (see ``PageIndex`` in csrc/layout.h)."""
+        if not self.sparse:
+            return 0
+        return sum(
+            spec.heads
+            * (_SUMMARIES + spec.key_dim + (spec.value_dim or spec.key_dim) + (spec.key_dim // 8 + 1) * PAGE_SIZE)
+            for spec, window in zip(self.cache_specs, self._windows, strict=True)
+            if window is None
+        )
 
     def new_cache(self, num_pages: int, page_size: int) -> Any:
         """Raises ConfigurationError for a page size that is no multiple of 16, or above 256."""
+        if self.sparse and page_size != PAGE_SIZE:
+            raise ConfigurationError(
+                f"page_size must be {PAGE_SIZE} for sparse attention, not {page_size}; or attention dense."
+            )
         if page_size % 16 or page_size > 256:
             raise ConfigurationError(
                 f"page_size must be a multiple of 16 up to 256 for native kernels, not {page_size}."
             )
-        return self._model.new_cache(num_pages, page_size, self.kv_dtype == "int8")
+        return self._model.new_cache(num_pages, page_size, self.kv_dtype == "int8", self.sparse)
 
     def forward(self, batch: Batch, cache: Any) -> Tensor:
         """See :class:`deepseek.models.base.Model`."""
@@ -136,6 +168,7 @@ class NativeDecoder:
         positions = batch.positions.to(torch.int32)
         rows = len(batch.token_ids)
         wanted = batch.logits_rows
+        errors, dense_until = _wishes(batch.sparse if self.sparse else ())
         logits = self._room_for_logits(rows if wanted is None else len(wanted))
         self._model.forward(
             cache,
@@ -157,6 +190,8 @@ class NativeDecoder:
             0 if hidden is None else len(hidden),
             0 if hidden_rows is None else hidden_rows.data_ptr(),
             0 if hidden is None else hidden.data_ptr(),
+            errors.buffer_info()[0] if errors else 0,
+            dense_until.buffer_info()[0] if errors else 0,
         )
         return logits
 
@@ -181,10 +216,19 @@ class NativeDecoder:
         """Have tables of cos and sin for so many positions."""
         if positions <= self._positions:
             return
-        self._positions = max(positions, 2 * self._positions, _FIRST_POSITIONS)
+        wanted = max(positions, 2 * self._positions, _FIRST_POSITIONS)
+        self._positions = max(positions, min(wanted, self.max_context))
         for index, rotary in enumerate(self._rotaries):
-            cos, sin = rotary(torch.arange(self._positions))
-            self._model.set_rotary(index, cos.contiguous().numpy(), sin.contiguous().numpy())
+            cos, sin = rotary.table(self._positions)
+            self._model.set_rotary(index, cos.numpy(), sin.numpy())
+
+
+def _wishes(policies: Sequence[SparsePolicy | None]) -> tuple[array[float], array[int]]:
+    """Per sequence the error that is allowed, 0 for dense, and the length up to which it is dense; empty if all are."""
+    if not any(policies):
+        return array("f"), array("i")
+    errors = array("f", [policy.error if policy else 0.0 for policy in policies])
+    return errors, array("i", [policy.dense_until if policy else 0 for policy in policies])
 
 
 def _page_table(lists: Sequence[Sequence[int]]) -> tuple[array[int], int]:

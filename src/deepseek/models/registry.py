@@ -100,10 +100,12 @@ def load_native_model(
     kv_dtype: str,
     threads: int,
     isa: str = "auto",
+    indexed: bool = False,
     progress: LoadProgress | None = None,
 ) -> NativeDecoder:
     """Build the checkpoint's model for the native CPU kernels, with matrices as ``scheme`` says
-    (:class:`deepseek.models.native_weights.NativeWeights`) and a cache of ``kv_dtype`` (fp16, int8).
+    (:class:`deepseek.models.native_weights.NativeWeights`) and a cache of ``kv_dtype`` (fp16, int8), ``indexed`` for
+    sparse attention.
 
     Raises as :func:`load_model`, BackendUnavailableError where native kernels cannot run, and ConfigurationError where
     the model has no cache of ``kv_dtype``.
@@ -114,4 +116,4 @@ def load_native_model(
         raise BackendUnavailableError(f"native kernels cannot run this model: {reason}.")
     check_cache_dtype(config, kv_dtype)
     decoder = family.build(config, NativeWeights(checkpoint, scheme, progress), bind("cpu"))
-    return NativeDecoder(decoder, threads=threads, kv_dtype=kv_dtype, isa=isa)
+    return NativeDecoder(decoder, threads=threads, kv_dtype=kv_dtype, isa=isa, indexed=indexed)

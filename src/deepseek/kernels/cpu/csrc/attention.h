@@ -22,6 +22,7 @@ struct KvSource {
   const T* values(int page, int head) const {
     return static_cast<const T*>(cache.values) + block(page, head) * value_dim * page_size;
   }
+  int value_ld() const { return value_dim; }
   const float* key_scales(int page, int head) const {
     return sizeof(T) == 1 ? cache.key_scales + block(page, head) * page_size : nullptr;
   }

@@ -82,6 +82,9 @@ struct Rotation {
   float eps;
 };
 
+struct SparseRows;
+struct SparseStats;
+
 struct AttentionKernels {
   // Turns heads [n_heads][ld] of one token in place.
   void (*rotate)(float* heads, int n_heads, int ld, const float* cos, const float* sin, int half, bool interleaved);
@@ -100,6 +103,16 @@ struct AttentionKernels {
   // Attention in latent space: q [num_rows][heads][rank + rope] -> out [num_rows][heads][rank]. Synchronises.
   void (*mla_decode)(const LatentCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
                      const Layout& layout, const Scratch& scratch, const Team& team);
+  // Indexes the pages that the batch's rows have filled; for caches that have an index. Synchronises.
+  void (*index_kv)(const KvCache& cache, const Layout& layout, const Scratch& scratch, const Team& team);
+  void (*index_latents)(const LatentCache& cache, const Layout& layout, const Scratch& scratch, const Team& team);
+  // Like `attention` and `mla_decode`, of the rows in `sparse` only; one stats per thread is added to. Synchronise.
+  void (*sparse_attention)(const KvCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
+                           const Layout& layout, const SparseRows& sparse, SparseStats* stats, const Scratch& scratch,
+                           const Team& team);
+  void (*sparse_mla)(const LatentCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
+                     const Layout& layout, const SparseRows& sparse, SparseStats* stats, const Scratch& scratch,
+                     const Team& team);
   // Stores rows [num_rows][rank + rope].
   void (*write_latent)(const LatentCache& cache, const float* rows, int ld, const Layout& layout, const Team& team);
 };

@@ -52,6 +52,7 @@ struct TileWalk {
   bool next() {
     first_row += kTileRows;
     for (; sequence < layout.num_sequences; ++sequence, first_row = 0) {
+      if (layout.skip && layout.skip[sequence]) continue;
       const int queries = layout.query_starts[sequence + 1] - layout.query_starts[sequence];
       if (first_row >= queries * group) continue;
       rows = min_int(kTileRows, queries * group - first_row);

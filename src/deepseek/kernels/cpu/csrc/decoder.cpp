@@ -95,23 +95,39 @@ const Workspace& Buffers::fit(const Shape& s) {
   return work_;
 }
 
-Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool int8) {
+Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool int8, bool indexed) {
+  if (indexed && page_size != kIndexTokens) throw std::invalid_argument("an index needs pages of 64 tokens");
   for (const LayerSpec& spec : specs) {
     if (spec.latent && int8) throw std::invalid_argument("latent caches are fp16");
   }
+  const auto index_of = [&](Arena& arena, int kv_heads, int key_dim, int value_dim) {
+    PageIndex index;
+    if (!indexed || key_dim > kMaxIndexedDim) return index;
+    index.kv_heads = kv_heads;
+    index.key_dim = key_dim;
+    index.value_dim = value_dim;
+    const size_t entries = static_cast<size_t>(pages) * kv_heads;
+    index_bytes_ += entries * (index.key_bytes() + index.value_bytes() + index.code_bytes());
+    index.keys = arena.take<char>(entries * index.key_bytes());
+    index.values = arena.take<char>(entries * index.value_bytes());
+    index.codes = arena.take<uint8_t>(entries * index.code_bytes());
+    return index;
+  };
   auto lay_out = [&](Arena& arena) {
     layers.clear();
     latents.clear();
+    index_bytes_ = 0;
     for (const LayerSpec& spec : specs) {
       latents.push_back({});
       if (spec.latent) {
         const int rank = spec.latent->rank, rope = spec.latent->rope;
-        latents.back() = {rank, rope, page_size, arena.take<uint16_t>(static_cast<size_t>(pages) * page_size * (rank + rope))};
+        latents.back() = {rank, rope, page_size, arena.take<uint16_t>(static_cast<size_t>(pages) * page_size * (rank + rope)), {}};
+        latents.back().index = index_of(arena, 1, rank + rope, rank);
         layers.push_back({});
         continue;
       }
       const size_t heads = static_cast<size_t>(pages) * spec.kv_heads, values = heads * spec.head_dim * page_size;
-      KvCache cache{spec.kv_heads, spec.head_dim, spec.head_dim, page_size, int8, nullptr, nullptr, nullptr, nullptr};
+      KvCache cache{spec.kv_heads, spec.head_dim, spec.head_dim, page_size, int8, nullptr, nullptr, nullptr, nullptr, {}};
       const size_t size = int8 ? 1 : 2;
       cache.keys = arena.take<char>(values * size);
       cache.values = arena.take<char>(values * size);
@@ -119,6 +135,7 @@ Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool
         cache.key_scales = arena.take<float>(heads * page_size);
         cache.value_scales = arena.take<float>(heads * page_size);
       }
+      if (spec.window == 0) cache.index = index_of(arena, spec.kv_heads, spec.head_dim, spec.head_dim);
       layers.push_back(cache);
     }
   };
@@ -208,8 +225,8 @@ Linear Decoder::use(LinearSpec& spec) {
   return spec.plain();
 }
 
-std::shared_ptr<Cache> Decoder::new_cache(int pages, int page_size, bool int8) const {
-  return std::make_shared<Cache>(specs_, pages, page_size, int8);
+std::shared_ptr<Cache> Decoder::new_cache(int pages, int page_size, bool int8, bool indexed) const {
+  return std::make_shared<Cache>(specs_, pages, page_size, int8, indexed);
 }
 
 void Decoder::set_rotary(int index, std::vector<float> cos, std::vector<float> sin, int half) {
@@ -244,8 +261,22 @@ void Decoder::sort_logits(Step& step) {
   step.logits_to = logits_to_.data();
 }
 
-void Decoder::forward(Step step, Cache& cache) {
+void Decoder::choose_sparse(Step& step, const Cache& cache, const SparseWish& wish) {
+  stats_.assign(threads_, SparseStats{});
+  step.stats = stats_.data();
+  if (cache.index_bytes() == 0) return;
+  plan_.make(step.layout, wish);
+  step.layout.skip = plan_.skip();
+  step.sparse = plan_.rows();
+}
+
+void Decoder::add_stats() {
+  for (const SparseStats& own : stats_) total_ += own;
+}
+
+void Decoder::forward(Step step, Cache& cache, SparseWish wish) {
   sort_logits(step);
+  choose_sparse(step, cache, wish);
   Buffers::Shape shape = shape_;
   shape.rows = padded(std::max(step.rows, step.num_logits), 64);
   shape.sequences = padded(step.layout.num_sequences, 16);
@@ -255,11 +286,18 @@ void Decoder::forward(Step step, Cache& cache) {
                                ? mla_scratch(shape.rows, shape.sequences, heads, cache.latents[i], threads_)
                                : kv_attention_scratch(shape.rows, shape.sequences, heads, cache.layers[i], threads_);
     shape.scratch_floats = std::max(shape.scratch_floats, floats);
+    const PageIndex& index = layers_[i].latent ? cache.latents[i].index : cache.layers[i].index;
+    if (step.sparse.count == 0 || index.codes == nullptr) continue;
+    const int stride = layers_[i].latent ? kLatentStride : kKvStride;
+    const int64_t sparse = sparse_scratch(step.sparse.count, step.sparse.pieces, heads, index.kv_heads, index.key_dim,
+                                          index.value_dim, stride, threads_).total;
+    shape.scratch_floats = std::max(shape.scratch_floats, sparse + sparse / 4);
   }
   const Workspace& work = buffers_.fit(shape);
   model_.caches = cache.layers.data();
   model_.latents = cache.latents.data();
   kernels_.forward(model_, step, work, threads_);
+  add_stats();
 }
 
 }  // namespace deepseek

@@ -7,6 +7,7 @@
 
 #include "kernels.h"
 #include "layers.h"
+#include "sparse_plan.h"
 
 namespace deepseek {
 
@@ -53,13 +54,16 @@ struct LayerSpec {
 // Keys and values, or latents, of all layers.
 class Cache {
  public:
-  Cache(const std::vector<LayerSpec>& layers, int pages, int page_size, bool int8);
+  // `indexed`: with an index for sparse attention, in layers without a window; pages have 64 tokens then.
+  Cache(const std::vector<LayerSpec>& layers, int pages, int page_size, bool int8, bool indexed);
   std::vector<KvCache> layers;       // empty ones for latent layers, and the other way round
   std::vector<LatentCache> latents;
   size_t bytes() const { return memory_.bytes(); }
+  size_t index_bytes() const { return index_bytes_; }
 
  private:
   Memory memory_;
+  size_t index_bytes_ = 0;
 };
 
 class Decoder {
@@ -67,10 +71,12 @@ class Decoder {
   Decoder(const std::string& isa, int threads, int hidden, int vocab, MatrixPtr embedding, float embedding_scale,
           MatrixPtr head, std::vector<float> norm, float eps, float softcap, std::vector<LayerSpec> layers);
 
-  std::shared_ptr<Cache> new_cache(int pages, int page_size, bool int8) const;
+  std::shared_ptr<Cache> new_cache(int pages, int page_size, bool int8, bool indexed) const;
   // Tables of rotation `index`, [positions][half]; kept until replaced.
   void set_rotary(int index, std::vector<float> cos, std::vector<float> sin, int half);
-  void forward(Step step, Cache& cache);
+  void forward(Step step, Cache& cache, SparseWish wish);
+  // Of all steps so far.
+  const SparseStats& sparse_stats() const { return total_; }
   const char* isa() const { return kernels_.name; }
 
  private:
@@ -82,6 +88,8 @@ class Decoder {
   Layer plain(LayerSpec& spec);
   Linear use(LinearSpec& spec);
   void sort_logits(Step& step);
+  void choose_sparse(Step& step, const Cache& cache, const SparseWish& wish);
+  void add_stats();
 
   const Kernels& kernels_;
   int threads_;
@@ -96,6 +104,9 @@ class Decoder {
   Model model_{};
   std::vector<int64_t> logits_rows_;
   std::vector<int32_t> logits_to_;
+  SparsePlan plan_;
+  std::vector<SparseStats> stats_;
+  SparseStats total_{};
 };
 
 }  // namespace deepseek

@@ -102,9 +102,22 @@ struct Forward {
                             false,                    layer.query_norm.weight,
                             layer.key_norm.weight,    layer.query_norm.eps};
     attention.rope_and_write(work.qkv, work.qkv_ld, layer.heads, rotation, cache, step.layout, team);
+    const bool sparse = step.sparse.count > 0 && layer.window == 0;
+    if (cache.index.codes) attention.index_kv(cache, step.layout, work.attention, team);
     attention.attention(cache, work.qkv, work.qkv_ld, work.attended, work.attended_ld, layer.heads, layer.scale,
-                        layer.window, step.layout, resources.tiles ? step.narrow_attention : step.rows, work.attention, team);
+                        layer.window, dense_layout(sparse), resources.tiles ? step.narrow_attention : step.rows, work.attention, team);
+    if (sparse) {
+      attention.sparse_attention(cache, work.qkv, work.qkv_ld, work.attended, work.attended_ld, layer.heads, layer.scale,
+                                 step.layout, step.sparse, step.stats, work.attention, team);
+    }
     project_attended(layer);
+  }
+
+  // Without the sequences that are attended to sparsely, if the layer does that.
+  Layout dense_layout(bool sparse) const {
+    Layout layout = step.layout;
+    if (!sparse) layout.skip = nullptr;
+    return layout;
   }
 
   // What attention found, through the output projection, onto the residual.

@@ -16,6 +16,7 @@ struct LatentSource {
 
   const uint16_t* keys(int page, int) const { return cache.rows + static_cast<size_t>(page) * key_dim * page_size; }
   const uint16_t* values(int page, int head) const { return keys(page, head); }  // within longer rows: always converted
+  int value_ld() const { return key_dim; }
   const float* key_scales(int, int) const { return nullptr; }
   const float* value_scales(int, int) const { return nullptr; }
   bool widen_values(int) const { return true; }

@@ -77,8 +77,13 @@ inline void Forward::attend_latent(const Layer& layer, const LatentCache& cache)
     team.sync();
   }
   absorb_queries(layer);
+  if (cache.index.codes) attention.index_latents(cache, step.layout, work.attention, team);
   attention.mla_decode(cache, m.absorbed, m.absorbed_ld, m.attended, m.attended_ld, layer.heads, layer.scale,
                        step.layout, work.attention, team);
+  if (step.sparse.count > 0) {
+    attention.sparse_mla(cache, m.absorbed, m.absorbed_ld, m.attended, m.attended_ld, layer.heads, layer.scale,
+                         step.layout, step.sparse, step.stats, work.attention, team);
+  }
   share_matrices(layer.heads, team, [&](int h) { return l.value_up[h].bands(); }, [](int) { return 1; },
               [&](int h, int first, int count) {
                 const Store sink{work.attended + h * l.value_dim + first * kBand, work.attended_ld, nullptr, false};

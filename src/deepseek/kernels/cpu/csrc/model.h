@@ -2,6 +2,7 @@
 #pragma once
 #include "formats.h"
 #include "layout.h"
+#include "sparse_api.h"
 
 namespace deepseek {
 
@@ -114,6 +115,8 @@ struct Step {
   int num_hidden;
   const int64_t* hidden_rows;  // whose hidden states behind the final norm are wanted
   float* hidden;               // [num_hidden][hidden padded to groups]
+  SparseRows sparse{};         // rows of the sequences that `layout` skips
+  SparseStats* stats = nullptr;  // per thread
 };
 
 }  // namespace deepseek

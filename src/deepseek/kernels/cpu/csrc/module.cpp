@@ -19,6 +19,8 @@ namespace deepseek {
 void bind_attention(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_sampling(nb::module_& m);
+void bind_sparse(nb::module_& m);
+nb::dict to_dict(const SparseStats& stats);
 
 namespace {
 
@@ -199,14 +201,15 @@ NB_MODULE(_native, m) {
       .def_rw("inner", &LayerSpec::inner)
       .def_rw("activation", &LayerSpec::activation)
       .def_rw("scale", &LayerSpec::scale);
-  nb::class_<Cache>(m, "Cache").def_prop_ro("nbytes", &Cache::bytes);
+  nb::class_<Cache>(m, "Cache").def_prop_ro("nbytes", &Cache::bytes).def_prop_ro("index_bytes", &Cache::index_bytes);
   nb::class_<Decoder>(m, "Decoder")
       .def(nb::init<const std::string&, int, int, int, MatrixPtr, float, MatrixPtr, std::vector<float>, float, float,
                     std::vector<LayerSpec>>(),
            "isa"_a, "threads"_a, "hidden"_a, "vocab"_a, "embedding"_a, "embedding_scale"_a, "head"_a, "norm"_a, "eps"_a,
            "softcap"_a, "layers"_a)
       .def_prop_ro("isa", &Decoder::isa)
-      .def("new_cache", &Decoder::new_cache, "pages"_a, "page_size"_a, "int8"_a)
+      .def("sparse_stats", [](const Decoder& self) { return to_dict(self.sparse_stats()); }, "Sums over all steps: what sparse attention read, and how wrong it may be; see csrc/sparse_api.h.")
+      .def("new_cache", &Decoder::new_cache, "pages"_a, "page_size"_a, "int8"_a, "indexed"_a = false)
       .def("set_rotary", [](Decoder& self, int index, Array2<float> cos, Array2<float> sin) {
              self.set_rotary(index, {cos.data(), cos.data() + cos.size()}, {sin.data(), sin.data() + sin.size()},
                              static_cast<int>(cos.shape(1)));
@@ -215,14 +218,14 @@ NB_MODULE(_native, m) {
            [](Decoder& self, Cache& cache, int rows, int narrow_rows, int narrow_attention, uintptr_t token_ids, uintptr_t positions, int sequences, int page_size,
               uintptr_t query_starts, uintptr_t context_lens, uintptr_t pages, int pages_stride, uintptr_t write_slots,
               int num_logits, uintptr_t logits_rows, uintptr_t logits, int num_hidden, uintptr_t hidden_rows,
-              uintptr_t hidden) {
+              uintptr_t hidden, uintptr_t sparse_errors, uintptr_t dense_until) {
              Step step{rows,
                        narrow_rows,
                        narrow_attention,
                        pointer<int64_t>(token_ids),
                        pointer<int32_t>(positions),
                        Layout{sequences, rows, page_size, pointer<int32_t>(query_starts), pointer<int32_t>(context_lens),
-                              pointer<int32_t>(pages), pages_stride, pointer<int64_t>(write_slots)},
+                              pointer<int32_t>(pages), pages_stride, pointer<int64_t>(write_slots), nullptr},
                        num_logits,
                        pointer<int64_t>(logits_rows),
                        0,
@@ -230,13 +233,16 @@ NB_MODULE(_native, m) {
                        reinterpret_cast<float*>(logits),
                        num_hidden,
                        pointer<int64_t>(hidden_rows),
-                       reinterpret_cast<float*>(hidden)};
+                       reinterpret_cast<float*>(hidden),
+                       {},
+                       nullptr};
              nb::gil_scoped_release release;
-             self.forward(step, cache);
+             self.forward(step, cache, {pointer<float>(sparse_errors), pointer<int32_t>(dense_until)});
            },
            "One step. The numbers are addresses of contiguous arrays; deepseek.kernels.cpu.decoder keeps them alive.");
   bind_sampling(m);
 #ifdef DS_BIND_ATTENTION
   bind_attention(m);
+  bind_sparse(m);
 #endif
 }

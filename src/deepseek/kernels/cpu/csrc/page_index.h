@@ -1,0 +1,144 @@
+// Makes the index of full pages.
+#pragma once
+#include "attention.h"
+#include "mla.h"
+#include "rotation.h"
+#include "rotary_kv.h"
+
+namespace deepseek {
+namespace DS_ISA {
+
+// Rows of 64 tokens as floats, of one page and head.
+template <class T>
+static void load_rows(const T* from, int ld, const float* scales, int dim, float* to) {
+  for (int t = 0; t < kIndexTokens; ++t, from += ld, to += dim) {
+    const Vec scale = set1(scales ? scales[t] : 1.0f);
+    for (int d = 0; d < dim; d += kLanes) store(to + d, mul(load_any(from + d), scale));
+  }
+}
+
+// Quantizes the mean of the rows and leaves the rows as distances from it. Returns the mean's scale.
+static float take_mean(float* rows, int dim, int8_t* mean) {
+  float sums[kMaxRotated];
+  for (int d = 0; d < dim; d += kLanes) {
+    Vec sum = zero();
+    for (int t = 0; t < kIndexTokens; ++t) sum = add(sum, load(rows + t * dim + d));
+    store(sums + d, mul(sum, set1(1.0f / kIndexTokens)));
+  }
+  const float scale = store_quantized(sums, dim, mean);
+  for (int d = 0; d < dim; d += kLanes) {
+    const Vec whole = mul(load_int8(mean + d), set1(scale));
+    for (int t = 0; t < kIndexTokens; ++t) store(rows + t * dim + d, sub(load(rows + t * dim + d), whole));
+  }
+  return scale;
+}
+
+static inline float square_norm(const float* x, int dim) {
+  Vec sum = zero();
+  for (int d = 0; d < dim; d += kLanes) sum = fma(load(x + d), load(x + d), sum);
+  return reduce_add(sum);
+}
+
+static inline float sum_magnitudes(const float* x, int dim) {
+  Vec sum = zero();
+  for (int d = 0; d < dim; d += kLanes) sum = add(sum, max_magnitude(load(x + d), zero()));
+  return reduce_add(sum);
+}
+
+// Token t's bits of x's signs.
+static inline void put_code(const float* x, int dim, int t, uint8_t* codes) {
+  uint8_t* to = codes + 2 * (t % 32) + t / 32;
+  for (int d = 0; d < dim; d += 8, to += kIndexTokens) {
+    unsigned bits = 0;
+    for (int i = 0; i < 8; ++i) bits |= (x[d + i] >= 0.0f ? 1u : 0u) << i;
+    *to = static_cast<uint8_t>(bits);
+  }
+}
+
+static void index_keys(float* rows, int dim, KeySummary& summary, uint8_t* codes) {
+  float alphas[kIndexTokens], largest = 0.0f, squares = 0.0f, noise = 0.0f;
+  summary.scale = take_mean(rows, dim, reinterpret_cast<int8_t*>(&summary + 1));
+  for (int t = 0; t < kIndexTokens; ++t) {
+    float* row = rows + t * dim;
+    const float square = square_norm(row, dim);
+    rotate_randomly(row, dim);
+    put_code(row, dim, t, codes);
+    alphas[t] = sum_magnitudes(row, dim) / static_cast<float>(dim);
+    largest = alphas[t] > largest ? alphas[t] : largest;
+    squares += square;
+    noise += square - static_cast<float>(dim) * alphas[t] * alphas[t];
+  }
+  const float each = 1.0f / static_cast<float>(kIndexTokens * dim);
+  summary.alpha_scale = largest / 255.0f;
+  summary.noise = noise > 0.0f ? noise * each : 0.0f;
+  summary.variance = squares * each;
+  uint8_t* to = codes + dim / 8 * kIndexTokens;
+  const float inverse = largest > 0.0f ? 255.0f / largest : 0.0f;
+  for (int t = 0; t < kIndexTokens; ++t) to[t] = static_cast<uint8_t>(alphas[t] * inverse + 0.5f);
+}
+
+static void index_values(float* rows, int dim, ValueSummary& summary) {
+  float longest = 0.0f, squares = 0.0f;
+  for (int t = 0; t < kIndexTokens; ++t) {
+    const float norm = square_norm(rows + t * dim, dim);
+    longest = norm > longest ? norm : longest;
+  }
+  summary.scale = take_mean(rows, dim, reinterpret_cast<int8_t*>(&summary + 1));
+  for (int t = 0; t < kIndexTokens; ++t) squares += square_norm(rows + t * dim, dim);
+  summary.longest = std::sqrt(longest);
+  summary.spread = squares / kIndexTokens;
+  summary.unused = 0.0f;
+}
+
+// Indexes one page and head. `room` holds 64 rows of floats.
+template <class Source>
+static void index_page(const Source& source, const PageIndex& index, int page, int head, float* room) {
+  const size_t entry = index.entry(page, head);
+  load_rows(source.keys(page, head), source.key_dim, source.key_scales(page, head), source.key_dim, room);
+  index_keys(room, source.key_dim, *reinterpret_cast<KeySummary*>(index.keys + entry * index.key_bytes()), index.code(page, head));
+  load_rows(source.values(page, head), source.value_ld(), source.value_scales(page, head), source.value_dim, room);
+  index_values(room, source.value_dim, *reinterpret_cast<ValueSummary*>(index.values + entry * index.value_bytes()));
+}
+
+// Calls visit(page) for the pages that this step's rows have filled.
+template <class Visit>
+static void filled_pages(const Layout& layout, const Visit& visit) {
+  for (int s = 0; s < layout.num_sequences; ++s) {
+    const int rows = layout.query_starts[s + 1] - layout.query_starts[s];
+    const int last = layout.context_lens[s] / kIndexTokens;
+    for (int p = (layout.context_lens[s] - rows) / kIndexTokens; p < last; ++p) {
+      visit(layout.pages[static_cast<int64_t>(s) * layout.pages_stride + p]);
+    }
+  }
+}
+
+template <class Source>
+static void index_pages(const Source& source, const PageIndex& index, const Layout& layout, const Scratch& scratch, const Team& team) {
+  int count = 0;
+  filled_pages(layout, [&](int) { ++count; });
+  if (count == 0) return;
+  team.sync();
+  float* room = scratch.floats + static_cast<int64_t>(team.rank) * kIndexTokens * source.key_dim;
+  int64_t turn = 0;
+  filled_pages(layout, [&](int page) {
+    for (int head = 0; head < index.kv_heads; ++head, ++turn) {
+      if (turn % team.size == team.rank) index_page(source, index, page, head, room);
+    }
+  });
+  team.sync();
+}
+
+static void index_kv(const KvCache& cache, const Layout& layout, const Scratch& scratch, const Team& team) {
+  if (cache.int8) {
+    index_pages(KvSource<int8_t>(cache), cache.index, layout, scratch, team);
+  } else {
+    index_pages(KvSource<uint16_t>(cache), cache.index, layout, scratch, team);
+  }
+}
+
+static void index_latents(const LatentCache& cache, const Layout& layout, const Scratch& scratch, const Team& team) {
+  index_pages(LatentSource(cache), cache.index, layout, scratch, team);
+}
+
+}  // namespace DS_ISA
+}  // namespace deepseek
