@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deepseek.attention.policy import DEFAULT_ERROR
 from deepseek.config import DEFAULT_MODEL, EngineConfig
 from deepseek_cli.bench_tables import engine_table, peers_table, print_contenders, say, write
 
@@ -19,6 +20,8 @@ Model = Annotated[str, typer.Option(help="folder, .gguf file, built-in name or H
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")]
 Repeats = Annotated[int, typer.Option(min=1, help="rounds; the median is reported")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write all figures to this file")]
+Attention = Annotated[str, typer.Option(help="how long contexts are read: auto, dense or sparse")]
+AttentionError = Annotated[float, typer.Option(help="relative error that sparse attention aims at; 0 is dense")]
 Quick = Annotated[bool, typer.Option("--quick", help="an eighth of the work: shows that it runs, not how fast")]
 KvDtype = Annotated[str, typer.Option(help="precision of keys and values: auto, fp16 or int8")]
 DTYPE_HELP = "auto, fp32, bf16, fp16, int8 or int4"
@@ -42,6 +45,8 @@ def engine(
     profile: Annotated[
         str | None, typer.Option(help="v2.1, baseline (FP16, no prefix cache, no speculation) or both, in turn")
     ] = None,
+    attention: Attention = "auto",
+    attention_error: AttentionError = DEFAULT_ERROR,
     price_per_hour: Annotated[float, typer.Option(help="of this machine; gives the cost per million tokens")] = 0.10,
     quick: Quick = False,
     json_file: JsonFile = None,
@@ -53,13 +58,14 @@ def engine(
 
     console = Console()
     options: dict[str, Any] = {"threads": threads, "max_batch_tokens": max_batch_tokens}
+    reading: dict[str, Any] = {"attention": attention, "attention_error": attention_error}
     result: dict[str, Any]
     if profile is None:
-        config = EngineConfig(model=model, dtype=dtype or "auto", kv_dtype=kv_dtype, **options)
+        config = EngineConfig(model=model, dtype=dtype or "auto", kv_dtype=kv_dtype, **options, **reading)
         result = measure_engine(config, repeats=repeats, quick=quick, say=say(console))
         console.print(engine_table({"median": result}, None))
     else:
-        configs = profile_configs(model, profile, dtype=dtype or "int8", kv_dtype=kv_dtype, **options)
+        configs = profile_configs(model, profile, dtype=dtype or "int8", kv_dtype=kv_dtype, **options, **reading)
         result = measure_profiles(
             configs, repeats=repeats, price_per_hour=price_per_hour, quick=quick, say=say(console)
         )
