@@ -219,6 +219,9 @@ class NativeDecoder:
             error_bound=found["bound"],
             prompt_pages=int(found["prefill_pages"]),
             prompt_pages_read=int(found["prefill_read"]),
+            checks=int(found["checks"]),
+            checked_error=found["error"],
+            violations=int(found["violations"]),
         )
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
