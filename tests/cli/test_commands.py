@@ -45,6 +45,12 @@ def test_help_lists_the_commands() -> None:
         (["bench", "peers", "--scenario", "speed"], "unknown scenario 'speed'"),
         (["bench", "peers", "--model", "nosuch"], "unknown model 'nosuch'"),
         (["serve", "--kv-cache-bytes", "much"], "is not a size"),
+        (["serve", "--attention", "quick"], "attention must be one of auto, dense, sparse"),
+        (["serve", "--attention-error", "0.6"], "attention_error must be 0 to 0.5"),
+        (["serve", "--rope-scaling", "ntk"], "rope_scaling must be one of auto, none, yarn"),
+        (["serve", "--question-tokens", "-1"], "question_tokens must be at least 0"),
+        (["chat", "smollm2-135m-instruct", "--attention", "quick", "-p", "hi"], "attention must be one of"),
+        (["bench", "engine", "--attention-error", "-1"], "attention_error must be 0 to 0.5"),
     ],
 )
 def test_errors_are_one_readable_message(arguments: list[str], words: str) -> None:

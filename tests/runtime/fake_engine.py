@@ -175,7 +175,7 @@ class FakeEngine:
         return TokenEvent(request_id, token, stop, logprobs, cached, reason, scheduled_at=scheduled_at)
 
     def stats(self) -> EngineStats:
-        reading = AttentionStats(rows=self.sparse_rows, estimated_error=0.5 * self.sparse_rows)
+        reading = AttentionStats(outputs=self.sparse_rows, estimated_error=0.5 * self.sparse_rows)
         return EngineStats(**self.counts | {"running": len(self._live) + len(self._held)}, attention=reading)
 
 

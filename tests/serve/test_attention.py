@@ -93,9 +93,9 @@ def test_the_reference_describes_them() -> None:
 
 
 def test_metrics_show_what_was_read(server: Server, http: httpx.Client) -> None:
-    before = server.metric("deepseek_engine_sparse_rows_total")
+    before = server.metric("deepseek_engine_sparse_outputs_total")
     body = chat_body("hi", attention="sparse")
     rows = http.post(CHAT, json=body).json()["usage"]["prompt_tokens"]
-    server.wait_metric("deepseek_engine_sparse_rows_total", before + rows)
+    server.wait_metric("deepseek_engine_sparse_outputs_total", before + rows)
     server.wait_metric("deepseek_engine_sparse_estimated_error_total", 0.5 * (before + rows))
     assert server.metric("deepseek_engine_sparse_violations_total") == 0
