@@ -39,33 +39,50 @@ struct Scratch {
   int64_t size;
 };
 
+// What a tile needs to choose among so many pages of its context.
+static inline int64_t choosing_floats(int pages, int stride) {
+  const int64_t padded = (pages + 63) / 64 * 64;
+  return pages ? kTileRows * (padded + stride) + 6 * padded + 64 : 0;
+}
+
+static inline int choosing_pages(const Layout& layout) {
+  int most = 0;
+  for (int s = 0; layout.errors && s < layout.num_sequences; ++s) {
+    if (layout.errors[s] > 0.0f && layout.context_lens[s] > most * layout.page_size) most = layout.context_lens[s] / layout.page_size;
+  }
+  return most;
+}
+
 struct AttentionScratchSize {
   int64_t tasks, splits, per_thread, total;  // counts; floats
 };
 
-// `rows` and `sequences` are the most that a batch can have; kv_heads is 1 for a latent cache.
+// `rows` and `sequences` are the most that a batch can have; kv_heads is 1 for a latent cache; choosing_pages are those of the
+// longest context of which tiles choose pages, or 0.
 static inline AttentionScratchSize attention_scratch(int rows, int sequences, int heads, int kv_heads, int key_dim,
-                                                     int value_dim, int page_size, int stride, int threads) {
+                                                     int value_dim, int page_size, int stride, int choosing_pages, int threads) {
   const int64_t group = heads / kv_heads;
   AttentionScratchSize size;
   size.splits = 4 * static_cast<int64_t>(threads) + 4;
-  size.tasks = kv_heads * (rows * group / kTileRows + sequences) + 16 * static_cast<int64_t>(threads) + 32;
+  const int64_t least_rows = choosing_pages ? kTileRows / 4 : kTileRows;  // of a full tile
+  size.tasks = kv_heads * (rows * group / least_rows + 2 * sequences) + 16 * static_cast<int64_t>(threads) + 32;
   size.per_thread = 3 * static_cast<int64_t>(kTileRows) * stride + kTileRows * kScoreStride +
-                    static_cast<int64_t>(key_dim + value_dim) * page_size + 16;
+                    static_cast<int64_t>(key_dim + value_dim) * page_size + 16 +
+                    choosing_floats(choosing_pages, stride);
   const int64_t plan = size.tasks * static_cast<int64_t>(sizeof(AttentionTask) / 4 + 1) + size.splits + 64;
   size.total = plan + 128 + threads * (size.per_thread + kPartialFloats);
   return size;
 }
 
-static inline int64_t kv_attention_scratch(int rows, int sequences, int heads, const KvCache& cache, int threads) {
+static inline int64_t kv_attention_scratch(int rows, int sequences, int heads, const KvCache& cache, int choosing_pages, int threads) {
   return attention_scratch(rows, sequences, heads, cache.kv_heads, cache.key_dim, cache.value_dim, cache.page_size,
-                           kKvStride, threads)
+                           kKvStride, choosing_pages, threads)
       .total;
 }
 
-static inline int64_t mla_scratch(int rows, int sequences, int heads, const LatentCache& cache, int threads) {
+static inline int64_t mla_scratch(int rows, int sequences, int heads, const LatentCache& cache, int choosing_pages, int threads) {
   return attention_scratch(rows, sequences, heads, 1, cache.rank + cache.rope, cache.rank, cache.page_size,
-                           kLatentStride, threads)
+                           kLatentStride, choosing_pages, threads)
       .total;
 }
 

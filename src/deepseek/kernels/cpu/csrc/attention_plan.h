@@ -42,20 +42,28 @@ static inline int first_visible(int position, int window) { return window > 0 ? 
 
 static inline int partition_tokens(int page_size) { return kPartition / page_size * page_size; }
 
+// Rows of a tile that chooses its pages: they depend on which rows it has, so it has those of whole positions and begins at
+// positions that are multiples of a power of two, and heads of one position where these do not fit into a tile.
+static inline int choosing_rows(int group, int row) {
+  int unit = group;
+  while (2 * unit <= kTileRows && 2 * unit <= kIndexTokens * group) unit *= 2;
+  return min_int(kTileRows, unit - row % unit);
+}
+
 // The tiles of all sequences, one after another.
 struct TileWalk {
   const Layout& layout;
   int group, window;
-  int sequence = 0, first_row = -kTileRows, rows = 0;
+  int sequence = 0, first_row = 0, rows = 0;
   int low = 0, high = 0;  // positions that any of the tile's rows sees: [low, high)
 
   bool next() {
-    first_row += kTileRows;
-    for (; sequence < layout.num_sequences; ++sequence, first_row = 0) {
+    first_row += rows;
+    for (; sequence < layout.num_sequences; ++sequence, first_row = 0, rows = 0) {
       if (layout.skip && layout.skip[sequence]) continue;
       const int queries = layout.query_starts[sequence + 1] - layout.query_starts[sequence];
       if (first_row >= queries * group) continue;
-      rows = min_int(kTileRows, queries * group - first_row);
+      rows = min_int(chooses() ? choosing_rows(group, first_row) : kTileRows, queries * group - first_row);
       const int start = layout.context_lens[sequence] - queries;
       low = first_visible(start + first_row / group, window);
       high = start + (first_row + rows - 1) / group + 1;
@@ -63,6 +71,7 @@ struct TileWalk {
     }
     return false;
   }
+  bool chooses() const { return layout.errors && layout.errors[sequence] > 0.0f; }
   int64_t cost() const { return static_cast<int64_t>(rows) * (high - low); }
 };
 
@@ -91,7 +100,7 @@ static inline void make_plan(const Plan& plan, const Layout& layout, int kv_head
     const int parts = last - first;
     const int64_t need = static_cast<int64_t>(parts) * tile.rows * (value_dim + 16);
     for (int head = 0; head < kv_heads; ++head) {
-      const bool split = parts > 1 && tile.cost() > 2 * share && used + need <= room;
+      const bool split = parts > 1 && !tile.chooses() && tile.cost() > 2 * share && used + need <= room;
       const int pieces = split ? static_cast<int>(tile.cost() / share < parts ? tile.cost() / share : parts) : 1;
       for (int i = 0; i < pieces; ++i) {
         const int begin = first + static_cast<int>(static_cast<int64_t>(parts) * i / pieces);

@@ -1,6 +1,7 @@
 // The tasks of a batch's attention, run by a team.
 #pragma once
 #include "attention_wide.h"
+#include "choose_pages.h"
 
 namespace deepseek {
 namespace DS_ISA {
@@ -50,23 +51,71 @@ static void run_task(Tile<Source>& tile, const QueryRows& rows, const Plan& plan
   store_results(tile, rows);
 }
 
+// Attends to what the tile looks at now.
+template <class Source, class Attend>
+static void run_partitions(Tile<Source>& tile, const Attend& attend) {
+  const int count = partition_tokens(tile.source.page_size), last = (tile.high[tile.task.rows - 1] - 1) / count + 1;
+  for (int p = 0; p < last; ++p) {
+    attend(p * count, count);
+    for (int r = 0; r < tile.task.rows; ++r) {
+      tile.merge(r, p, tile.maximum[r], tile.total[r], tile.sums + r * Tile<Source>::kStride, count);
+    }
+  }
+}
+
+// A tile that chooses its pages. Behind the pages of the exact part lies the room for the choice.
+template <class Source, class Load, class Attend>
+static void run_choosing(Tile<Source>& tile, const QueryRows& rows, float error, float* room, SparseStats& stats,
+                         const Load& load_again, const Attend& attend) {
+  constexpr int kExactPages = 2 * (kExactTokens + kTileRows) / kIndexTokens + 8;
+  int32_t pages[kExactPages];
+  PageChoice<Source> choice(tile, tile.source.cache.index, error, rows.group, room);
+  if (choice.count > 0) {
+    choice.score_means();
+    choice.estimate();
+    choice.look_at_exact(pages);
+  }
+  load_again();
+  run_partitions(tile, attend);
+  if (choice.count > 0) {
+    choice.choose();
+    choice.look_at_chosen();
+    if (choice.listed > 0) run_partitions(tile, attend);
+    choice.add_rest();
+    stats.tile_pages += choice.count;
+    stats.tile_pages_read += choice.listed;
+  }
+  store_results(tile, rows);
+}
+
 template <class Source>
-static void run_narrow(Tile<Source>& tile, const QueryRows& rows, const Plan& plan) {
+static void run_narrow(Tile<Source>& tile, const QueryRows& rows, const Plan& plan, float error, float* room, SparseStats* stats) {
   const Vec scale = set1(rows.scale);
   load_queries(tile, rows, [&](int r, const float* from) {
     float* to = tile.queries + r * Tile<Source>::kStride;
     for (int d = 0; d < tile.source.key_dim; d += kLanes) store(to + d, mul(load(from + d), scale));
   });
-  run_task(tile, rows, plan, [&](int begin, int count) { tile.partition(begin, count); });
+  const auto attend = [&](int begin, int count) { tile.partition(begin, count); };
+  error > 0.0f ? run_choosing(tile, rows, error, room, *stats, [] {}, attend) : run_task(tile, rows, plan, attend);
 }
 
 #ifdef __AMX_BF16__
 template <class Source>
-static void run_wide(Tile<Source>& tile, const QueryRows& rows, const Plan& plan) {
+static void run_wide(Tile<Source>& tile, const QueryRows& rows, const Plan& plan, float error, float* room, SparseStats* stats) {
   const WideTile<Source> wide(tile);
   const Vec scale = set1(rows.scale);
-  load_queries(tile, rows, [&](int r, const float* from) { wide.put_query(r, from, scale); });
-  run_task(tile, rows, plan, [&](int begin, int count) { wide.partition(begin, count); });
+  const auto load_wide = [&] { load_queries(tile, rows, [&](int r, const float* from) { wide.put_query(r, from, scale); }); };
+  const auto attend = [&](int begin, int count) { wide.partition(begin, count); };
+  if (error > 0.0f) {
+    load_queries(tile, rows, [&](int r, const float* from) {
+      float* to = tile.queries + r * Tile<Source>::kStride;
+      for (int d = 0; d < tile.source.key_dim; d += kLanes) store(to + d, mul(load(from + d), scale));
+    });
+    run_choosing(tile, rows, error, room, *stats, load_wide, attend);
+    return;
+  }
+  load_wide();
+  run_task(tile, rows, plan, attend);
 }
 #endif
 
@@ -74,9 +123,10 @@ static void run_wide(Tile<Source>& tile, const QueryRows& rows, const Plan& plan
 template <class Source>
 static void attend(const Source& source, int kv_heads, const QueryRows& rows, int window, const Layout& layout,
                    int narrow_rows, const Scratch& scratch, const Team& team) {
+  const int choosing = choosing_pages(layout);
   const AttentionScratchSize size =
       attention_scratch(layout.num_rows, layout.num_sequences, kv_heads * rows.group, kv_heads, source.key_dim,
-                        source.value_dim, source.page_size, Source::kStride, team.size);
+                        source.value_dim, source.page_size, Source::kStride, choosing, team.size);
   const Plan plan = place_plan(scratch, size, team.size);
   if (team.rank == 0) make_plan(plan, layout, kv_heads, rows.group, window, source.value_dim, team.size);
   team.sync();
@@ -88,17 +138,19 @@ static void attend(const Source& source, int kv_heads, const QueryRows& rows, in
   for (;;) {
     const int i = __atomic_fetch_add(plan.next, 1, __ATOMIC_RELAXED);
     if (i >= *plan.count) break;
-    Tile<Source> tile(source, layout, plan.tasks[plan.order[i]], rows.group, window,
-                      plan.threads + plan.per_thread * team.rank);
+    float* own = plan.threads + plan.per_thread * team.rank;
+    Tile<Source> tile(source, layout, plan.tasks[plan.order[i]], rows.group, window, own);
+    const float error = layout.errors ? layout.errors[tile.task.sequence] : 0.0f;
+    float* room = own + size.per_thread - choosing_floats(choosing, Source::kStride);
 #ifdef __AMX_BF16__
     if constexpr (Source::kWide) {
       if (tiles && layout.query_starts[tile.task.sequence] >= narrow_rows) {
-        run_wide(tile, rows, plan);
+        run_wide(tile, rows, plan, error, room, layout.stats ? layout.stats + team.rank : nullptr);
         continue;
       }
     }
 #endif
-    run_narrow(tile, rows, plan);
+    run_narrow(tile, rows, plan, error, room, layout.stats ? layout.stats + team.rank : nullptr);
   }
 #ifdef __AMX_BF16__
   if (tiles) _tile_release();

@@ -66,6 +66,8 @@ struct Tile {
   const Source& source;
   const Layout& layout;
   const AttentionTask& task;
+  const int32_t* pages;  // of the context
+  bool fresh = true;     // rows have no state yet
   float *queries, *weights, *sums, *state;                 // [kTileRows][kStride], weights [kTileRows][kScoreStride]
   float *keys, *values;                                    // one page as fp32
   int low[kTileRows], high[kTileRows];                     // what each row sees
@@ -73,7 +75,7 @@ struct Tile {
   float state_maximum[kTileRows], state_total[kTileRows];  // of all so far
 
   Tile(const Source& from, const Layout& facts, const AttentionTask& what, int group, int window, float* room)
-      : source(from), layout(facts), task(what) {
+      : source(from), layout(facts), task(what), pages(facts.pages + static_cast<int64_t>(what.sequence) * facts.pages_stride) {
     queries = room;
     sums = queries + kTileRows * kStride;
     state = sums + kTileRows * kStride;
@@ -93,9 +95,7 @@ struct Tile {
   Range visible(int r, int begin, int count) const {
     return {max_int(low[r] - begin, 0), min_int(high[r] - begin, count)};
   }
-  int page(int position) const {
-    return layout.pages[static_cast<int64_t>(task.sequence) * layout.pages_stride + position / source.page_size];
-  }
+  int page(int position) const { return pages[position / source.page_size]; }
   int next_page(int position) const {
     return page(position + source.page_size < high[task.rows - 1] ? position + source.page_size : position);
   }
@@ -185,7 +185,7 @@ struct Tile {
     const Range seen = visible(r, p * count, count);
     if (seen.begin >= seen.end) return;
     float* own = state + r * kStride;
-    if (p == low[r] / count) {
+    if (fresh && p == low[r] / count) {
       state_maximum[r] = other_maximum;
       state_total[r] = other_total;
       std::memcpy(own, other, sizeof(float) * source.value_dim);

@@ -95,7 +95,7 @@ void attention(Array<const float, 3> q, Array<float, 3> out, AnyArray key_cache,
   const Layout layout = layout_of(query_starts, context_lens, pages, q.shape(0), key_cache.shape(0), cache.page_size);
   const AttentionKernels& kernels = kernels_for(isa).attention();
   const int narrow = std::strcmp(kernels_for(isa).name, "amx") == 0 ? narrow_rows.value_or(rows) : rows;
-  const int64_t size = kv_attention_scratch(rows, layout.num_sequences, heads, cache, threads);
+  const int64_t size = kv_attention_scratch(rows, layout.num_sequences, heads, cache, 0, threads);
   const std::unique_ptr<float[]> memory(new float[size]);
   const Scratch scratch{memory.get(), size};
   nb::gil_scoped_release release;
@@ -115,7 +115,7 @@ void mla_decode(Array<const float, 3> q, Array<float, 3> out, Array<uint16_t, 3>
   const Layout layout =
       layout_of(query_starts, context_lens, pages, q.shape(0), latent_cache.shape(0), cache.page_size);
   const AttentionKernels& kernels = kernels_for(isa).attention();
-  const int64_t size = mla_scratch(rows, layout.num_sequences, heads, cache, threads);
+  const int64_t size = mla_scratch(rows, layout.num_sequences, heads, cache, 0, threads);
   const std::unique_ptr<float[]> memory(new float[size]);
   const Scratch scratch{memory.get(), size};
   nb::gil_scoped_release release;

@@ -22,6 +22,8 @@ nb::dict to_dict(const SparseStats& s) {
   d["tail"] = s.tail;
   d["estimate"] = s.estimate;
   d["bound"] = s.bound;
+  d["prefill_pages"] = s.tile_pages;
+  d["prefill_read"] = s.tile_pages_read;
   return d;
 }
 

@@ -267,6 +267,8 @@ void Decoder::choose_sparse(Step& step, const Cache& cache, const SparseWish& wi
   if (cache.index_bytes() == 0) return;
   plan_.make(step.layout, wish);
   step.layout.skip = plan_.skip();
+  step.layout.errors = plan_.errors();
+  step.layout.stats = stats_.data();
   step.sparse = plan_.rows();
 }
 
@@ -280,11 +282,12 @@ void Decoder::forward(Step step, Cache& cache, SparseWish wish) {
   Buffers::Shape shape = shape_;
   shape.rows = padded(std::max(step.rows, step.num_logits), 64);
   shape.sequences = padded(step.layout.num_sequences, 16);
+  const int choosing = padded(choosing_pages(step.layout), 64);
   for (size_t i = 0; i < cache.layers.size(); ++i) {
     const int heads = layers_[i].heads;
     const int64_t floats = layers_[i].latent
-                               ? mla_scratch(shape.rows, shape.sequences, heads, cache.latents[i], threads_)
-                               : kv_attention_scratch(shape.rows, shape.sequences, heads, cache.layers[i], threads_);
+                               ? mla_scratch(shape.rows, shape.sequences, heads, cache.latents[i], choosing, threads_)
+                               : kv_attention_scratch(shape.rows, shape.sequences, heads, cache.layers[i], choosing, threads_);
     shape.scratch_floats = std::max(shape.scratch_floats, floats);
     const PageIndex& index = layers_[i].latent ? cache.latents[i].index : cache.layers[i].index;
     if (step.sparse.count == 0 || index.codes == nullptr) continue;

@@ -105,7 +105,7 @@ struct Forward {
     const bool sparse = step.sparse.count > 0 && layer.window == 0;
     if (cache.index.codes) attention.index_kv(cache, step.layout, work.attention, team);
     attention.attention(cache, work.qkv, work.qkv_ld, work.attended, work.attended_ld, layer.heads, layer.scale,
-                        layer.window, dense_layout(sparse), resources.tiles ? step.narrow_attention : step.rows, work.attention, team);
+                        layer.window, tile_layout(layer), resources.tiles ? step.narrow_attention : step.rows, work.attention, team);
     if (sparse) {
       attention.sparse_attention(cache, work.qkv, work.qkv_ld, work.attended, work.attended_ld, layer.heads, layer.scale,
                                  step.layout, step.sparse, step.stats, work.attention, team);
@@ -113,10 +113,13 @@ struct Forward {
     project_attended(layer);
   }
 
-  // Without the sequences that are attended to sparsely, if the layer does that.
-  Layout dense_layout(bool sparse) const {
+  // For attention by tiles: a layer with a window is dense.
+  Layout tile_layout(const Layer& layer) const {
     Layout layout = step.layout;
-    if (!sparse) layout.skip = nullptr;
+    if (layer.window > 0) {
+      layout.skip = nullptr;
+      layout.errors = nullptr;
+    }
     return layout;
   }
 

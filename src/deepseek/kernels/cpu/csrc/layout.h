@@ -5,6 +5,8 @@
 
 namespace deepseek {
 
+struct SparseStats;
+
 // The same facts as deepseek.kernels.paging.PagedLayout. Sequence i owns rows query_starts[i] .. query_starts[i + 1] of
 // the batch, which are the last tokens of its context of context_lens[i] tokens.
 struct Layout {
@@ -17,6 +19,8 @@ struct Layout {
   int pages_stride;
   const int64_t* write_slots;   // [num_rows]: page * page_size + offset
   const uint8_t* skip = nullptr;  // [num_sequences], or null: whose attention is computed elsewhere
+  const float* errors = nullptr;  // [num_sequences], or null: of whose attention an error is allowed, 0: none
+  SparseStats* stats = nullptr;   // per thread; with errors
 };
 
 constexpr int kIndexTokens = 64;  // pages that can be indexed have this size

@@ -1,9 +1,8 @@
 // Makes the index of full pages.
 #pragma once
-#include "attention.h"
-#include "mla.h"
-#include "rotation.h"
+#include "attention_api.h"
 #include "rotary_kv.h"
+#include "rotation.h"
 
 namespace deepseek {
 namespace DS_ISA {
@@ -31,12 +30,6 @@ static float take_mean(float* rows, int dim, int8_t* mean) {
     for (int t = 0; t < kIndexTokens; ++t) store(rows + t * dim + d, sub(load(rows + t * dim + d), whole));
   }
   return scale;
-}
-
-static inline float square_norm(const float* x, int dim) {
-  Vec sum = zero();
-  for (int d = 0; d < dim; d += kLanes) sum = fma(load(x + d), load(x + d), sum);
-  return reduce_add(sum);
 }
 
 static inline float sum_magnitudes(const float* x, int dim) {
@@ -126,18 +119,6 @@ static void index_pages(const Source& source, const PageIndex& index, const Layo
     }
   });
   team.sync();
-}
-
-static void index_kv(const KvCache& cache, const Layout& layout, const Scratch& scratch, const Team& team) {
-  if (cache.int8) {
-    index_pages(KvSource<int8_t>(cache), cache.index, layout, scratch, team);
-  } else {
-    index_pages(KvSource<uint16_t>(cache), cache.index, layout, scratch, team);
-  }
-}
-
-static void index_latents(const LatentCache& cache, const Layout& layout, const Scratch& scratch, const Team& team) {
-  index_pages(LatentSource(cache), cache.index, layout, scratch, team);
 }
 
 }  // namespace DS_ISA

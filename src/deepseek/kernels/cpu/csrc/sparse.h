@@ -8,9 +8,10 @@
 //
 // A row's result is a pure function of its query and the tokens' content: pieces lie at fixed positions.
 #pragma once
-#include "attention_tile.h"
+#include "attention.h"
 #include "gather.h"
 #include "lookup.h"
+#include "mla.h"
 #include "page_index.h"
 #include "sparse_api.h"
 
@@ -531,6 +532,18 @@ static void attend_sparsely(const Source& source, const PageIndex& index, const 
   team.sync();
   for (int i = team.rank; i < heads; i += team.size) head_of(i / kv_heads, i % kv_heads).finish(stats[team.rank]);
   team.sync();
+}
+
+static void index_kv(const KvCache& cache, const Layout& layout, const Scratch& scratch, const Team& team) {
+  if (cache.int8) {
+    index_pages(KvSource<int8_t>(cache), cache.index, layout, scratch, team);
+  } else {
+    index_pages(KvSource<uint16_t>(cache), cache.index, layout, scratch, team);
+  }
+}
+
+static void index_latents(const LatentCache& cache, const Layout& layout, const Scratch& scratch, const Team& team) {
+  index_pages(LatentSource(cache), cache.index, layout, scratch, team);
 }
 
 static void sparse_attention(const KvCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,

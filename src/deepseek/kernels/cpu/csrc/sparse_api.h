@@ -46,6 +46,8 @@ struct SparseStats {
   double tail;                // estimated share of the weights that was not read
   double estimate;            // estimated relative error
   double bound;               // upper bound of the relative error
+  double tile_pages;          // pages that tiles of prompts could choose from
+  double tile_pages_read;
 
   SparseStats& operator+=(const SparseStats& o) {
     heads += o.heads;
@@ -58,6 +60,8 @@ struct SparseStats {
     tail += o.tail;
     estimate += o.estimate;
     bound += o.bound;
+    tile_pages += o.tile_pages;
+    tile_pages_read += o.tile_pages_read;
     return *this;
   }
 };

@@ -197,6 +197,12 @@ static inline float reduce_max_magnitude(Vec x) {
   return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1))));
 }
 
+static inline float square_norm(const float* x, int dim) {
+  Vec sum = zero();
+  for (int d = 0; d < dim; d += kLanes) sum = fma(load(x + d), load(x + d), sum);
+  return reduce_add(sum);
+}
+
 // e^x with a relative error below 3e-7; 0 below -87.3, infinity's neighbourhood above 88.3; NaN stays NaN.
 // Range reduction and degree-6 polynomial after Cody & Waite.
 static inline Vec exp(Vec x) {
