@@ -1,7 +1,8 @@
 """A scripted model: the scheduler, the pages and the sampler are tested without weights.
 
 The fake reads the tokens it continues from the cache itself, so a wrong page table, slot or context length shows as a
-wrong token.
+wrong token. A key also says how its row attended, so that what follows depends on which rows were sparse, and together
+with which.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from deepseek.attention.policy import SparsePolicy
+from deepseek.attention.stats import AttentionStats
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import EngineEvent, GenerateRequest, TokenEvent
 from deepseek.kernels.sampling import Choice, choose_tokens
@@ -59,11 +62,15 @@ class FakeModel:
         self.device = torch.device("cpu")
         self.weights_bytes = 0
         self.row_invariant = False
+        self.sparse = False
+        self.stats = AttentionStats()
         self.wide_rows = 12
         self.batch_sizes: list[int] = []
         self.rows_computed = 0
         self.forwards: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         """Per forward: the first token of each sequence, and its rows."""
+        self.policies: list[SparsePolicy | None] = []
+        """Of each sequence of each forward."""
 
     def page_bytes(self, page_size: int) -> int:
         return page_size * self.dtype.itemsize
@@ -74,7 +81,8 @@ class FakeModel:
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         layout = batch.layout
         keys = cache.keys[0][:, 0, 0]
-        keys[layout.write_slots] = batch.token_ids.to(keys.dtype)
+        keys[layout.write_slots] = (batch.token_ids + self.vocab_size * self._sparsity(batch)).to(keys.dtype)
+        self.policies += batch.sparse or (None,) * layout.num_sequences
         self.batch_sizes.append(layout.num_sequences)
         self.rows_computed += len(batch.token_ids)
         rows: list[Tensor] = []
@@ -91,11 +99,27 @@ class FakeModel:
         logits = torch.stack(rows)
         return logits if batch.logits_rows is None else logits[batch.logits_rows]
 
+    def _sparsity(self, batch: Batch) -> Tensor:
+        """Per row 0 if it attends densely, else what its selection depends on: itself, or if it is wide all rows of
+        its page that are in the batch."""
+        layout, marks = batch.layout, torch.zeros_like(batch.token_ids)
+        for i, policy in enumerate(batch.sparse):
+            if policy is None or layout.context_lens[i] <= policy.dense_until:
+                continue
+            start, stop = layout.query_starts[i : i + 2]
+            pages = batch.positions[start:stop] // layout.page_size
+            shared = (pages[:, None] == pages).sum(1)
+            marks[start:stop] = 1 if start < batch.narrow_attention_rows else 1 + shared
+        return marks
+
     def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
         """The hidden state of a row: the logits that the script gives the first tokens of the vocabulary."""
         everything = self.forward(replace(batch, logits_rows=None), cache)
         logits = everything if batch.logits_rows is None else everything[batch.logits_rows]
         return logits, everything[hidden_rows, : self.hidden_size]
+
+    def attention_stats(self) -> AttentionStats:
+        return self.stats
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         return choose_tokens(logits, choices)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from deepseek.attention.policy import ATTENTION_MODES, DEFAULT_ERROR, MAX_ERROR
+from deepseek.attention.policy import ATTENTION_MODES, DEFAULT_ERROR, MAX_ERROR, QUESTION_TOKENS
 from deepseek.errors import ConfigurationError
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "int4")
 KV_DTYPES = ("auto", "fp16", "int8")
 DEFAULT_MODEL = "qwen2.5-coder-1.5b-instruct"
+ROPE_SCALING = ("auto", "none", "yarn")
 SPECULATION = ("off", "auto", "lookup", "draft")
 PUBLIC_NAME = "deepseek-v2.1"
 PAGE_SIZE = 64
@@ -27,6 +28,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         device: ``cpu`` (``cuda`` comes with its kernels).
         backend: kernels to use: ``auto``, or a backend's name for all ops.
         max_context: tokens per request, prompt and answer; None takes the model's own, as far as the cache holds it.
+        rope_scaling: what a ``max_context`` beyond the model's own does. ``auto`` stretches the rotations of families
+            whose publishers document that (:mod:`deepseek.models.stretch`) as far as they do and refuses the rest;
+            ``none`` refuses all; ``yarn`` stretches any model, without a promise of quality.
         max_running: sequences in one step.
         max_batch_tokens: rows in one step; a long prompt is cut into chunks of at most this.
         kv_cache_bytes: memory for keys and values; None takes a share of what is free after loading.
@@ -39,6 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         attention: ``dense`` reads every token of the context; ``sparse`` reads those that matter to the query; ``auto``
             is dense while a context is short and sparse from where that is faster. Requests may say otherwise.
         attention_error: the relative error of an attention output that sparse attention aims at; 0 is exactly dense.
+        question_tokens: the last so many tokens of a prompt are dense; 0 reads a question as sparsely as the rest.
         threads: CPU threads; None takes one per core.
         seed: seeds requests that bring none; None draws one.
         offline: never touch the network.
@@ -50,6 +55,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: str = "cpu"
     backend: str = "auto"
     max_context: int | None = None
+    rope_scaling: str = "auto"
     max_running: int = 64
     max_batch_tokens: int = 512
     kv_cache_bytes: int | None = None
@@ -59,6 +65,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     draft_model: str | None = None
     attention: str = "auto"
     attention_error: float = DEFAULT_ERROR
+    question_tokens: int = QUESTION_TOKENS
     threads: int | None = None
     seed: int | None = None
     offline: bool = False
@@ -74,6 +81,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigurationError(f"attention must be one of {', '.join(ATTENTION_MODES)}, not {self.attention!r}.")
         if not 0.0 <= self.attention_error <= MAX_ERROR:
             raise ConfigurationError(f"attention_error must be 0 to {MAX_ERROR}, not {self.attention_error!r}.")
+        if self.rope_scaling not in ROPE_SCALING:
+            raise ConfigurationError(
+                f"rope_scaling must be one of {', '.join(ROPE_SCALING)}, not {self.rope_scaling!r}."
+            )
+        if self.question_tokens < 0:
+            raise ConfigurationError(f"question_tokens must be at least 0, not {self.question_tokens}.")
         if self.speculation == "draft" and self.draft_model is None:
             raise ConfigurationError("speculation 'draft' needs a draft_model.")
         if self.speculation in ("off", "lookup") and self.draft_model is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -101,6 +101,14 @@ class Score:
         return all(self.greedy)
 
 
+class _Attention(NamedTuple):
+    """What a call says of its attention."""
+
+    attention: str | None
+    attention_error: float | None
+    question_tokens: int | None
+
+
 class LLM:
     """A model in this process. For one thread at a time; many prompts go into one call, which batches them.
 
@@ -130,10 +138,21 @@ class LLM:
         self._engine: Engine | EncoderEngine = loaded.engine
         self._next_id = 0
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[Generation]:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: Params = None,
+        *,
+        attention: str | None = None,
+        attention_error: float | None = None,
+        question_tokens: int | None = None,
+    ) -> list[Generation]:
         """Continue each prompt (text or token ids). Returns one :class:`Generation` per prompt, in order.
 
-        ``params`` are for all prompts, or one for each.
+        Args:
+            prompts: one or several.
+            params: for all prompts, or one for each.
+            attention, attention_error, question_tokens: as in :class:`deepseek.config.EngineConfig`, for this call.
 
         Raises:
             InvalidRequestError: a prompt or an option that cannot be served. Nothing is generated then.
@@ -145,7 +164,8 @@ class LLM:
             Generation(len(tokens), [Completion() for _ in range(own.n)])
             for tokens, own in zip(token_lists, each, strict=True)
         ]
-        by_request = self._submit(token_lists, each)
+        asked = _Attention(attention, attention_error, question_tokens)
+        by_request = self._submit(token_lists, each, asked)
         for event, delta in self._deltas({name: each[prompt] for name, (prompt, _) in by_request.items()}):
             prompt, choice = by_request[event.request_id]
             answer = generations[prompt].choices[choice]
@@ -157,26 +177,55 @@ class LLM:
         return generations
 
     def chat(
-        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: Params = None,
+        *,
+        attention: str | None = None,
+        attention_error: float | None = None,
+        question_tokens: int | None = None,
     ) -> list[Generation]:
         """Answer a conversation, or each of several: rendered by the model's chat template, then :meth:`generate`."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        return self.generate([self.tokenizer.encode_chat(c) for c in conversations], params)  # type: ignore[arg-type]
+        return self.generate(
+            [self.tokenizer.encode_chat(c) for c in conversations],  # type: ignore[arg-type]
+            params,
+            attention=attention,
+            attention_error=attention_error,
+            question_tokens=question_tokens,
+        )
 
-    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[TextDelta]:
-        """Answer one conversation piece by piece. Closing the iterator cancels the rest."""
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        attention: str | None = None,
+        attention_error: float | None = None,
+        question_tokens: int | None = None,
+    ) -> Iterator[TextDelta]:
+        """Answer one conversation piece by piece, as :meth:`chat`. Closing the iterator cancels the rest."""
         params = params or SamplingParams()
         if params.n != 1:
             raise InvalidRequestError("a stream has one answer; n must be 1.", param="n")
-        by_request = self._submit([self.tokenizer.encode_chat(messages)], [params])
+        asked = _Attention(attention, attention_error, question_tokens)
+        by_request = self._submit([self.tokenizer.encode_chat(messages)], [params], asked)
         for _, delta in self._deltas(dict.fromkeys(by_request, params)):
             yield delta
 
-    def score(self, contexts: Sequence[Prompt], continuations: Sequence[Prompt]) -> list[Score]:
+    def score(
+        self,
+        contexts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
+        *,
+        attention: str | None = None,
+        attention_error: float | None = None,
+    ) -> list[Score]:
         """Log-likelihood of each continuation after its context, all in one batch.
 
         Context and continuation are tokenized separately, so that a continuation's tokens do not depend on its
-        context; an empty context counts as the model's begin token.
+        context; an empty context counts as the model's begin token. ``attention`` and ``attention_error`` are as in
+        :class:`deepseek.config.EngineConfig`, for this call.
 
         Raises:
             InvalidRequestError: lists of unequal length, an empty continuation, or a text too long.
@@ -190,7 +239,12 @@ class LLM:
         requests = {}
         for before, after in pairs:
             requests[self._new_id()] = (before, after)
-        self._add([ScoreRequest(name, before + after, len(before)) for name, (before, after) in requests.items()])
+        self._add(
+            [
+                ScoreRequest(name, before + after, len(before), attention=attention, attention_error=attention_error)
+                for name, (before, after) in requests.items()
+            ]
+        )
         scored: dict[str, Score] = {}
         for event in self._events(set(requests)):
             if isinstance(event, ScoreEvent):
@@ -230,7 +284,9 @@ class LLM:
         """Queue, pages and counters of the engine."""
         return self._engine.stats()
 
-    def _submit(self, token_lists: Sequence[list[int]], each: Sequence[SamplingParams]) -> dict[str, tuple[int, int]]:
+    def _submit(
+        self, token_lists: Sequence[list[int]], each: Sequence[SamplingParams], asked: _Attention
+    ) -> dict[str, tuple[int, int]]:
         """Queue ``n`` requests per prompt; returns request id -> (prompt index, choice index)."""
         for constraint in {params.constraint for params in each}:
             if constraint is not None:
@@ -242,7 +298,8 @@ class LLM:
                 seed = None if params.seed is None else params.seed + choice
                 name = self._new_id()
                 by_request[name] = (index, choice)
-                requests.append(GenerateRequest(name, tokens, msgspec.structs.replace(params, n=1, seed=seed)))
+                single = msgspec.structs.replace(params, n=1, seed=seed)
+                requests.append(GenerateRequest(name, tokens, single, **asked._asdict()))
         self._add(requests)
         return by_request
 

@@ -64,6 +64,7 @@ def scoring_config(model: str, dtype: str, *, threads: int | None = None, offlin
         kv_cache_bytes=_CACHE_BYTES,
         max_running=1,
         prefix_cache=False,
+        attention="dense",
     )
 
 

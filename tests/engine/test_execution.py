@@ -58,7 +58,7 @@ def narrow_answer(model: Model, prompt: list[int], count: int) -> list[int]:
 @pytest.mark.parametrize("name", MODELS)
 def test_experts_and_latents_run_natively(name: str, dtype: str) -> None:
     stored = checkpoint(name)
-    config = EngineConfig(model=name, dtype=dtype, threads=2)
+    config = EngineConfig(model=name, dtype=dtype, threads=2, page_size=16)
     execution = choose_execution(config, stored, parse_config(stored.config))
     assert isinstance(execution, NativeExecution)
     assert execution.scheme == dtype
@@ -92,3 +92,29 @@ def test_widths_without_native_kernels(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.WARNING):
         assert isinstance(choose_execution(EngineConfig(model="m"), stored, parsed), TorchExecution)
     assert "latents of 24 + 8" in caplog.text
+
+
+def test_sparse_attention_is_refused_where_it_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
+    """By name only: auto is dense there, and says so once."""
+    stored = checkpoint("qwen3-moe-mixed")
+    parsed = parse_config(stored.config)
+    for options, error, match in [
+        ({"backend": "torch"}, BackendUnavailableError, "attention sparse needs native kernels"),
+        ({"dtype": "fp32"}, BackendUnavailableError, "attention sparse needs native kernels"),
+        ({"page_size": 32}, ConfigurationError, "page_size of 64, not 32"),
+    ]:
+        with pytest.raises(error, match=match):
+            choose_execution(EngineConfig(model="m", attention="sparse", **options), stored, parsed)  # type: ignore[arg-type]
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            execution = choose_execution(EngineConfig(model="m", **options), stored, parsed)  # type: ignore[arg-type]
+        assert [record.message for record in caplog.records if "attention is dense" in record.message]
+        assert not getattr(execution, "indexed", False)
+
+
+@pytest.mark.parametrize("attention,sparse", [("dense", False), ("auto", True), ("sparse", True)])
+def test_an_index_is_kept_unless_attention_is_dense(attention: str, sparse: bool) -> None:
+    stored = checkpoint("qwen3-moe-mixed")
+    config = EngineConfig(model="m", attention=attention, threads=2)
+    model = choose_execution(config, stored, parse_config(stored.config)).load(stored, "m", None)
+    assert model.sparse == sparse

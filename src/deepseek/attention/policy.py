@@ -28,8 +28,8 @@ class SparsePolicy:
     question_tokens: int = QUESTION_TOKENS
 
 
-def policy_of(mode: str, error: float) -> SparsePolicy | None:
+def policy_of(mode: str, error: float, question_tokens: int = QUESTION_TOKENS) -> SparsePolicy | None:
     """The policy that a mode of :data:`ATTENTION_MODES` stands for; None is dense, as is an error of 0."""
     if mode == "dense" or error == 0.0:
         return None
-    return SparsePolicy(error, AUTO_DENSE_UNTIL if mode == "auto" else SPARSE_DENSE_UNTIL)
+    return SparsePolicy(error, AUTO_DENSE_UNTIL if mode == "auto" else SPARSE_DENSE_UNTIL, question_tokens)

@@ -186,6 +186,7 @@ def profile_configs(model: str, which: str, *, dtype: str, kv_dtype: str, **opti
         ConfigurationError: another name.
     """
     baseline: dict[str, Any] = {"dtype": "fp16", "kv_dtype": "fp16", "prefix_cache": False, "speculation": "off"}
+    baseline["attention"] = "dense"
     configs = {
         "baseline": EngineConfig(model=model, **options, **baseline),
         "v2.1": EngineConfig(model=model, **options, dtype=dtype, kv_dtype=kv_dtype),

@@ -82,8 +82,15 @@ def build_batch(chunks: Seq[Chunk], page_size: int, model: Model) -> StepBatch:
         pages=tuple(chunk.sequence.pages for chunk in chunks),
         write_slots=_ids(slots, device),
     )
+    policies = tuple(chunk.policy for chunk in chunks)
     batch = Batch(
-        _ids(token_ids, device), _ids(positions, device), layout, _ids(rows, device), narrow_rows, narrow_attention_rows
+        _ids(token_ids, device),
+        _ids(positions, device),
+        layout,
+        _ids(rows, device),
+        narrow_rows,
+        narrow_attention_rows,
+        policies if any(policies) else (),
     )
     return StepBatch(batch, sampled, scored, silent, embedded, _ids(hidden_rows, device) if embedded else None)
 

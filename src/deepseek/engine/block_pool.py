@@ -8,21 +8,30 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
+from types import MappingProxyType
 
 import numpy as np
 
 
-def page_digests(tokens: Sequence[int], page_size: int, salt: str, parents: Sequence[bytes] = ()) -> Iterator[bytes]:
+def page_digests(
+    tokens: Sequence[int],
+    page_size: int,
+    salt: str,
+    parents: Sequence[bytes] = (),
+    marks: Mapping[int, str] = MappingProxyType({}),
+) -> Iterator[bytes]:
     """Digest of each full page of ``tokens`` after the ``parents`` already known.
 
-    A digest covers the salt and every token up to the page's end, so equal digests mean equal keys and values.
+    A digest covers the salt, every token up to the page's end and the ``marks`` (page -> text) of the pages up to it:
+    equal digests mean equal keys and values if marks say where these begin to depend on more than the tokens.
     """
     digest = parents[-1] if parents else blake2b(salt.encode(), digest_size=32).digest()
     for start in range(len(parents) * page_size, len(tokens) - page_size + 1, page_size):
         page = array("q", tokens[start : start + page_size]).tobytes()
-        digest = blake2b(digest + page, digest_size=32).digest()
+        mark = marks.get(start // page_size, "").encode()
+        digest = blake2b(digest + page + mark, digest_size=32).digest()
         yield digest
 
 

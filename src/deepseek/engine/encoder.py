@@ -66,7 +66,13 @@ class EncoderEngine:
         if request.request_id in self._waiting:
             raise InvalidRequestError(f"request id {request.request_id!r} is already in use.", param="request_id")
         model = self._model
-        check_embed(request, vocab_size=model.vocab_size, max_context=self.max_context, hidden_size=model.hidden_size)
+        check_embed(
+            request,
+            vocab_size=model.vocab_size,
+            max_context=self.max_context,
+            hidden_size=model.hidden_size,
+            reason="Split the text, or choose a model with a longer context.",
+        )
         check_urgency(request.priority, request.weight)
         self._waiting[request.request_id] = request
 

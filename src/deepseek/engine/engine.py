@@ -8,17 +8,22 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 import torch
 from torch import Tensor
 
+from deepseek.attention.plan import SparsePlan
+from deepseek.attention.policy import DEFAULT_ERROR, QUESTION_TOKENS, policy_of
 from deepseek.engine.batch import StepBatch, build_batch
 from deepseek.engine.block_pool import BlockPool
 from deepseek.engine.constraints import ConstraintError, Constraints, Matcher
 from deepseek.engine.events import (
     INVALID_CONSTRAINT,
+    ContextLimit,
     EmbedEvent,
+    EmbedRequest,
     EngineEvent,
     EngineRequest,
     EngineStats,
     FinishReason,
     ScoreEvent,
+    ScoreRequest,
     TokenEvent,
     TokenLogprobs,
 )
@@ -46,6 +51,7 @@ class Engine:
         num_pages: pages of KV cache.
         page_size: tokens per page.
         max_context: tokens per request, prompt and answer; at most what the pages hold.
+        context_limit: why ``max_context`` is no larger.
         max_running: sequences in one step.
         max_batch_tokens: rows in one step.
         end_ids: token ids that end an answer.
@@ -53,6 +59,8 @@ class Engine:
         seed: seeds requests that bring none; None draws a seed for each.
         speculation: guesses tokens to be verified in the same step; None guesses none. Answers do not depend on it.
         constraints: compiles the constraints of requests; None refuses requests that bring one.
+        attention, attention_error, question_tokens: of requests that do not say, as in
+            :class:`deepseek.config.EngineConfig`. A model without sparse attention is dense.
     """
 
     def __init__(
@@ -69,10 +77,16 @@ class Engine:
         seed: int | None = None,
         speculation: Speculation | None = None,
         constraints: Constraints | None = None,
+        context_limit: ContextLimit = "model",
+        attention: str = "auto",
+        attention_error: float = DEFAULT_ERROR,
+        question_tokens: int = QUESTION_TOKENS,
     ) -> None:
         self.model = model
         self.page_size = page_size
         self.max_context = min(max_context, num_pages * page_size)
+        self.context_limit: ContextLimit = "kv_cache" if self.max_context < max_context else context_limit
+        self._attention = (attention, attention_error, question_tokens)
         self.end_ids = end_ids
         self.pool = BlockPool(num_pages, prefix_cache=prefix_cache)
         self.scheduler = Scheduler(
@@ -110,6 +124,7 @@ class Engine:
             seed=seed,
             max_context=self.max_context,
             isolate_seeds=not self.model.row_invariant,
+            sparse=self._sparse_plan(request),
         )
         self._live[request.request_id] = sequence
         if sequence.params is not None and sequence.params.constraint is not None:
@@ -163,7 +178,23 @@ class Engine:
             failed=self._failed,
             drafted_tokens=self._drafted_tokens,
             accepted_tokens=self._accepted_tokens,
+            attention=self.model.attention_stats(),
         )
+
+    def _sparse_plan(self, request: EngineRequest) -> SparsePlan | None:
+        """Which tokens of a request are attended to sparsely; None if all are dense."""
+        if isinstance(request, EmbedRequest) or not self.model.sparse:
+            return None
+        mode, error, question_tokens = self._attention
+        mode = mode if request.attention is None else request.attention
+        error = error if request.attention_error is None else request.attention_error
+        if isinstance(request, ScoreRequest):
+            policy, length = policy_of(mode, error, 0), len(request.tokens) - 1
+        else:
+            asked = request.question_tokens
+            policy = policy_of(mode, error, question_tokens if asked is None else asked)
+            length = len(request.prompt)
+        return None if policy is None else SparsePlan.of(policy, length, self.page_size)
 
     def _check(self, request: EngineRequest) -> None:
         if request.request_id in self._live:
@@ -172,8 +203,10 @@ class Engine:
             request,
             vocab_size=self.model.vocab_size,
             max_context=self.max_context,
+            context_limit=self.context_limit,
             hidden_size=self.model.hidden_size,
             constraints=self._constraints is not None,
+            sparse=self.model.sparse,
         )
 
     def _take_prepared(self) -> None:

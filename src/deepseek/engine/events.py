@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from deepseek.attention.stats import AttentionStats
 from deepseek.sampling import SamplingParams
 
 MAX_PRIORITY = 100
@@ -14,6 +15,7 @@ MAX_WEIGHT = 1000.0  # and at least its inverse
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 Pooling = Literal["mean", "last", "cls"]
 """How the vectors of a text's tokens become one: their mean, or the last or the first token's."""
+ContextLimit = Literal["model", "max_context", "kv_cache"]
 INVALID_CONSTRAINT = "invalid_constraint"
 """The error code of a request whose constraint cannot be compiled or followed."""
 
@@ -30,6 +32,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
         tenant: on whose account it goes: ``key`` or ``key/user``. Keys share the engine by weight, the users of one key
             share its part equally.
         weight: of the key, against other keys of the same priority; a positive number.
+        attention, attention_error, question_tokens: as in :class:`deepseek.config.EngineConfig`; None takes what is
+            said there.
     """
 
     request_id: str
@@ -39,19 +43,28 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     priority: int = 0
     tenant: str = ""
     weight: float = 1.0
+    attention: str | None = None
+    attention_error: float | None = None
+    question_tokens: int | None = None
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
-    """Log-likelihood of ``tokens[start:]`` given what stands before each of them; ``start`` >= 1."""
+    """Log-likelihood of ``tokens[start:]`` given what stands before each of them; ``start`` >= 1.
+
+    ``attention`` and ``attention_error`` are as in :class:`GenerateRequest`; a text to score has no question in it.
+    """
 
     request_id: str
     tokens: list[int]
     start: int
     cache_salt: str = ""
+    attention: str | None = None
+    attention_error: float | None = None
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
-    """One vector for a text: its tokens' hidden states behind the final norm, pooled.
+    """One vector for a text: its tokens' hidden states behind the final norm, pooled. Attention is dense: vectors are
+    kept, and compared with those of other settings.
 
     Attributes:
         request_id: unique among live requests.
@@ -141,6 +154,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     """A snapshot for health, metrics and admission. Counters grow from the engine's start.
 
     ``drafted_tokens`` were guessed by speculation, and ``accepted_tokens`` of them became part of answers.
+    ``attention`` says what sparse attention read.
     """
 
     waiting: int
@@ -157,6 +171,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     failed: int
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    attention: AttentionStats = AttentionStats()
 
 
 class EmbeddingInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +199,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         architecture: its family (``Qwen2ForCausalLM``).
         vocab_size: number of token ids.
         max_context: tokens per request, prompt and answer.
+        context_limit: why not more: the ``model``, the setting ``max_context``, or the room of the ``kv_cache``.
         dtype: floating dtype of weights and cache.
         kv_cache_bytes: memory for keys and values.
         kv_cache_tokens: tokens it holds.
@@ -192,6 +208,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         backends: op -> backend that runs it.
         embedding: how its vectors are made; None where it makes none.
         generates: it can continue a text; False for an encoder.
+        sparse: it can attend sparsely.
     """
 
     model: str
@@ -206,3 +223,5 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     backends: dict[str, str]
     embedding: EmbeddingInfo | None = None
     generates: bool = True
+    sparse: bool = False
+    context_limit: ContextLimit = "model"

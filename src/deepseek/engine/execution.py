@@ -111,7 +111,7 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
     multiplies it natively, else fp16.
 
     Raises ConfigurationError for settings that exclude each other, and BackendUnavailableError where native kernels are
-    asked for, by name or by precision, and cannot run.
+    asked for, by name, by precision or for sparse attention, and cannot run.
     """
     threads = config.threads or len(os.sched_getaffinity(0))
     if config.backend == "native" or (config.backend == "auto" and config.device == "cpu"):
@@ -119,8 +119,7 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
         reason = "no native kernel for this precision" if scheme is None else obstacle() or native_obstacle(parsed)
         if reason is None and scheme is not None:
             kv_dtype = "fp16" if config.kv_dtype == "auto" else config.kv_dtype
-            indexed = config.attention != "dense" and config.page_size == PAGE_SIZE
-            return NativeExecution(scheme, kv_dtype, threads, indexed)
+            return NativeExecution(scheme, kv_dtype, threads, _indexed(config))
         asked = config.backend == "native" or config.dtype in ("int8", "int4") or config.kv_dtype == "int8"
         if asked:
             raise BackendUnavailableError(f"native kernels cannot run {config.model} in {config.dtype}: {reason}.")
@@ -131,7 +130,24 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
             f"dtype {config.dtype} with kv_dtype {config.kv_dtype} needs native kernels, which run on a CPU with "
             f"backend auto or native, not with device {config.device!r} and backend {config.backend!r}."
         )
+    if config.attention == "sparse":
+        raise BackendUnavailableError(
+            f"attention sparse needs native kernels, and {config.model} runs with torch kernels here, which attend "
+            "densely. Choose attention auto or dense."
+        )
+    if config.attention == "auto":
+        logger.info("attention is dense: torch kernels have no sparse form")
     return TorchExecution(config.device, config.backend, _torch_dtype(config.dtype, config.device), threads)
+
+
+def _indexed(config: EngineConfig) -> bool:
+    """Whether native caches get the index that sparse attention needs. Raises ConfigurationError."""
+    if config.attention == "dense" or config.page_size == PAGE_SIZE:
+        return config.attention != "dense"
+    if config.attention == "sparse":
+        raise ConfigurationError(f"attention sparse needs a page_size of {PAGE_SIZE}, not {config.page_size}.")
+    logger.info("attention is dense: its sparse form needs a page_size of %d", PAGE_SIZE)
+    return False
 
 
 def encoder_execution(config: EngineConfig) -> TorchExecution:
@@ -142,10 +158,11 @@ def encoder_execution(config: EngineConfig) -> TorchExecution:
     """
     if config.backend == "native":
         raise BackendUnavailableError(f"native kernels cannot run {config.model}: they have no encoders.")
-    if config.dtype in ("int8", "int4") or config.kv_dtype != "auto" or config.draft_model is not None:
+    without = config.kv_dtype != "auto" or config.draft_model is not None or config.attention == "sparse"
+    if config.dtype in ("int8", "int4") or without:
         raise ConfigurationError(
             f"{config.model} is an encoder: it runs in fp32, bf16 or fp16, and has neither a cache (kv_dtype) nor a "
-            "draft_model."
+            "draft_model nor sparse attention."
         )
     dtype = torch.float32 if config.dtype == "auto" else _DTYPES[config.dtype]
     return TorchExecution(config.device, config.backend, dtype, config.threads or len(os.sched_getaffinity(0)))

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import msgspec
+
 from deepseek.config import EngineConfig
 from deepseek.engine.constraints import Constraints
 from deepseek.engine.draft_model import DraftModel, vocabulary_difference
 from deepseek.engine.encoder import EncoderEngine
 from deepseek.engine.engine import Engine
-from deepseek.engine.events import EmbeddingInfo, EngineInfo
+from deepseek.engine.events import ContextLimit, EmbeddingInfo, EngineInfo
 from deepseek.engine.execution import choose_execution, encoder_execution
 from deepseek.engine.memory import plan_pages
 from deepseek.engine.speculation import EXPERTS_ROW_COST, ROW_COST, Drafter, LookupDrafter, Speculation
@@ -26,6 +28,7 @@ from deepseek.hub.sentence_transformers import SentenceSettings, read_settings
 from deepseek.models.base import Model
 from deepseek.models.bert import is_encoder
 from deepseek.models.registry import parse_config
+from deepseek.models.stretch import stretched
 from deepseek.tokenizer.load import load_tokenizer
 from deepseek.tokenizer.tokenizer import Tokenizer
 
@@ -60,8 +63,10 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
             if is_encoder(checkpoint.config):
                 return _load_encoder(config, files, checkpoint, tokenizer_future.result(), started, progress)
             constraints_future = executor.submit(lambda: Constraints(tokenizer_future.result()))
+            trained: int = parse_config(checkpoint.config).max_context
+            checkpoint = stretched(checkpoint, config.model, config.max_context, config.rope_scaling)
             parsed = parse_config(checkpoint.config)
-            max_context = _context(config, parsed.max_context)
+            max_context = config.max_context or trained
             execution = choose_execution(config, checkpoint, parsed)
             model = execution.load(checkpoint, files.name, progress)
         finally:
@@ -70,7 +75,8 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         constraints = constraints_future.result()
     draft = _load_draft(config, tokenizer) if config.draft_model else None
     row_cost = EXPERTS_ROW_COST if getattr(parsed, "experts", 0) else ROW_COST
-    engine = _size(config, model, max_context, tokenizer.eos_token_ids, draft, row_cost, constraints)
+    limit: ContextLimit = "model" if max_context == trained else "max_context"
+    engine = _size(config, model, max_context, limit, tokenizer.eos_token_ids, draft, row_cost, constraints)
     info = EngineInfo(
         model=files.name,
         architecture=model.architecture,
@@ -83,6 +89,8 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
         load_seconds=time.perf_counter() - started,
         backends=dict(execution.backends(model)),
         embedding=embedding_info(read_settings(files.path, checkpoint.config), model.hidden_size),
+        sparse=model.sparse,
+        context_limit=engine.context_limit,
     )
     _log(info)
     return LoadedEngine(engine, info, tokenizer)
@@ -99,7 +107,13 @@ def _load_encoder(
     settings = read_settings(files.path, checkpoint.config)
     execution = encoder_execution(config)
     model = execution.load_encoder(checkpoint, files.name, progress)
-    max_context = _context(config, min(model.max_context, settings.max_tokens or model.max_context))
+    own_context = min(model.max_context, settings.max_tokens or model.max_context)
+    max_context = config.max_context or own_context
+    if max_context > own_context:
+        raise ConfigurationError(
+            f"max_context {max_context} is beyond the {own_context} positions that {config.model} was made for. Choose "
+            "a smaller max_context."
+        )
     engine = EncoderEngine(
         model,
         max_context=max_context,
@@ -119,6 +133,7 @@ def _load_encoder(
         backends=dict(execution.backends(model)),
         embedding=embedding_info(settings, model.hidden_size),
         generates=False,
+        context_limit="max_context" if max_context < own_context else "model",
     )
     _log(info)
     return LoadedEngine(engine, info, tokenizer)
@@ -157,6 +172,7 @@ def _size(
     config: EngineConfig,
     model: Model,
     max_context: int,
+    limit: ContextLimit,
     end_ids: frozenset[int],
     draft: Model | None,
     row_cost: float,
@@ -182,6 +198,10 @@ def _size(
         seed=config.seed,
         speculation=_speculation(config, model, draft, pages, row_cost),
         constraints=constraints,
+        context_limit=limit,
+        attention=config.attention,
+        attention_error=config.attention_error,
+        question_tokens=config.question_tokens,
     )
 
 
@@ -214,17 +234,9 @@ def _load_draft(config: EngineConfig, tokenizer: Tokenizer) -> Model:
             f"{files.name} cannot draft for {config.model}: {difference}. Choose a draft model of the same family."
         )
     checkpoint = open_checkpoint(files.path)
+    dense = msgspec.structs.replace(config, attention="dense")  # drafts are checked anyway, and need no index
     try:
-        execution = choose_execution(config, checkpoint, parse_config(checkpoint.config))
+        execution = choose_execution(dense, checkpoint, parse_config(checkpoint.config))
         return execution.load(checkpoint, files.name, None)
     finally:
         checkpoint.close()
-
-
-def _context(config: EngineConfig, model_context: int) -> int:
-    if config.max_context is not None and config.max_context > model_context:
-        raise ConfigurationError(
-            f"max_context {config.max_context} is beyond the {model_context} positions that {config.model} was made "
-            "for. Choose a smaller max_context."
-        )
-    return config.max_context or model_context

@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from deepseek.attention.plan import SparsePlan
 from deepseek.engine.events import EmbedRequest, EngineRequest, GenerateRequest, ScoreRequest
 from deepseek.engine.pooling import Pooler
 from deepseek.sampling import SamplingParams
@@ -44,6 +45,7 @@ class Sequence:
         charged: tokens on the tenant's account, or found in the cache: what a preemption makes compute again is free.
         cached_tokens: tokens found in the prefix cache when first admitted; None before.
         scheduled_at: when it was first admitted, as ``time.monotonic`` has it.
+        sparse: which of its tokens are attended to sparsely; None if all are dense.
         pooler: makes the vector that an embedding request wants; None for others.
         matcher: keeps the answer to its constraint; None without one.
         scores: log-probability and greedy flag of each scored token so far.
@@ -70,6 +72,7 @@ class Sequence:
     charged: int = 0
     cached_tokens: int | None = None
     scheduled_at: float = 0.0
+    sparse: SparsePlan | None = None
     pooler: Pooler | None = None
     matcher: Matcher | None = None
     scores: list[tuple[float, bool]] = field(default_factory=list)
@@ -77,11 +80,18 @@ class Sequence:
 
     @classmethod
     def of(
-        cls, request: EngineRequest, *, end_ids: frozenset[int], seed: int, max_context: int, isolate_seeds: bool
+        cls,
+        request: EngineRequest,
+        *,
+        end_ids: frozenset[int],
+        seed: int,
+        max_context: int,
+        isolate_seeds: bool,
+        sparse: SparsePlan | None = None,
     ) -> Sequence:
         """The initial state of a validated request; ``isolate_seeds`` isolates one that brings a seed."""
         if not isinstance(request, GenerateRequest):
-            return cls._without_answer(request, seed=seed, reproducible=not isolate_seeds)
+            return cls._without_answer(request, seed=seed, reproducible=not isolate_seeds, sparse=sparse)
         params = request.params
         reproducible = params.seed is not None
         # A constrained answer that has come to its end can only end.
@@ -102,10 +112,13 @@ class Sequence:
             priority=request.priority,
             tenant=request.tenant,
             weight=request.weight,
+            sparse=sparse,
         )
 
     @classmethod
-    def _without_answer(cls, request: ScoreRequest | EmbedRequest, *, seed: int, reproducible: bool) -> Sequence:
+    def _without_answer(
+        cls, request: ScoreRequest | EmbedRequest, *, seed: int, reproducible: bool, sparse: SparsePlan | None
+    ) -> Sequence:
         sequence = cls(
             request_id=request.request_id,
             tokens=list(request.tokens),
@@ -116,6 +129,7 @@ class Sequence:
             max_length=len(request.tokens),
             score_start=request.start if isinstance(request, ScoreRequest) else None,
             cache_salt=request.cache_salt,
+            sparse=sparse,
         )
         if isinstance(request, EmbedRequest):
             sequence.pooler = Pooler.of(request)
@@ -165,6 +179,16 @@ class Sequence:
         if self.reproducible and self.in_prompt:
             return min(self.remaining, self.prompt_length - self.computed)
         return self.remaining
+
+    def chunk(self, limit: int) -> int:
+        """Tokens of the next chunk: at most ``limit``, or the rest of a page where only whole pages are computed."""
+        wanted = min(self.next_tokens, limit)
+        return wanted if self.sparse is None else self.sparse.cut(self.computed, wanted)
+
+    @property
+    def marks(self) -> dict[int, str]:
+        """What digests of its pages cover besides tokens (see :func:`deepseek.engine.block_pool.page_digests`)."""
+        return {} if self.sparse is None else self.sparse.marks(exact=self.reproducible)
 
     @property
     def sealable(self) -> int:

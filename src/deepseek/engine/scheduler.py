@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from deepseek.attention.policy import SparsePolicy
 from deepseek.engine.block_pool import BlockPool, page_digests
 from deepseek.engine.fair_queue import FairQueue
 from deepseek.engine.request import Sequence
@@ -54,6 +55,12 @@ class Chunk:
     def num_rows(self) -> int:
         return self.num_tokens + len(self.draft)
 
+    @property
+    def policy(self) -> SparsePolicy | None:
+        """How sparsely its rows attend; None is dense."""
+        plan = self.sequence.sparse
+        return None if plan is None else plan.policy_at(self.sequence.computed)
+
 
 class Scheduler:
     """Waiting and running sequences.
@@ -62,7 +69,7 @@ class Scheduler:
         pool: the cache's pages.
         page_size: tokens per page.
         max_running: sequences in one step.
-        max_batch_tokens: rows in one step.
+        max_batch_tokens: rows in one step, but for a last page of a prompt that is computed in whole pages.
     """
 
     def __init__(self, pool: BlockPool, *, page_size: int, max_running: int, max_batch_tokens: int) -> None:
@@ -75,7 +82,7 @@ class Scheduler:
         self.preemptions = 0
         self._isolated_turns: dict[Sequence, None] = {}
         self._chunks: dict[Sequence, Chunk] = {}  # of the step being planned
-        self._budget = 0  # rows it has left
+        self._budget = 0  # rows it has left; below 0 when the last chunk is the rest of a page
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.add(sequence)
@@ -98,7 +105,7 @@ class Scheduler:
                 continue
             if sequence.remaining > 1:
                 prompts.append(sequence)
-            elif self._budget:
+            elif self._budget > 0:
                 self._grow(sequence, 1)
         turn = min(self._isolated_turns, key=self._urgency, default=None)
         if turn is not None:
@@ -110,9 +117,12 @@ class Scheduler:
         return list(self._chunks.values())
 
     def with_draft(self, chunk: Chunk, draft: list[int]) -> Chunk:
-        """The chunk with as much of ``draft`` as pages can be had for: nobody gives way to a guess."""
+        """The chunk with as much of ``draft`` as pages can be had for (nobody gives way to a guess), and no rows that
+        would attend otherwise in a chunk of their own."""
         sequence = chunk.sequence
         known = sequence.computed + chunk.num_tokens
+        if sequence.sparse is not None:
+            draft = draft[: sequence.sparse.cut(sequence.computed, chunk.num_tokens + len(draft)) - chunk.num_tokens]
         missing = -(-(known + len(draft)) // self.page_size) - len(sequence.pages)
         if missing > 0 and self.pool.num_free >= missing + len(self.running):
             sequence.pages.extend(self.pool.allocate(missing, sequence.pages[-1]) or ())
@@ -185,7 +195,7 @@ class Scheduler:
         waiting = self.waiting.priorities() if admit else []
         for priority in sorted({*waiting, *(s.priority for s in prompts)}, reverse=True):
             own = [s for s in prompts if s.priority == priority]
-            while self._budget:
+            while self._budget > 0:
                 own = [s for s in own if s in self.running and s not in self._chunks]
                 candidates = own
                 if admit and priority in waiting and len(postponed) < MAX_POSTPONED:
@@ -206,7 +216,7 @@ class Scheduler:
                     underway.update(sequence.digests[sequence.sealed :])
                     if sequence.isolated:
                         continue  # its turn comes in a later step
-                self._plan(sequence, min(sequence.next_tokens, self._budget))
+                self._plan(sequence, sequence.chunk(self._budget))
         for sequence in reversed(postponed):
             self.waiting.put_back(sequence)
 
@@ -296,5 +306,5 @@ class Scheduler:
 
     def _extend_digests(self, sequence: Sequence) -> None:
         if self.pool.prefix_cache:
-            new = page_digests(sequence.tokens, self.page_size, sequence.cache_salt, sequence.digests)
+            new = page_digests(sequence.tokens, self.page_size, sequence.cache_salt, sequence.digests, sequence.marks)
             sequence.digests.extend(list(new))

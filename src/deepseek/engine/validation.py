@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from deepseek.attention.policy import ATTENTION_MODES, MAX_ERROR
 from deepseek.engine.events import (
     MAX_PRIORITY,
     MAX_WEIGHT,
+    ContextLimit,
     EmbedRequest,
     EngineRequest,
     GenerateRequest,
@@ -21,19 +23,70 @@ def check_tokens(tokens: list[int], vocab_size: int) -> None:
         raise InvalidRequestError(f"the prompt has token ids outside of 0 to {vocab_size - 1}.", param="prompt")
 
 
-def check_request(
-    request: EngineRequest, *, vocab_size: int, max_context: int, hidden_size: int, constraints: bool
+def context_reason(limit: ContextLimit, max_context: int) -> str:
+    """Why a context holds no more than ``max_context`` tokens, and what would change that."""
+    match limit:
+        case "model":
+            return (
+                f"The model was made for {max_context} tokens; a larger max_context may stretch it (see rope_scaling)."
+            )
+        case "max_context":
+            return f"The engine was started with max_context {max_context}; start it with a larger one."
+        case "kv_cache":
+            return (
+                f"The memory for keys and values holds {max_context} tokens; start the engine with a larger "
+                "kv_cache_bytes, or with kv_dtype int8, which takes half as much."
+            )
+
+
+def check_attention(
+    attention: str | None, error: float | None, question_tokens: int | None = None, *, sparse: bool
 ) -> None:
-    """Raises InvalidRequestError and ContextLengthError; ``constraints`` says whether the engine can keep to one."""
+    """What a request says of its attention; ``sparse`` is whether the engine can attend sparsely.
+
+    Raises InvalidRequestError.
+    """
+    if attention is not None and attention not in ATTENTION_MODES:
+        raise InvalidRequestError(
+            f"attention must be one of {', '.join(ATTENTION_MODES)}, not {attention!r}.", param="attention"
+        )
+    if error is not None and not 0.0 <= error <= MAX_ERROR:
+        raise InvalidRequestError(f"attention_error must be 0 to {MAX_ERROR}, not {error!r}.", param="attention_error")
+    if question_tokens is not None and question_tokens < 0:
+        raise InvalidRequestError(
+            f"question_tokens must be at least 0, not {question_tokens}.", param="question_tokens"
+        )
+    if attention == "sparse" and error != 0.0 and not sparse:
+        raise InvalidRequestError(
+            "this engine attends densely: it was started with attention dense, or has no kernel for sparse attention. "
+            "Leave attention out, or choose auto or dense.",
+            param="attention",
+        )
+
+
+def check_request(
+    request: EngineRequest,
+    *,
+    vocab_size: int,
+    max_context: int,
+    context_limit: ContextLimit,
+    hidden_size: int,
+    constraints: bool,
+    sparse: bool,
+) -> None:
+    """Raises InvalidRequestError and ContextLengthError; ``constraints`` and ``sparse`` say what the engine can do."""
+    reason = context_reason(context_limit, max_context)
     if isinstance(request, ScoreRequest):
         check_tokens(request.tokens, vocab_size)
-        _check_score(request, max_context)
+        _check_score(request, max_context, reason)
+        check_attention(request.attention, request.attention_error, sparse=sparse)
         return
     if isinstance(request, EmbedRequest):
-        check_embed(request, vocab_size=vocab_size, max_context=max_context, hidden_size=hidden_size)
+        check_embed(request, vocab_size=vocab_size, max_context=max_context, hidden_size=hidden_size, reason=reason)
     else:
         check_tokens(request.prompt, vocab_size)
-        _check_generate(request, vocab_size, max_context, constraints)
+        _check_generate(request, vocab_size, max_context, constraints, reason)
+        check_attention(request.attention, request.attention_error, request.question_tokens, sparse=sparse)
     check_urgency(request.priority, request.weight)
 
 
@@ -49,12 +102,13 @@ def check_urgency(priority: int, weight: float) -> None:
         )
 
 
-def check_embed(request: EmbedRequest, *, vocab_size: int, max_context: int, hidden_size: int) -> None:
+def check_embed(request: EmbedRequest, *, vocab_size: int, max_context: int, hidden_size: int, reason: str) -> None:
     """Raises InvalidRequestError and ContextLengthError."""
     check_tokens(request.tokens, vocab_size)
     if len(request.tokens) > max_context:
         raise ContextLengthError(
-            f"the text to embed has {len(request.tokens)} tokens; this model takes {max_context}.", param="input"
+            f"the text to embed has {len(request.tokens)} tokens, and the context holds {max_context}. {reason}",
+            param="input",
         )
     if request.dimensions is not None and not 1 <= request.dimensions <= hidden_size:
         raise InvalidRequestError(
@@ -62,7 +116,7 @@ def check_embed(request: EmbedRequest, *, vocab_size: int, max_context: int, hid
         )
 
 
-def _check_score(request: ScoreRequest, max_context: int) -> None:
+def _check_score(request: ScoreRequest, max_context: int, reason: str) -> None:
     count = len(request.tokens)
     if not 1 <= request.start < count:
         raise InvalidRequestError(
@@ -70,15 +124,17 @@ def _check_score(request: ScoreRequest, max_context: int) -> None:
         )
     if count > max_context:
         raise ContextLengthError(
-            f"the text to score has {count} tokens; this engine takes {max_context}.", param="tokens"
+            f"the text to score has {count} tokens, and the context holds {max_context}. {reason}", param="tokens"
         )
 
 
-def _check_generate(request: GenerateRequest, vocab_size: int, max_context: int, constraints: bool) -> None:
+def _check_generate(
+    request: GenerateRequest, vocab_size: int, max_context: int, constraints: bool, reason: str
+) -> None:
     if len(request.prompt) >= max_context:
         raise ContextLengthError(
             f"the prompt has {len(request.prompt)} tokens, and the context holds {max_context} for prompt and answer. "
-            "Shorten the prompt, or start the engine with a larger max_context or KV cache."
+            f"{reason}"
         )
     if request.params.constraint is not None and not constraints:
         raise InvalidRequestError("this engine has no tokenizer to keep to a constraint with.", param="constraint")

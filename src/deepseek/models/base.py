@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepseek.attention.policy import SparsePolicy
+from deepseek.attention.stats import AttentionStats
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
 
@@ -89,6 +90,7 @@ class Model(Protocol):
         weights_bytes: memory the weights take.
         row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
             cut into chunks, as long as the same rows are narrow (see :class:`Batch`).
+        sparse: its caches have the index that sparse attention needs. Without one, all attention is dense.
         wide_rows: rows from which wide arithmetic is faster. More than a draft and the row it stands behind, so that
             speculation changes nothing for a sequence that runs alone.
     """
@@ -102,6 +104,7 @@ class Model(Protocol):
     device: torch.device
     weights_bytes: int
     row_invariant: bool
+    sparse: bool
     wide_rows: int
 
     def page_bytes(self, page_size: int) -> int:
@@ -120,6 +123,10 @@ class Model(Protocol):
     def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`, and of ``hidden_rows`` (int64 [H]) the hidden states behind the final norm, fp32
         [H, hidden_size]."""
+        ...
+
+    def attention_stats(self) -> AttentionStats:
+        """What sparse attention has read so far."""
         ...
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from deepseek.attention.stats import AttentionStats
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice, choose_tokens
 from deepseek.layers.embedding import Embedding, Head
@@ -81,6 +82,7 @@ class Decoder:
     """
 
     row_invariant = False
+    sparse = False
     wide_rows = WIDE_ROWS
 
     def __init__(
@@ -143,6 +145,10 @@ class Decoder:
             x, residual = x.index_select(0, rows), residual.index_select(0, rows)
         normed, _ = self.norm.after_add(x, residual)
         return normed
+
+    def attention_stats(self) -> AttentionStats:
+        """Nothing: these layers attend densely."""
+        return AttentionStats()
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""

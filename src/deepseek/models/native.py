@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepseek.attention.policy import SparsePolicy
+from deepseek.attention.stats import AttentionStats
 from deepseek.config import PAGE_SIZE
 from deepseek.errors import ConfigurationError
 from deepseek.kernels.cpu.extension import native
@@ -95,7 +96,7 @@ class NativeDecoder:
         self.device = torch.device("cpu")
         self.weights_bytes = decoder.weights_bytes
         self.kv_dtype = kv_dtype
-        self.indexed = indexed
+        self.sparse = indexed
         self._windows = [
             layer.attention.shape.window if isinstance(layer.attention, Attention) else None for layer in decoder.layers
         ]
@@ -128,7 +129,7 @@ class NativeDecoder:
 
     def index_page_bytes(self) -> int:
         """Bytes that the index takes per page, over all layers (see ``PageIndex`` in csrc/layout.h)."""
-        if not self.indexed:
+        if not self.sparse:
             return 0
         return sum(
             spec.heads
@@ -139,7 +140,7 @@ class NativeDecoder:
 
     def new_cache(self, num_pages: int, page_size: int) -> Any:
         """Raises ConfigurationError for a page size that is no multiple of 16, or above 256."""
-        if self.indexed and page_size != PAGE_SIZE:
+        if self.sparse and page_size != PAGE_SIZE:
             raise ConfigurationError(
                 f"page_size must be {PAGE_SIZE} for sparse attention, not {page_size}; or attention dense."
             )
@@ -147,7 +148,7 @@ class NativeDecoder:
             raise ConfigurationError(
                 f"page_size must be a multiple of 16 up to 256 for native kernels, not {page_size}."
             )
-        return self._model.new_cache(num_pages, page_size, self.kv_dtype == "int8", self.indexed)
+        return self._model.new_cache(num_pages, page_size, self.kv_dtype == "int8", self.sparse)
 
     def forward(self, batch: Batch, cache: Any) -> Tensor:
         """See :class:`deepseek.models.base.Model`."""
@@ -167,7 +168,7 @@ class NativeDecoder:
         positions = batch.positions.to(torch.int32)
         rows = len(batch.token_ids)
         wanted = batch.logits_rows
-        errors, dense_until = _wishes(batch.sparse if self.indexed else ())
+        errors, dense_until = _wishes(batch.sparse if self.sparse else ())
         logits = self._room_for_logits(rows if wanted is None else len(wanted))
         self._model.forward(
             cache,
@@ -202,6 +203,10 @@ class NativeDecoder:
             self._logits = torch.empty(rows, self.vocab_size)
         return self._logits[:rows]
 
+    def attention_stats(self) -> AttentionStats:
+        """What sparse attention has read so far, in all caches of this model."""
+        return AttentionStats()
+
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""
         tokens: list[int] = native().choose_tokens(logits.numpy(), choices, self.isa, self._threads)
@@ -211,10 +216,11 @@ class NativeDecoder:
         """Have tables of cos and sin for so many positions."""
         if positions <= self._positions:
             return
-        self._positions = max(positions, 2 * self._positions, _FIRST_POSITIONS)
+        wanted = max(positions, 2 * self._positions, _FIRST_POSITIONS)
+        self._positions = max(positions, min(wanted, self.max_context))
         for index, rotary in enumerate(self._rotaries):
-            cos, sin = rotary(torch.arange(self._positions))
-            self._model.set_rotary(index, cos.contiguous().numpy(), sin.contiguous().numpy())
+            cos, sin = rotary.table(self._positions)
+            self._model.set_rotary(index, cos.numpy(), sin.numpy())
 
 
 def _wishes(policies: Sequence[SparsePolicy | None]) -> tuple[array[float], array[int]]:

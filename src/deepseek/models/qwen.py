@@ -11,6 +11,7 @@ import torch
 from deepseek.errors import CheckpointError
 from deepseek.kernels.ops import Ops
 from deepseek.layers.moe import FeedForward, MixtureOfExperts, Routing
+from deepseek.layers.rotary import RopeConfig
 from deepseek.models.blocks import load_experts
 from deepseek.models.config import ConfigReader
 from deepseek.models.decoder import Decoder
@@ -27,6 +28,14 @@ class QwenMoeConfig:
     expert_intermediate: int
     routing: Routing
     sparse: frozenset[int]
+
+    @property
+    def max_context(self) -> int:
+        return self.dense.max_context
+
+    @property
+    def rope(self) -> RopeConfig:
+        return self.dense.rope
 
 
 def parse_qwen2(config: Mapping[str, Any]) -> DenseConfig:
