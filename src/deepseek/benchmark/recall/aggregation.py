@@ -11,7 +11,7 @@ from random import Random
 
 from deepseek.benchmark.recall.documents import Document, Frame, Hidden, Question, fill
 from deepseek.benchmark.recall.passages import sentences
-from deepseek.benchmark.recall.words import NOUNS
+from deepseek.benchmark.recall.words import NOUNS, SYLLABLES
 
 TASKS = ("common-words", "frequent-words")
 LIST_TOKENS = 4096
@@ -23,10 +23,6 @@ FREQUENT = 3
 _FILLED = 0.85
 """Share of a text that lists may take; what is left is filled with sentences."""
 _ANSWER_TOKENS = {"common-words": 96, "frequent-words": 48}
-_SYLLABLES = {
-    "en": "ba ce di fo gu ha je ki lo mu na pe qui ro su ta ve wi xo zu".split(),
-    "zh": list("阿贝卡达艾法加哈伊库拉玛尼欧帕奇瑞萨塔维"),
-}
 
 
 def aggregation_document(
@@ -85,7 +81,7 @@ def _common(language: str, title: str, tokens: int, measure: Callable[[str], int
 def _frequent(language: str, title: str, tokens: int, measure: Callable[[str], int], random: Random) -> Listed:
     """Made-up words, the k-th of them as often as a zeta distribution with exponent 2 has it; RULER's commonest, which
     it hides behind dots, is left out."""
-    syllables = _SYLLABLES[language]
+    syllables = SYLLABLES[language]
     words = list(dict.fromkeys("".join(random.choices(syllables, k=3)) for _ in range(256)))
 
     def listed(size: int) -> str:

@@ -100,13 +100,13 @@ def fill(hidden: Sequence[Hidden], filler: Iterator[str], tokens: int, frame: Fr
     """A text of exactly ``tokens`` tokens: ``filler``, with what is ``hidden`` spread over all depths.
 
     The text is cut into as many equal stretches as there are things to hide. Each stretch gets one, at a place drawn
-    uniformly among the gaps of its filler; who gets which is drawn too. The filler's last piece is cut to fit.
+    uniformly among the gaps of its filler; who gets which is drawn too. The text begins inside of a piece, cut to fit.
 
-    Raises BenchmarkError when what is hidden does not leave room for a tenth of filler, or the filler ends.
+    Raises BenchmarkError when what is hidden does not leave room for a tenth of filler.
     """
     inside = [frame.encode(one.text + "\n") for one in _mixed(hidden, random)]
     room = tokens - sum(map(len, inside))
-    if room < tokens // 10:
+    if room < max(1, tokens // 10):
         raise BenchmarkError(
             f"a text of {tokens} tokens is too short for {len(inside)} things to be found in it, which take "
             f"{tokens - room} tokens: choose a greater length or a smaller limit."
@@ -114,9 +114,9 @@ def fill(hidden: Sequence[Hidden], filler: Iterator[str], tokens: int, frame: Fr
     pieces: list[list[int]] = []
     missing = room
     while missing > 0:
-        piece = frame.encode(next(filler) + "\n")[:missing]
-        pieces.append(piece)
-        missing -= len(piece)
+        pieces.append(frame.encode(next(filler) + "\n")[-missing:])
+        missing -= len(pieces[-1])
+    pieces.insert(0, pieces.pop())
     places = [int((index + random.random()) * (len(pieces) + 1) / len(inside)) for index in range(len(inside))]
     ids: list[int] = []
     waiting = 0

@@ -35,11 +35,11 @@ def compare(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for mode, own, drawn in zip(MODES, scores, means, strict=True):
         result[mode] = float(own.mean())
         result[f"{mode}_interval"] = interval(drawn)
-    for name, mode in (("ratio", 1), ("ratio_question", 2)):
-        usable = means[0] > 0
-        defined = bool(result["dense"] > 0 and usable.any())
-        result[name] = result[MODES[mode]] / result["dense"] if defined else None
-        result[f"{name}_interval"] = interval(means[mode, usable] / means[0, usable]) if defined else None
+    usable = means[0] > 0
+    for name, mode, drawn in (("ratio", "sparse", means[1]), ("ratio_question", "sparse_question", means[2])):
+        defined = result["dense"] > 0 and bool(usable.any())
+        result[name] = result[mode] / result["dense"] if defined else None
+        result[f"{name}_interval"] = interval(drawn[usable] / means[0][usable]) if defined else None
     result["informative"] = result["dense_interval"][0] > chance
     return result
 

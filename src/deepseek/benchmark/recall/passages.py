@@ -103,12 +103,12 @@ _TEMPLATES = {
     "en": (
         "The {4} {0} stood behind the {1}, and nobody in the {5} {2} had noticed the {3} yet.",
         "When the {0} reached the {4} {1}, it was already too late for the {2} and the {5} {3}.",
-        "People who live near the {4} {0} say that a {5} {1} is worth more than any {2} or {3}.",
-        "She bought a {4} {0} for the {1}, but the {5} {2} never fitted next to the {6} {3}.",
+        "People who live near the {4} {0} say that this {5} {1} is worth more than any {2} or {3}.",
+        "She bought the {4} {0} for the {1}, but the {5} {2} never fitted next to the {6} {3}.",
         "There was hardly any talk about the {0} that year; the {4} {1} and the {5} {2} mattered more than the {3}.",
-        "Before the {4} {0} was built, one could walk from the {1} to the {5} {2} without seeing a single {3}.",
+        "Before the {4} {0} was built, one could walk from the {1} to the {5} {2} without seeing one {3}.",
         "He wrote a letter about the {4} {0}, praised the {5} {1}, and forgot both the {2} and the {6} {3}.",
-        "A {4} {0} does not need a {1}, as the old saying goes, but every {5} {2} needs its {3}.",
+        "The {4} {0} does not need a {1}, as the old saying goes, but every {5} {2} needs its {3}.",
     ),
     "zh": (
         "{4}的{0}立在{1}后面，{5}的{2}里还没有人注意到{3}。",

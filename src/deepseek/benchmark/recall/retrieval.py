@@ -54,7 +54,8 @@ def retrieval_document(
         if task in tasks:
             make(limit)
     maker.passages(asked)
-    others = (passage.text for passage in drawn if passage not in asked)
+    questioned = {passage.text for passage, _, _ in asked}
+    others = (passage.text for passage in drawn if passage.text not in questioned)
     filler: Iterator[str] = chain(others, sentences(language, f"{length}/{seed}"))
     tokens = fill(maker.hidden, filler, frame.room(maker.questions, length), frame, random)
     return Document(name, language, length, tokens, tuple(maker.questions))
@@ -182,9 +183,7 @@ _PHRASES = {
         "weight asked": "上文提到的“{0}”的所有称重记录是哪些？共有{1}个。只回答这{1}个数字。",
         "variable": "变量",
         "assignment hidden": "变量 {0} = {1}",
-        "assignment asked": (
-            "请找出上文中直接或通过其他变量被赋值为 {0} 的所有变量。共有{1}个。只回答这{1}个变量名。"
-        ),
+        "assignment asked": ("请找出上文中直接或通过其他变量被赋值为 {0} 的所有变量。共有{1}个。只回答这{1}个变量名。"),
         "passage": "请根据上文，用原文中的几个词回答下面的问题，不要写别的：{0}",
     },
 }
