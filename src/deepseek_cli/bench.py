@@ -10,14 +10,26 @@ from typing import Annotated, Any
 
 import typer
 
+from deepseek.attention.policy import DEFAULT_ERROR
 from deepseek.config import DEFAULT_MODEL, EngineConfig
-from deepseek_cli.bench_context import recall
-from deepseek_cli.bench_options import DTYPE_HELP, JsonFile, KvDtype, Model, Quick, Repeats, Threads
+from deepseek_cli.bench_context import context, recall
+from deepseek_cli.bench_options import (
+    DTYPE_HELP,
+    Attention,
+    AttentionError,
+    JsonFile,
+    KvDtype,
+    Model,
+    Quick,
+    Repeats,
+    Threads,
+)
 from deepseek_cli.bench_tables import engine_table, peers_table, print_contenders, say, write
 
 bench = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure speed and memory.")
 
 bench.command()(recall)
+bench.command()(context)
 
 
 @bench.callback()
@@ -38,6 +50,8 @@ def engine(
     profile: Annotated[
         str | None, typer.Option(help="v2.1, baseline (FP16, no prefix cache, no speculation) or both, in turn")
     ] = None,
+    attention: Attention = "auto",
+    attention_error: AttentionError = DEFAULT_ERROR,
     price_per_hour: Annotated[float, typer.Option(help="of this machine; gives the cost per million tokens")] = 0.10,
     quick: Quick = False,
     json_file: JsonFile = None,
@@ -49,13 +63,14 @@ def engine(
 
     console = Console()
     options: dict[str, Any] = {"threads": threads, "max_batch_tokens": max_batch_tokens}
+    reading: dict[str, Any] = {"attention": attention, "attention_error": attention_error}
     result: dict[str, Any]
     if profile is None:
-        config = EngineConfig(model=model, dtype=dtype or "auto", kv_dtype=kv_dtype, **options)
+        config = EngineConfig(model=model, dtype=dtype or "auto", kv_dtype=kv_dtype, **options, **reading)
         result = measure_engine(config, repeats=repeats, quick=quick, say=say(console))
         console.print(engine_table({"median": result}, None))
     else:
-        configs = profile_configs(model, profile, dtype=dtype or "int8", kv_dtype=kv_dtype, **options)
+        configs = profile_configs(model, profile, dtype=dtype or "int8", kv_dtype=kv_dtype, **options, **reading)
         result = measure_profiles(
             configs, repeats=repeats, price_per_hour=price_per_hour, quick=quick, say=say(console)
         )

@@ -20,7 +20,7 @@ from deepseek_cli.bench_options import (
     names,
     numbers,
 )
-from deepseek_cli.bench_tables import say, write
+from deepseek_cli.bench_tables import keeper, say, write
 
 
 def recall(
@@ -74,6 +74,61 @@ def recall(
         threads=threads,
         attention_error=attention_error,
     )
-    result = measure_recall(config, work, data=data, say=say(console))
+    result = measure_recall(config, work, data=data, say=say(console), keep=keeper(json_file))
     print_recall(console, result)
+    write(console, result, json_file)
+
+
+def context(
+    model: Model = DEFAULT_MODEL,
+    lengths: Annotated[str, typer.Option(help="tokens of prompt and answer, with commas")] = "4096,32768,131072",
+    peer_lengths: Annotated[
+        str, typer.Option(help="those at which llama.cpp is measured too, if `make peer-llama-cpp` put it there")
+    ] = "",
+    attention: Annotated[str, typer.Option(help="what the sparse runs use: auto or sparse")] = "auto",
+    attention_error: AttentionError = DEFAULT_ERROR,
+    fill: Annotated[
+        str, typer.Option(help="none, or random: decode behind made-up keys and values, without a prefill")
+    ] = "none",
+    fill_dense_above: Annotated[int, typer.Option(help="with random, compute dense prompts up to so many tokens")] = 0,
+    fill_sparse_above: Annotated[int, typer.Option(help="the same for sparse prompts")] = 0,
+    output: Annotated[int, typer.Option(min=1, help="tokens to decode")] = 64,
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
+    kv_dtype: KvDtype = "auto",
+    rope_scaling: RopeScaling = "auto",
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(min=1, help="runs of each, in turn; ratios are of medians")] = 1,
+    data: Data = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Prefill, decode, bytes read per token and memory behind contexts of each length, dense and sparse in turn.
+
+    Every run has a process of its own. Figures of filled contexts are marked: what sparse attention selects in made-up
+    keys is not what it selects in a text.
+    """
+    from rich.console import Console
+
+    from deepseek.benchmark.context import Contexts, measure_context
+    from deepseek_cli.context_tables import print_context
+
+    console = Console()
+    contexts = Contexts(
+        lengths=numbers(lengths, "--lengths"),
+        peer_lengths=numbers(peer_lengths, "--peer-lengths"),
+        fill=fill,
+        fill_dense_above=fill_dense_above,
+        fill_sparse_above=fill_sparse_above,
+        output=output,
+        repeats=repeats,
+    )
+    config = EngineConfig(
+        model=model,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        rope_scaling=rope_scaling,
+        threads=threads,
+        attention_error=attention_error,
+    )
+    result = measure_context(config, contexts, sparse=attention, data=data, say=say(console), keep=keeper(json_file))
+    print_context(console, result)
     write(console, result, json_file)

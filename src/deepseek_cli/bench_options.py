@@ -15,7 +15,8 @@ Repeats = Annotated[int, typer.Option(min=1, help="rounds; the median is reporte
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write all figures to this file")]
 Quick = Annotated[bool, typer.Option("--quick", help="an eighth of the work: shows that it runs, not how fast")]
 KvDtype = Annotated[str, typer.Option(help="precision of keys and values: auto, fp16 or int8")]
-AttentionError = Annotated[float, typer.Option(help="relative error that sparse attention aims at")]
+Attention = Annotated[str, typer.Option(help="how long contexts are read: auto, dense or sparse")]
+AttentionError = Annotated[float, typer.Option(help="relative error that sparse attention aims at; 0 is dense")]
 RopeScaling = Annotated[str, typer.Option(help="beyond the model's own context: auto, none or yarn")]
 Data = Annotated[
     Path | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deepseek.attention.policy import DEFAULT_ERROR
 from deepseek.config import DEFAULT_MODEL
 from deepseek.errors import InvalidRequestError
 from deepseek.sampling import SamplingParams
@@ -31,10 +32,18 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="same seed, same answer")] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or int4")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="tokens of conversation kept")] = None,
+    rope_scaling: Annotated[
+        str, typer.Option(help="a max-context beyond the model's: auto (where documented), none, or yarn for any model")
+    ] = "auto",
+    attention: Annotated[str, typer.Option(help="how long contexts are read: auto, dense or sparse")] = "auto",
+    attention_error: Annotated[
+        float, typer.Option(help="relative error that sparse attention aims at; 0 is exactly dense")
+    ] = DEFAULT_ERROR,
 ) -> None:
     """Talk to a model in the terminal. The answer streams; the history is kept until /clear."""
     params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    session = _Session(_load(model, dtype, max_context), system, params)
+    options = {"rope_scaling": rope_scaling, "attention": attention, "attention_error": attention_error}
+    session = _Session(_load(model, dtype=dtype, max_context=max_context, **options), system, params)
     if prompt is not None:
         session.ask(sys.stdin.read() if prompt == "-" else prompt)
         return
@@ -122,7 +131,7 @@ def _read() -> str | None:
         return ""
 
 
-def _load(model: str, dtype: str, max_context: int | None) -> LLM:
+def _load(model: str, **settings: Any) -> LLM:
     from rich.console import Console
 
     from deepseek.hub.progress import RichProgress
@@ -131,4 +140,4 @@ def _load(model: str, dtype: str, max_context: int | None) -> LLM:
 
     resolve(model, progress=RichProgress())
     with Console(stderr=True).status(f"loading {model}"):
-        return LLM(model, dtype=dtype, max_context=max_context, max_running=1)
+        return LLM(model, max_running=1, **settings)

@@ -30,6 +30,68 @@ def print_recall(console: Console, result: dict[str, Any]) -> None:
         console.print(f"skipped: {reason}", style="yellow", highlight=False, markup=False)
 
 
+def print_context(console: Console, result: dict[str, Any]) -> None:
+    """A table of all runs, one of ratios, and what was not measured."""
+    console.print(context_table(result))
+    if result["ratios"]:
+        console.print(ratio_table(result["ratios"]))
+    if any(run["filled"] for run in result["runs"]):
+        console.print("+ behind made-up keys and values, not a computed prompt", style="dim")
+    for one in result["absent"]:
+        length = f"{one['length']} tokens, " if "length" in one else ""
+        console.print(
+            f"not measured: {length}{one['attention']}: {one['reason']}", style="yellow", highlight=False, markup=False
+        )
+
+
+def context_table(result: dict[str, Any]) -> Table:
+    """A row for each run."""
+    from rich.table import Table
+
+    settings = result["settings"]
+    table = Table(title=f"{settings['model']}, {settings['config']['threads']} threads", title_justify="left")
+    for name in ("tokens", "attention", "cache", "prefill", "decode", "read per token", "of dense", "index", "peak"):
+        table.add_column(name, justify="left" if name in ("attention", "cache") else "right")
+    last = None
+    for run in sorted(result["runs"], key=lambda run: run["length"]):
+        if last not in (None, run["length"]):
+            table.add_section()
+        last = run["length"]
+        table.add_row(
+            str(run["length"]),
+            run["attention"] + (" +" if run["filled"] else ""),
+            run["kv_dtype"],
+            _rate(run["prefill_tok_s"]),
+            _rate(run["decode_tok_s"]),
+            "-" if run["bytes_read_per_token"] is None else f"{run['bytes_read_per_token'] / 1e6:.1f} MB",
+            _share(run["bytes_read_per_token"], run["dense_bytes_per_token"]),
+            f"{run['index_bytes'] / 2**20:.0f} MiB" if run["index_bytes"] else "-",
+            "-" if run["peak_memory_bytes"] is None else f"{run['peak_memory_bytes'] / 2**30:.2f} GiB",
+        )
+    return table
+
+
+def ratio_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A column for each length."""
+    from rich.table import Table
+
+    table = Table(title="ratios of medians", title_justify="left")
+    table.add_column("")
+    for row in rows:
+        table.add_column(str(row["length"]), justify="right")
+    for name in dict.fromkeys(name for row in rows for name in row if name != "length"):
+        table.add_row(name.replace("_tok_s", ""), *(f"{row[name]:.2f}x" if name in row else "-" for row in rows))
+    return table
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} tok/s"
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return f"{part / whole:.1%}" if part and whole else "-"
+
+
 def recall_table(result: dict[str, Any]) -> Table:
     """A row for each length and task, and one for all tasks of a length."""
     from rich.table import Table

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from deepseek.attention.policy import DEFAULT_ERROR, QUESTION_TOKENS
 from deepseek.config import DEFAULT_MODEL, PUBLIC_NAME, EngineConfig
 from deepseek.errors import ConfigurationError
 
@@ -50,6 +51,9 @@ def serve(
     device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
     backend: Annotated[str, typer.Option(help="kernels: auto, native, torch or reference")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="tokens per request, prompt and answer")] = None,
+    rope_scaling: Annotated[
+        str, typer.Option(help="a max-context beyond the model's: auto (where documented), none, or yarn for any model")
+    ] = "auto",
     max_running: Annotated[int, typer.Option(help="answers generated at the same time")] = 64,
     max_batch_tokens: Annotated[int, typer.Option(help="rows of one step; long prompts are cut into chunks")] = 512,
     max_sequences: Annotated[
@@ -64,6 +68,15 @@ def serve(
     prefix_cache: Annotated[bool, typer.Option(help="reuse the cache of equal prompt beginnings")] = True,
     speculation: Annotated[str, typer.Option(help="guess tokens: auto, lookup, draft or off")] = "auto",
     draft_model: Annotated[str | None, typer.Option(help="a smaller model with the same vocabulary, to guess")] = None,
+    attention: Annotated[
+        str, typer.Option(help="read what matters of long contexts (auto), of all (sparse), or everything (dense)")
+    ] = "auto",
+    attention_error: Annotated[
+        float, typer.Option(help="relative error that sparse attention aims at; 0 is exactly dense")
+    ] = DEFAULT_ERROR,
+    question_tokens: Annotated[
+        int, typer.Option(help="the last so many tokens of a prompt are read densely")
+    ] = QUESTION_TOKENS,
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: one per core]")] = None,
     seed: Annotated[int | None, typer.Option(help="seeds requests that bring none")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="never touch the network")] = False,
@@ -109,12 +122,16 @@ def serve(
         device=device,
         backend=backend,
         max_context=max_context,
+        rope_scaling=rope_scaling,
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         kv_cache_bytes=None if kv_cache_bytes is None else parse_size(kv_cache_bytes),
         prefix_cache=prefix_cache,
         speculation=speculation,
         draft_model=draft_model,
+        attention=attention,
+        attention_error=attention_error,
+        question_tokens=question_tokens,
         threads=threads,
         seed=seed,
         offline=offline,

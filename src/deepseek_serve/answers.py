@@ -13,7 +13,7 @@ from contextlib import aclosing
 import msgspec
 
 from deepseek_serve.entry import Entry
-from deepseek_serve.generation import Choice, Job, check_prompts, off_loop
+from deepseek_serve.generation import Choice, Job, check_prompts, check_reading, off_loop
 from deepseek_serve.parsing.pieces import Answer, AnswerEnd, AnswerPiece, Call, CallPiece
 from deepseek_serve.prompt import check_form, prompt_of
 from deepseek_serve.protocol.chat import ChatRequest
@@ -34,6 +34,7 @@ async def admit(state: ServerState, body: ChatRequest, entry: Entry, *, prefix: 
     info, tokenizer = model.generating()
     max_tokens = body.token_limit()
     params = body.sampling(max_tokens=max_tokens, logprobs=body.logprob_count(), vocab_size=info.vocab_size)
+    check_reading(body, info)
     tools = body.tooling()
     body.conversation()  # what is wrong with a request is said before what it has to wait for
     body.template_kwargs()
@@ -41,13 +42,7 @@ async def admit(state: ServerState, body: ChatRequest, entry: Entry, *, prefix: 
     prompt = await off_loop(state, lambda: prompt_of(state.config, model, tokenizer, body, tools))
     params = msgspec.structs.replace(params, constraint=prompt.constraint(body, tools))
     await check_form(state, body, tools, params)
-    check_prompts(
-        [prompt.tokens],
-        max_tokens=max_tokens,
-        max_context=info.max_context,
-        vocab_size=info.vocab_size,
-        param="messages",
-    )
+    check_prompts([prompt.tokens], info, max_tokens=max_tokens, param="messages")
     await entry.take_tokens([prompt.tokens], answers=params.n, max_tokens=max_tokens, max_context=info.max_context)
     return Job(
         state,
@@ -58,6 +53,8 @@ async def admit(state: ServerState, body: ChatRequest, entry: Entry, *, prefix: 
         entry=entry,
         continues_text=prompt.continues,
         shown=prompt.shown,
+        attention=body.attention,
+        attention_error=body.attention_error,
         parser=prompt.parser,
     )
 

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import msgspec
 
-from deepseek.engine.events import FinishReason, GenerateRequest, TokenEvent
+from deepseek.engine.events import EngineInfo, FinishReason, GenerateRequest, TokenEvent
+from deepseek.engine.validation import check_attention, context_reason
 from deepseek.errors import ContextLengthError, InvalidRequestError
 from deepseek.runtime.client import error_of
 from deepseek.runtime.output import OutputAssembler, TextDelta
@@ -122,6 +123,7 @@ class Job:
         entry: on whose account; it hears of first tokens and of the end.
         continues_text: the answers go on the prompt's last words.
         shown: spellings of special tokens that are part of the answers' text.
+        attention, attention_error: as in :class:`deepseek.engine.events.GenerateRequest`.
         parser: makes the reader of one answer of a chat.
     """
 
@@ -136,6 +138,8 @@ class Job:
         entry: Entry,
         continues_text: bool,
         shown: Collection[str] = (),
+        attention: str | None = None,
+        attention_error: float | None = None,
         parser: Callable[[], AnswerParser] = plain_parser,
     ) -> None:
         self.parser = parser
@@ -161,6 +165,8 @@ class Job:
                     priority=entry.priority,
                     tenant=entry.tenant,
                     weight=entry.weight,
+                    attention=attention,
+                    attention_error=attention_error,
                 )
                 self.choices.append(
                     Choice(
@@ -295,10 +301,14 @@ async def check_constraint(state: ServerState, body: GenerationRequest, params: 
         raise InvalidRequestError(str(error), param=field, code=error.code) from error
 
 
-def check_prompts(
-    prompts: Sequence[list[int]], *, max_tokens: int | None, max_context: int, vocab_size: int, param: str
-) -> None:
+def check_reading(body: GenerationRequest, info: EngineInfo) -> None:
+    """Refuse an attention that the engine does not have. Raises :class:`InvalidRequestError`."""
+    check_attention(body.attention, body.attention_error, sparse=info.sparse)
+
+
+def check_prompts(prompts: Sequence[list[int]], info: EngineInfo, *, max_tokens: int | None, param: str) -> None:
     """Refuse what the engine would refuse, while the client can still be told with a 400."""
+    max_context, vocab_size = info.max_context, info.vocab_size
     for prompt in prompts:
         if not prompt:
             raise InvalidRequestError("The prompt is empty; it needs at least one token.", param=param)
@@ -312,6 +322,7 @@ def check_prompts(
             raise ContextLengthError(
                 f"This model's maximum context length is {max_context} tokens. However, you requested "
                 f"{len(prompt) + wanted} tokens ({len(prompt)} in the {param}, {of_answer}). "
-                f"Please reduce the length of the {param} or of the answer.",
+                f"Please reduce the length of the {param} or of the answer. "
+                f"{context_reason(info.context_limit, max_context)}",
                 param=param,
             )

@@ -242,6 +242,20 @@ COUNTERS = (
     ("cancelled", "Requests cancelled."),
     ("failed", "Requests failed."),
 )
+READING = (
+    ("rows", "Rows of steps that attended sparsely."),
+    ("selections", "What these rows read, each layer and KV head by itself."),
+    ("context_tokens", "Tokens that dense attention would have read for these."),
+    ("read_tokens", "Tokens that were read."),
+    ("kv_bytes", "Bytes of keys and values that were read."),
+    ("index_bytes", "Bytes of the index that were read."),
+    ("dense_fallbacks", "Selections so large that everything was read."),
+    ("estimated_error", "Sum of the relative errors estimated for selections."),
+    ("checks", "Selections that were computed densely too, to compare."),
+    ("checked_estimate", "Sum of the relative errors estimated for these."),
+    ("checked_error", "Sum of the relative errors measured in these."),
+    ("violations", "Checks in which the error was above its bound."),
+)
 NAMES = {"pages_total": "kv_pages", "pages_free": "kv_pages_free"}
 
 
@@ -275,6 +289,12 @@ class _EngineCollector(Collector):
                     if replica.stats is not None:
                         family.add_metric(labels, getattr(replica.stats, field))
                 yield family
+        for field, text in READING:
+            family = CounterMetricFamily(f"deepseek_engine_sparse_{field}", text, labels=ENGINE)
+            for labels, replica in self._replicas():
+                if replica.stats is not None:
+                    family.add_metric(labels, getattr(replica.stats.attention, field))
+            yield family
 
     def _replicas(self) -> Iterator[tuple[list[str], EngineClient]]:
         for model in self._models:

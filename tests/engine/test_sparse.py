@@ -183,6 +183,27 @@ def test_the_next_turn_finds_question_and_answer() -> None:
     assert event.cached_tokens == 68  # 60 + 11 tokens were computed: 17 pages  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("known,kept", [(UNTIL - 2, 1), (UNTIL - 1, 0), (UNTIL, 7), (UNTIL + 1, 7)])
+def test_a_draft_ends_where_attention_changes(known: int, kept: int) -> None:
+    """Its rows attend as the row does that it stands behind, and must as they would alone."""
+    served = engine(model(), max_batch_tokens=32)
+    served.add(request("x", text(3), 60))
+    for _ in range(known - 2):
+        served.step()
+    (chunk,) = served.scheduler.schedule()
+    assert (chunk.sequence.computed, chunk.num_tokens) == (known, 1)
+    assert len(served.scheduler.with_draft(chunk, [1] * 7).draft) == kept
+
+
+def test_a_prompts_last_row_takes_no_draft() -> None:
+    """It belongs to the question, and what follows does not."""
+    served = engine(model(), max_batch_tokens=32, prefix_cache=False)
+    served.add(request("x", text(41), 5))
+    while not (chunk := served.scheduler.schedule()[0]).completes:
+        served.scheduler.completed(chunk)
+    assert chunk.policy is None and served.scheduler.with_draft(chunk, [1, 2]).draft == ()
+
+
 @pytest.mark.parametrize("max_batch_tokens", [8, 9, 16])
 def test_a_full_batch_does_not_starve_a_sparse_prompt(max_batch_tokens: int) -> None:
     """What is left beside decodes may be less than the page that its chunk is at least."""

@@ -10,6 +10,7 @@ the file separator that ends what fills it. The prompt's text steers the engine:
 ``[raise]``   an exception escapes from the step after three tokens
 ``[nan]``     the request, and only it, fails after three tokens
 ``[seed]``    the answer is the request's seed
+``[reading]`` the answer is the request's attention and attention_error
 ``[echo]``    the answer is what follows it in the last message
 
 An embedding counts the text's bytes by their lowest three bits. ``[long]`` gives none until it is cancelled; ``[nan]``
@@ -30,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepseek.attention.stats import AttentionStats
 from deepseek.config import EngineConfig
 from deepseek.engine.events import (
     EmbeddingInfo,
@@ -76,6 +78,8 @@ class FakeEngine:
         self._held: set[str] = set()
         self._seen: set[tuple[str, tuple[int, ...]]] = set()
         self.counts = dict.fromkeys(EngineStats.__struct_fields__, 0) | {"pages_total": 100, "pages_free": 100}
+        del self.counts["attention"]
+        self.sparse_rows = 0
 
     @property
     def has_work(self) -> bool:
@@ -93,6 +97,9 @@ class FakeEngine:
             raise InvalidRequestError("token id out of range", param="prompt")
         text = bytes(t for t in request.prompt if t < 256).decode("utf-8", "replace")
         answer = str(request.params.seed) if "[seed]" in text else ANSWER
+        if "[reading]" in text:
+            answer = f"{request.attention} {request.attention_error}"
+        self.sparse_rows += len(request.prompt) * (request.attention == "sparse")
         if "[echo]" in (last := text.rpartition("<user>")[2]):
             answer = last.partition("[echo]")[2].partition("</><assistant>")[0]
         key = (request.cache_salt, tuple(request.prompt))
@@ -168,7 +175,8 @@ class FakeEngine:
         return TokenEvent(request_id, token, stop, logprobs, cached, reason, scheduled_at=scheduled_at)
 
     def stats(self) -> EngineStats:
-        return EngineStats(**self.counts | {"running": len(self._live) + len(self._held)})
+        reading = AttentionStats(rows=self.sparse_rows, estimated_error=0.5 * self.sparse_rows)
+        return EngineStats(**self.counts | {"running": len(self._live) + len(self._held)}, attention=reading)
 
 
 def vector_of(text: str, dimensions: int | None = None) -> list[float]:
@@ -213,6 +221,7 @@ def load(config: EngineConfig, progress: Callable[[int, int], None]) -> Loaded:
         load_seconds=0.1,
         backends={},
         embedding=EmbeddingInfo(dimensions=DIMENSIONS, pooling="mean", shorter=() if encoder else (2, 4)),
+        sparse=config.attention != "dense" and not encoder,
         generates=not encoder,
     )
     return Loaded(FakeEngine(), info)

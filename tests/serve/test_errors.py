@@ -92,6 +92,9 @@ CHAT_FIELDS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "logprobs", "[0, 20]"),
     ({"presence_penalty": 5}, "presence_penalty", "[-2, 2]"),
+    ({"attention": "quick"}, "attention", "'auto', 'dense' or 'sparse'"),
+    ({"attention_error": -0.1}, "attention_error", "greater than or equal to 0"),
+    ({"attention_error": 0.51}, "attention_error", "less than or equal to 0.5"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "Unrecognized"),
     ({"stream": "yes"}, "stream", "boolean"),
@@ -102,6 +105,7 @@ CHAT_FIELDS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"audio": {}}, "audio", "not supported yet"),
     (messages({"role": "user", "content": "[template]"}), "messages", "template refuses"),
     (messages({"role": "user", "content": "x" * 3000}), "messages", "maximum context length is 2048"),
+    (messages({"role": "user", "content": "x" * 3000}), "messages", "The model was made for 2048 tokens"),
     ({"max_tokens": 2048}, "messages", "2048 for the answer"),
 ]
 

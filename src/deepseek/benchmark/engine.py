@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from deepseek.attention.policy import DEFAULT_ERROR
 from deepseek.benchmark.process import WorkerProcess
 from deepseek.benchmark.scenarios import EDIT_PROMPTS, SCENARIOS, Scenario, Timing, figures, random_prompts
 from deepseek.config import EngineConfig
@@ -175,7 +176,16 @@ def measure_profiles(
     return report
 
 
-def profile_configs(model: str, which: str, *, dtype: str, kv_dtype: str, **options: Any) -> dict[str, EngineConfig]:
+def profile_configs(
+    model: str,
+    which: str,
+    *,
+    dtype: str,
+    kv_dtype: str,
+    attention: str = "auto",
+    attention_error: float = DEFAULT_ERROR,
+    **options: Any,
+) -> dict[str, EngineConfig]:
     """Settings of the ``baseline``, of ``v2.1``, or of ``both`` (the baseline first).
 
     The baseline is plain inference: FP16 weights and cache, dense attention, no prefix cache, no speculation. V2.1 is
@@ -185,11 +195,13 @@ def profile_configs(model: str, which: str, *, dtype: str, kv_dtype: str, **opti
     Raises:
         ConfigurationError: another name.
     """
-    baseline: dict[str, Any] = {"dtype": "fp16", "kv_dtype": "fp16", "prefix_cache": False, "speculation": "off"}
-    baseline["attention"] = "dense"
+    plain: dict[str, Any] = {"dtype": "fp16", "kv_dtype": "fp16", "attention": "dense"}
+    plain |= {"prefix_cache": False, "speculation": "off"}
+    ours: dict[str, Any] = {"dtype": dtype, "kv_dtype": kv_dtype}
+    ours |= {"attention": attention, "attention_error": attention_error}
     configs = {
-        "baseline": EngineConfig(model=model, **options, **baseline),
-        "v2.1": EngineConfig(model=model, **options, dtype=dtype, kv_dtype=kv_dtype),
+        "baseline": EngineConfig(model=model, **options, **plain),
+        "v2.1": EngineConfig(model=model, **options, **ours),
     }
     if which == "both":
         return configs

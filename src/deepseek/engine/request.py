@@ -14,6 +14,10 @@ from deepseek.sampling import SamplingParams
 if TYPE_CHECKING:
     from deepseek.engine.constraints import Matcher
 
+ANSWER_ROWS = 8
+"""Rows of a reproducible answer that is computed again, in one chunk: no more than a draft makes, because the rows of
+longer chunks choose together what they read."""
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -183,7 +187,11 @@ class Sequence:
     def chunk(self, limit: int) -> int:
         """Tokens of the next chunk: at most ``limit``, or the rest of a page where only whole pages are computed."""
         wanted = min(self.next_tokens, limit)
-        return wanted if self.sparse is None else self.sparse.cut(self.computed, wanted)
+        if self.sparse is None:
+            return wanted
+        if self.reproducible and not self.in_prompt:
+            wanted = min(wanted, ANSWER_ROWS)
+        return self.sparse.cut(self.computed, wanted)
 
     @property
     def marks(self) -> dict[int, str]:

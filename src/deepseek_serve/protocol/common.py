@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 import pydantic_core
 from pydantic import Field
 
+from deepseek.attention.policy import MAX_ERROR
 from deepseek.constraints import Constraint
 from deepseek.errors import InvalidRequestError
 from deepseek.sampling import SamplingParams
@@ -16,6 +17,23 @@ from deepseek_serve.protocol.structured import StructuredOutputs
 
 SEED_RANGE = 2**63
 MAX_USER_ID = 512  # characters
+
+
+AttentionField = Annotated[
+    Literal["auto", "dense", "sparse"] | None,
+    Field(
+        description="How much of a long context is read: all of it (`dense`), what matters to each query (`sparse`), "
+        "or all of a short and what matters of a long one (`auto`). By default what the server was started with."
+    ),
+]
+AttentionErrorField = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=MAX_ERROR,
+        description="The relative error of attention's output that sparse attention aims at; 0 is exactly dense.",
+    ),
+]
 
 
 class StreamOptions(Strict):
@@ -46,6 +64,8 @@ class GenerationRequest(Strict):
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     structured_outputs: StructuredOutputs | None = None
+    attention: AttentionField = None
+    attention_error: AttentionErrorField = None
 
     # on whose account, and how urgent
     user_id: str | None = Field(default=None, max_length=MAX_USER_ID)

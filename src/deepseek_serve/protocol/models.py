@@ -15,7 +15,8 @@ MAX_THREADS = 4096
 Count = Annotated[int, Field(ge=1, le=2**31)]
 OPTIONS = (
     *("dtype", "kv_dtype", "backend", "max_context", "max_running", "max_batch_tokens", "kv_cache_bytes"),
-    *("prefix_cache", "speculation", "threads", "seed"),
+    *("prefix_cache", "speculation", "threads", "seed", "rope_scaling"),
+    *("attention", "attention_error", "question_tokens"),
 )
 
 
@@ -31,11 +32,15 @@ class LoadRequest(Strict):
     kv_dtype: str | None = None
     backend: str | None = None
     max_context: Count | None = None
+    rope_scaling: str | None = None
     max_running: Count | None = None
     max_batch_tokens: Count | None = None
     kv_cache_bytes: int | None = Field(default=None, ge=1, le=2**60)
     prefix_cache: bool | None = None
     speculation: str | None = None
+    attention: str | None = None
+    attention_error: float | None = None
+    question_tokens: int | None = Field(default=None, ge=0, le=2**31)
     threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     seed: int | None = Field(default=None, ge=-SEED_RANGE, lt=SEED_RANGE)
 

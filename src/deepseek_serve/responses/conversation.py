@@ -21,6 +21,10 @@ from deepseek_serve.protocol.tools import ToolChoice as ChatToolChoice
 from deepseek_serve.store.responses import ResponseRecord, ResponseStore
 
 MAX_DEPTH = 500  # responses that one may stand upon
+ALIKE = (  # fields that a chat has too
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"),
+    *("attention", "attention_error", "user_id", "service_tier"),
+)
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 
 # What a chat calls a field -> what it is called here.
@@ -120,8 +124,7 @@ def chat_request(body: InputRequest, earlier: Sequence[Item]) -> ChatRequest:
             "logprobs": True if body.rivals is not None else None,
             "top_logprobs": body.rivals,
         }
-        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "user_id", "service_tier"):
-            fields[name] = getattr(body, name)
+        fields |= {name: getattr(body, name) for name in ALIKE}
     return ChatRequest(**fields)
 
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepseek_serve.entry import BatchEntry, Entry
-from deepseek_serve.generation import Job, check_constraint, check_prompts, off_loop
+from deepseek_serve.generation import Job, check_constraint, check_prompts, check_reading, off_loop
 from deepseek_serve.limits import read_body
 from deepseek_serve.protocol.completions import CompletionRequest
 from deepseek_serve.protocol.logprobs import TextLogprobsBuilder
@@ -72,15 +72,24 @@ async def _admit(state: ServerState, body: CompletionRequest, entry: Entry) -> t
     params = body.sampling(max_tokens=max_tokens, logprobs=body.logprobs, vocab_size=info.vocab_size)
     if body.suffix and not params.ignore_eos:
         params = msgspec.structs.replace(params, stop_token_ids=(*params.stop_token_ids, *tokenizer.fim_end_ids))
+    check_reading(body, info)
     given = body.prompts()
     entry.take(len(given) * params.n)
     prompts = await off_loop(state, lambda: [_tokens(tokenizer, prompt, body.suffix) for prompt in given])
     await check_constraint(state, body, params)
-    check_prompts(
-        prompts, max_tokens=max_tokens, max_context=info.max_context, vocab_size=info.vocab_size, param="prompt"
-    )
+    check_prompts(prompts, info, max_tokens=max_tokens, param="prompt")
     await entry.take_tokens(prompts, answers=params.n, max_tokens=max_tokens, max_context=info.max_context)
-    job = Job(state, model, f"cmpl-{uuid.uuid4().hex}", prompts, params, entry=entry, continues_text=True)
+    job = Job(
+        state,
+        model,
+        f"cmpl-{uuid.uuid4().hex}",
+        prompts,
+        params,
+        entry=entry,
+        continues_text=True,
+        attention=body.attention,
+        attention_error=body.attention_error,
+    )
     if not body.echo:
         return job, [""] * len(job.choices)
     texts = [p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=False) for p in given]

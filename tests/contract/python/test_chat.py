@@ -40,6 +40,12 @@ def test_a_stream_with_extensions(sdk: openai.OpenAI) -> None:
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0
 
 
+def test_attention(sdk: openai.OpenAI) -> None:
+    extra = {"attention": "sparse", "attention_error": 0.05}
+    answer = sdk.chat.completions.create(**chat_body("[reading]"), extra_body=extra)
+    assert answer.choices[0].message.content == "sparse 0.05"
+
+
 def test_several_answers_with_log_probabilities(sdk: openai.OpenAI) -> None:
     answer = sdk.chat.completions.create(**chat_body(n=2, logprobs=True, top_logprobs=2, max_tokens=5))
     assert [choice.index for choice in answer.choices] == [0, 1]

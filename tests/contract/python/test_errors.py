@@ -36,6 +36,16 @@ CASES: list[Case] = [
     (KEY, {"extra_body": {"x": 1}}, openai.BadRequestError, 400, INVALID, "x", "unknown_parameter"),
     (KEY, {"max_tokens": "many"}, openai.BadRequestError, 400, INVALID, "max_tokens", "invalid_value"),
     (KEY, {"max_tokens": 9999}, openai.BadRequestError, 400, INVALID, "messages", "context_length_exceeded"),
+    (KEY, {"extra_body": {"attention": "quick"}}, openai.BadRequestError, 400, INVALID, "attention", "invalid_value"),
+    (
+        KEY,
+        {"extra_body": {"attention_error": 1}},
+        openai.BadRequestError,
+        400,
+        INVALID,
+        "attention_error",
+        "invalid_value",
+    ),
     ("sk-wrong", {}, openai.AuthenticationError, 401, INVALID, None, "invalid_api_key"),
     (KEY, {"model": "gpt-9"}, openai.NotFoundError, 404, INVALID, "model", "model_not_found"),
     (KEY, {"text": "x" * BODY_BYTES}, openai.APIStatusError, 413, INVALID, None, "request_too_large"),
@@ -44,7 +54,7 @@ CASES: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=[f"{case[3]}-{case[6]}" for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=[f"{case[3]}-{case[5]}-{case[6]}" for case in CASES])
 def test_classes(connect: Connect, case: Case) -> None:
     key, fields, kind, *expected = case
     error = refused(connect(key), **fields)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,26 @@ def parse_batched(text: str) -> Mapping[str, float]:
     raise BenchmarkError("llama-batched-bench printed no test: its context may be too small for the batch.")
 
 
-def parse_completion(reply: Mapping[str, Any]) -> tuple[int, float]:
-    """Tokens and seconds of decoding from the ``timings`` of llama-server's `/completion`. Raises BenchmarkError."""
+@dataclass(frozen=True)
+class Timings:
+    """What llama-server's clock saw: tokens and seconds of the prompt, and of decoding."""
+
+    prompt_tokens: int
+    prompt_seconds: float
+    tokens: int
+    seconds: float
+
+
+def parse_completion(reply: Mapping[str, Any]) -> Timings:
+    """The ``timings`` of llama-server's `/completion`. Raises BenchmarkError."""
     try:
         timings = reply["timings"]
-        return int(timings["predicted_n"]), float(timings["predicted_ms"]) / 1000
+        return Timings(
+            prompt_tokens=int(timings["prompt_n"]),
+            prompt_seconds=float(timings["prompt_ms"]) / 1000,
+            tokens=int(timings["predicted_n"]),
+            seconds=float(timings["predicted_ms"]) / 1000,
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise BenchmarkError(f"llama-server answered without timings: {str(reply)[:200]}") from error
 

@@ -75,7 +75,14 @@ class Work:
         return max(*self.lengths, self.perplexity + 1, 1)
 
 
-def measure_recall(config: EngineConfig, work: Work, *, data: Path | None = None, say: Say) -> dict[str, Any]:
+def measure_recall(
+    config: EngineConfig,
+    work: Work,
+    *,
+    data: Path | None = None,
+    say: Say,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """Ask every question three times: everything dense; the text sparse but the question dense; all sparse.
 
     Answers are greedy. The prefix cache holds a text's keys and values once per way of attending: dense and sparse
@@ -87,6 +94,7 @@ def measure_recall(config: EngineConfig, work: Work, *, data: Path | None = None
         work: what to ask.
         data: a folder of real text (see :mod:`deepseek.benchmark.recall.passages`); without one texts are made up and
             the task "passage" is skipped.
+        keep: called with the result so far after each text.
 
     Returns:
         ``tasks`` (a row for each length and kind), ``languages`` (for each length and language) and ``totals`` (for
@@ -105,11 +113,9 @@ def measure_recall(config: EngineConfig, work: Work, *, data: Path | None = None
     say(_estimate(llm, work, documents))
     seconds: dict[str, float] = dict.fromkeys(MODES, 0.0)
     items: list[dict[str, Any]] = []
-    for document in documents:
-        items += _ask(llm, document, seconds, say)
-    return {
+    result: dict[str, Any] = {
         **summarize(items),
-        "perplexity": measure_perplexity(llm, work.languages, work.perplexity, folder, say) if work.perplexity else [],
+        "perplexity": [],
         "skipped": skipped,
         "seconds": seconds,
         "items": items,
@@ -123,6 +129,13 @@ def measure_recall(config: EngineConfig, work: Work, *, data: Path | None = None
             "real_text": folder is not None,
         },
     }
+    for document in documents:
+        items += _ask(llm, document, seconds, say)
+        result |= summarize(items)
+        keep(result)
+    if work.perplexity:
+        result["perplexity"] = measure_perplexity(llm, work.languages, work.perplexity, folder, say)
+    return result
 
 
 def make_documents(work: Work, frame: Frame, folder: Path | None) -> tuple[list[Document], list[str]]:

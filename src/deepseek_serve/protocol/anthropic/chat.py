@@ -226,6 +226,8 @@ def _options(body: MessagesRequest) -> dict[str, Any]:
         "response_format": {"type": "json_schema", "json_schema": schema} if schema is not None else None,
         "user_id": body.metadata.user_id if body.metadata is not None else None,
         "service_tier": TIERS[body.service_tier] if body.service_tier is not None else None,
+        "attention": body.attention,
+        "attention_error": body.attention_error,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from deepseek_serve.protocol.chat import MAX_MESSAGES
-from deepseek_serve.protocol.common import MAX_USER_ID, Strict
+from deepseek_serve.protocol.common import MAX_USER_ID, AttentionErrorField, AttentionField, Strict
 
 MIN_BUDGET = 1024  # tokens, Anthropic's
 
@@ -172,3 +172,7 @@ class MessagesRequest(CountRequest):
     stream: bool | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+
+    # extensions
+    attention: AttentionField = None
+    attention_error: AttentionErrorField = None

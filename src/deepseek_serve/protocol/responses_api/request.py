@@ -8,7 +8,14 @@ import pydantic
 from pydantic import Field, StringConstraints
 
 from deepseek_serve.protocol.chat import MAX_TEMPLATE_KWARGS, Effort
-from deepseek_serve.protocol.common import MAX_USER_ID, InvalidFieldError, NotYetError, Strict
+from deepseek_serve.protocol.common import (
+    MAX_USER_ID,
+    AttentionErrorField,
+    AttentionField,
+    InvalidFieldError,
+    NotYetError,
+    Strict,
+)
 from deepseek_serve.protocol.responses_api.items import Item, check_kinds
 from deepseek_serve.protocol.structured import JsonSchema, ResponseFormat
 from deepseek_serve.protocol.tools import MAX_TOOLS, NAME, AllowedTools, Function, FunctionName, NamedTool
@@ -180,6 +187,8 @@ class ResponseRequest(InputRequest):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    attention: AttentionField = None
+    attention_error: AttentionErrorField = None
 
     # accepted without effect
     user: str | None = None

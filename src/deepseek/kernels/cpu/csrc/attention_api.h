@@ -123,12 +123,12 @@ struct AttentionKernels {
   // Indexes the pages that the batch's rows have filled; for caches that have an index. Synchronises.
   void (*index_kv)(const KvCache& cache, const Layout& layout, const Scratch& scratch, const Team& team);
   void (*index_latents)(const LatentCache& cache, const Layout& layout, const Scratch& scratch, const Team& team);
-  // Like `attention` and `mla_decode`, of the rows in `sparse` only; one stats per thread is added to. Synchronise.
+  // Like `attention` and `mla_decode`, of the rows in `sparse` only; the layout's stats are added to. Synchronise.
   void (*sparse_attention)(const KvCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
-                           const Layout& layout, const SparseRows& sparse, SparseStats* stats, const Scratch& scratch,
+                           const Layout& layout, const SparseRows& sparse, const Scratch& scratch,
                            const Team& team);
   void (*sparse_mla)(const LatentCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
-                     const Layout& layout, const SparseRows& sparse, SparseStats* stats, const Scratch& scratch,
+                     const Layout& layout, const SparseRows& sparse, const Scratch& scratch,
                      const Team& team);
   // Stores rows [num_rows][rank + rope].
   void (*write_latent)(const LatentCache& cache, const float* rows, int ld, const Layout& layout, const Team& team);

@@ -22,6 +22,9 @@ nb::dict to_dict(const SparseStats& s) {
   d["tail"] = s.tail;
   d["estimate"] = s.estimate;
   d["bound"] = s.bound;
+  d["checks"] = s.checks;
+  d["error"] = s.error;
+  d["violations"] = s.violations;
   d["prefill_pages"] = s.tile_pages;
   d["prefill_read"] = s.tile_pages_read;
   return d;
@@ -76,6 +79,7 @@ struct Run {
       : layout(of), stats(threads) {
     require(length(errors.size()) == layout.num_sequences, "one error per sequence");
     const std::vector<int32_t> none(layout.num_sequences, 0);
+    layout.stats = stats.data();
     plan.make(layout, {errors.data(), none.data()});
     const int64_t size = sparse_scratch(plan.rows().count, plan.rows().pieces, heads, index.kv_heads, index.key_dim, index.value_dim,
                                         stride, threads).total;
@@ -131,8 +135,8 @@ nb::dict sparse_attention(Array<const float, 3> q, Array<float, 3> out, AnyArray
   {
     nb::gil_scoped_release release;
     parallel(threads, [&](const Team& team) {
-      kernels.sparse_attention(cache, q.data(), heads * cache.key_dim, out.data(), heads * cache.value_dim, heads, scale, layout,
-                               run.plan.rows(), run.stats.data(), run.scratch, team);
+      kernels.sparse_attention(cache, q.data(), heads * cache.key_dim, out.data(), heads * cache.value_dim, heads, scale, run.layout,
+                               run.plan.rows(), run.scratch, team);
     });
   }
   return run.sum();
@@ -151,8 +155,8 @@ nb::dict sparse_mla(Array<const float, 3> q, Array<float, 3> out, Array<uint16_t
   {
     nb::gil_scoped_release release;
     parallel(threads, [&](const Team& team) {
-      kernels.sparse_mla(cache, q.data(), heads * cache.index.key_dim, out.data(), heads * rank, heads, scale, layout,
-                         run.plan.rows(), run.stats.data(), run.scratch, team);
+      kernels.sparse_mla(cache, q.data(), heads * cache.index.key_dim, out.data(), heads * rank, heads, scale, run.layout,
+                         run.plan.rows(), run.scratch, team);
     });
   }
   return run.sum();

@@ -13,7 +13,6 @@ namespace deepseek {
 namespace DS_ISA {
 
 constexpr float kPageFactor = 1.0f;
-constexpr float kMostVariance = 3.0f;  // of log weights within a page; above, the estimate would run away
 constexpr float kMostRead = 0.6f;      // of the pages; above, all of them are read
 
 template <class Source>

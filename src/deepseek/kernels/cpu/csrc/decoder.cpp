@@ -48,6 +48,8 @@ Workspace lay_out(Arena& arena, const Buffers::Shape& s) {
   w.sublayer = arena.take<float>(rows * w.hidden_ld);
   w.qkv = arena.take<float>(rows * w.qkv_ld);
   w.attended = arena.take<float>(rows * w.attended_ld);
+  w.shadow_ld = padded(std::max(s.attended, s.latent.attended), kGroup);
+  w.shadow = arena.take<float>(s.shadowed ? rows * w.shadow_ld : 0);
   w.inner = arena.take<float>(rows * w.inner_ld);
   w.input = take_rows(arena, s.rows, w.hidden_ld);
   w.attended_rows = take_rows(arena, s.rows, w.attended_ld);
@@ -84,7 +86,7 @@ const Kernels& kernels_for(const std::string& isa) {
 const Workspace& Buffers::fit(const Shape& s) {
   const bool fits = s.hidden == shape_.hidden && s.qkv == shape_.qkv && s.attended == shape_.attended &&
                     s.inner == shape_.inner && s.experts == shape_.experts && s.latent == shape_.latent && s.rows <= shape_.rows && s.room_bytes <= shape_.room_bytes &&
-                    s.scratch_floats <= shape_.scratch_floats && s.threads <= shape_.threads;
+                    s.scratch_floats <= shape_.scratch_floats && s.threads <= shape_.threads && s.shadowed <= shape_.shadowed;
   if (fits) return work_;
   Arena count(nullptr);
   lay_out(count, s);
@@ -263,13 +265,16 @@ void Decoder::sort_logits(Step& step) {
 
 void Decoder::choose_sparse(Step& step, const Cache& cache, const SparseWish& wish) {
   stats_.assign(threads_, SparseStats{});
-  step.stats = stats_.data();
   if (cache.index_bytes() == 0) return;
   plan_.make(step.layout, wish);
   step.layout.skip = plan_.skip();
   step.layout.errors = plan_.errors();
   step.layout.stats = stats_.data();
   step.sparse = plan_.rows();
+  step.dense = plan_.others();
+  if (step.sparse.count > 0 && ++sparse_steps_ % kShadowInterval == 0) {
+    step.shadow_layer = static_cast<int>(sparse_steps_ / kShadowInterval * 7 % layers_.size());  // in turn, far from each other
+  }
 }
 
 void Decoder::add_stats() {
@@ -282,6 +287,7 @@ void Decoder::forward(Step step, Cache& cache, SparseWish wish) {
   Buffers::Shape shape = shape_;
   shape.rows = padded(std::max(step.rows, step.num_logits), 64);
   shape.sequences = padded(step.layout.num_sequences, 16);
+  shape.shadowed = step.shadow_layer >= 0;
   const int choosing = padded(choosing_pages(step.layout), 64);
   for (size_t i = 0; i < cache.layers.size(); ++i) {
     const int heads = layers_[i].heads;

@@ -27,6 +27,7 @@ class Buffers {
     int groups = 0;         // of the widest matrix
     size_t room_bytes = 0;  // per thread
     int64_t scratch_floats = 0;
+    bool shadowed = false;  // some sparse rows are compared with dense attention
     ExpertSizes experts;
     LatentSizes latent;
   };
@@ -107,6 +108,7 @@ class Decoder {
   SparsePlan plan_;
   std::vector<SparseStats> stats_;
   SparseStats total_{};
+  int64_t sparse_steps_ = 0;
 };
 
 }  // namespace deepseek

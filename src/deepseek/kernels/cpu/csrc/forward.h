@@ -107,10 +107,27 @@ struct Forward {
     attention.attention(cache, work.qkv, work.qkv_ld, work.attended, work.attended_ld, layer.heads, layer.scale,
                         layer.window, tile_layout(layer), resources.tiles ? step.narrow_attention : step.rows, work.attention, team);
     if (sparse) {
+      const SparseRows rows = shadowed(layer, [&](const Layout& layout, float* out, int ld) {
+        attention.attention(cache, work.qkv, work.qkv_ld, out, ld, layer.heads, layer.scale, 0, layout, step.rows, work.attention, team);
+      });
       attention.sparse_attention(cache, work.qkv, work.qkv_ld, work.attended, work.attended_ld, layer.heads, layer.scale,
-                                 step.layout, step.sparse, step.stats, work.attention, team);
+                                 step.layout, rows, work.attention, team);
     }
     project_attended(layer);
+  }
+
+  // The sparse rows, in the layer of the step's comparison with what `dense(layout, out, ld)` makes of them.
+  template <class Dense>
+  SparseRows shadowed(const Layer& layer, const Dense& dense) const {
+    SparseRows rows = step.sparse;
+    if (&layer - model.layers != step.shadow_layer) return rows;
+    Layout layout = step.layout;
+    layout.skip = step.dense;
+    layout.errors = nullptr;
+    dense(layout, work.shadow, work.shadow_ld);
+    rows.truth = work.shadow;
+    rows.truth_ld = work.shadow_ld;
+    return rows;
   }
 
   // For attention by tiles: a layer with a window is dense.

@@ -38,7 +38,7 @@ struct ValueSummary {
   float scale;    // of the int8 mean
   float spread;   // mean squared distance of a value from the mean
   float longest;  // the largest norm of a value
-  float unused;
+  float square;       // squared norm of the mean
 };
 
 // The index of one layer. Null arrays: there is none.

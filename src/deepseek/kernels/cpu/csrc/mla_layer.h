@@ -81,8 +81,11 @@ inline void Forward::attend_latent(const Layer& layer, const LatentCache& cache)
   attention.mla_decode(cache, m.absorbed, m.absorbed_ld, m.attended, m.attended_ld, layer.heads, layer.scale,
                        step.layout, work.attention, team);
   if (step.sparse.count > 0) {
+    const SparseRows rows = shadowed(layer, [&](const Layout& layout, float* out, int ld) {
+      attention.mla_decode(cache, m.absorbed, m.absorbed_ld, out, ld, layer.heads, layer.scale, layout, work.attention, team);
+    });
     attention.sparse_mla(cache, m.absorbed, m.absorbed_ld, m.attended, m.attended_ld, layer.heads, layer.scale,
-                         step.layout, step.sparse, step.stats, work.attention, team);
+                         step.layout, rows, work.attention, team);
   }
   share_matrices(layer.heads, team, [&](int h) { return l.value_up[h].bands(); }, [](int) { return 1; },
               [&](int h, int first, int count) {

@@ -116,7 +116,8 @@ struct Step {
   const int64_t* hidden_rows;  // whose hidden states behind the final norm are wanted
   float* hidden;               // [num_hidden][hidden padded to groups]
   SparseRows sparse{};         // rows of the sequences that `layout` skips
-  SparseStats* stats = nullptr;  // per thread
+  const uint8_t* dense = nullptr;  // [num_sequences], all but those
+  int shadow_layer = -1;           // whose sparse rows are compared with dense attention, or -1
 };
 
 }  // namespace deepseek

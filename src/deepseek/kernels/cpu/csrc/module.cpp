@@ -234,8 +234,7 @@ NB_MODULE(_native, m) {
                        num_hidden,
                        pointer<int64_t>(hidden_rows),
                        reinterpret_cast<float*>(hidden),
-                       {},
-                       nullptr};
+                       {}};
              nb::gil_scoped_release release;
              self.forward(step, cache, {pointer<float>(sparse_errors), pointer<int32_t>(dense_until)});
            },

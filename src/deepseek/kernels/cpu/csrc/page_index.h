@@ -7,6 +7,9 @@
 namespace deepseek {
 namespace DS_ISA {
 
+// Of log weights within a page; above, what its means tell would run away.
+constexpr float kMostVariance = 3.0f;
+
 // Rows of 64 tokens as floats, of one page and head.
 template <class T>
 static void load_rows(const T* from, int ld, const float* scales, int dim, float* to) {
@@ -80,7 +83,11 @@ static void index_values(float* rows, int dim, ValueSummary& summary) {
   for (int t = 0; t < kIndexTokens; ++t) squares += square_norm(rows + t * dim, dim);
   summary.longest = std::sqrt(longest);
   summary.spread = squares / kIndexTokens;
-  summary.unused = 0.0f;
+  float mean[kMaxRotated];
+  for (int d = 0; d < dim; d += kLanes) {
+    store(mean + d, mul(load_int8(reinterpret_cast<int8_t*>(&summary + 1) + d), set1(summary.scale)));
+  }
+  summary.square = square_norm(mean, dim);
 }
 
 // Indexes one page and head. `room` holds 64 rows of floats.

@@ -18,7 +18,11 @@
 namespace deepseek {
 namespace DS_ISA {
 
-constexpr float kThresholdFactor = 1.6f;  // measured: with it the median error is about what was asked for
+constexpr float kThresholdFactor = 2.25f;  // measured: with it the median error is about what was asked for
+constexpr float kFilterFactor = 0.25f;    // of the threshold: what means say of single tokens is uncertain
+constexpr float kNegligible = 1e-4f;      // share of the weights whose values are not looked at
+constexpr int kFilterPages = 512;         // middles of more pages are filtered
+constexpr float kRounding = 1e-3f;        // relative, of queries and keys that both ways read exactly
 constexpr float kBinsPerNat = 16.0f;
 constexpr float kBinOfShift = 64.0f;  // log weights are kept in a byte each: 12 below to 4 above a piece's shift
 constexpr int kNoBin = 128;           // above all bins
@@ -28,15 +32,18 @@ struct PieceResult {
   float shift, mass;
   float tail;     // part of the mass that is estimated
   float spread;   // mass times spread, summed
+  float squares;  // mass times squared norm of the mean of values, summed
+  float noise;    // mass times (relative variance of a weight that is told by its code), summed
   float longest;  // norm of a value
   float read;     // tokens read, the same for all heads
   float dense;    // whether everything was read because most was selected
-  float unused[9];
+  float unused[7];
 };
 
 struct SparseMemory {
   float* results;     // [pieces][kv_heads][group][result]
-  float* masses;      // [pieces][kv_heads][group][kPiecePages]
+  float* masses;      // [pieces][kv_heads][group][3][kPiecePages]: weights, log weights of means, variances
+  uint64_t* kept;     // [pieces][kv_heads]: pages whose codes are looked at
   int8_t* bins;       // [pieces][kv_heads][group][kPieceTokens]
   float* thresholds;  // [rows][heads]: log weight, and what led to it: estimate without the tail
   int* next;          // tasks taken, of each phase
@@ -55,7 +62,9 @@ static inline SparseMemory place_sparse(const Scratch& scratch, const SparseScra
   m.results = at;
   at += pieces * group * size.result;
   m.masses = at;
-  at += pieces * group * kPiecePages;
+  at += pieces * group * 3 * kPiecePages;
+  m.kept = reinterpret_cast<uint64_t*>(at);
+  at += pieces * 2;
   m.bins = reinterpret_cast<int8_t*>(at);
   at += pieces * group * (kPieceTokens / 4);
   m.thresholds = at;
@@ -63,6 +72,8 @@ static inline SparseMemory place_sparse(const Scratch& scratch, const SparseScra
   m.threads = reinterpret_cast<float*>(aligned(at));
   return m;
 }
+
+static inline float min_float(float a, float b) { return a < b ? a : b; }
 
 // The tokens of a page whose bin is at least `least`.
 static inline uint64_t at_least(const int8_t* bins, int least) {
@@ -91,11 +102,12 @@ struct SparseHead {
   const Layout& layout;
   const QueryRows& rows;
   const SparseMemory& memory;
+  const SparseRows& sparse;
   const SparseRow& at;
   int row_index, kv_head, kv_heads;
 
   // Room of the thread.
-  float *queries, *rotated, *scores, *keys, *bases, *logits, *halves;
+  float *queries, *rotated, *scores, *keys, *logits, *halves;
   uint8_t* tables;
   uint16_t* sums;
   const T** key_rows;
@@ -103,8 +115,8 @@ struct SparseHead {
   int32_t* tokens;
 
   SparseHead(const Source& from, const PageIndex& of, const Layout& facts, const QueryRows& queries_of, const SparseMemory& mem,
-             const SparseRow& row, int number, int head, float* room)
-      : source(from), index(of), layout(facts), rows(queries_of), memory(mem), at(row), row_index(number), kv_head(head),
+             const SparseRows& all, int number, int head, float* room)
+      : source(from), index(of), layout(facts), rows(queries_of), memory(mem), sparse(all), at(all.rows[number]), row_index(number), kv_head(head),
         kv_heads(of.kv_heads) {
     constexpr int kTokens = kPieceTokens + kExactTokens;
     const auto take = [&](int64_t floats) {
@@ -117,7 +129,6 @@ struct SparseHead {
     tables = reinterpret_cast<uint8_t*>(take(static_cast<int64_t>(group()) * source.key_dim));
     scores = take(static_cast<int64_t>(group()) * kScoreStride);
     sums = reinterpret_cast<uint16_t*>(take(static_cast<int64_t>(group()) * kIndexTokens / 2));
-    bases = take(static_cast<int64_t>(group()) * kPiecePages);
     halves = take(group());
     keys = take(static_cast<int64_t>(kIndexTokens) * source.key_dim);
     logits = take(static_cast<int64_t>(group()) * kTokens);
@@ -135,7 +146,10 @@ struct SparseHead {
     return *reinterpret_cast<PieceResult*>(memory.results + (piece_head(piece) + h) * memory.size.result);
   }
   float* values_of(int piece, int h) const { return reinterpret_cast<float*>(&result(piece, h) + 1); }
-  float* masses(int piece, int h) const { return memory.masses + (piece_head(piece) + h) * kPiecePages; }
+  float* masses(int piece, int h) const { return memory.masses + (piece_head(piece) + h) * 3 * kPiecePages; }
+  float* bases(int piece, int h) const { return masses(piece, h) + kPiecePages; }
+  float* excess(int piece, int h) const { return masses(piece, h) + 2 * kPiecePages; }
+  uint64_t& kept(int piece) const { return memory.kept[static_cast<int64_t>(at.first_piece + piece) * kv_heads + kv_head]; }
   int8_t* bins(int piece, int h) const { return memory.bins + (piece_head(piece) + h) * kPieceTokens; }
   float* threshold(int h) const {
     return memory.thresholds + ((static_cast<int64_t>(row_index) * kv_heads + kv_head) * group() + h) * 4;
@@ -150,52 +164,16 @@ struct SparseHead {
     }
   }
 
-  // Estimates the weights of a piece of the middle, and the result if nothing of it is read.
-  void estimate(int piece) {
-    load_queries();
-    const int dim = source.key_dim, first = 1 + piece * kPiecePages;
-    const int count = min_int(kPiecePages, at.middle_end() - first);
-    Lookup lookups[kMaxGroup];
-    for (int h = 0; h < group(); ++h) {
-      float* turned = rotated + static_cast<int64_t>(h) * dim;
-      std::memcpy(turned, queries + h * kStride, sizeof(float) * dim);
-      halves[h] = 0.5f * square_norm(turned, dim);
-      rotate_randomly(turned, dim);
-      lookups[h] = make_lookup(turned, dim, tables + static_cast<int64_t>(h) * dim * 4);
-    }
-    score_means(first, count);
-    for (int h = 0; h < group(); ++h) {
-      PieceResult& own = result(piece, h);
-      own = {-INFINITY, 0, 0, 0, 0, 0, 0, {}};
-      for (int p = 0; p < count; ++p) {
-        const float base = bases[h * kPiecePages + p];
-        own.shift = base > own.shift ? base : own.shift;
-      }
-      for (int d = 0; d < source.value_dim; d += kLanes) store(values_of(piece, h) + d, zero());
-    }
-    for (int p = 0; p < count; ++p) {
-      const int number = page(first + p);
-      if (p + 1 < count) prefetch_index(page(first + p + 1));
-      const KeySummary& key = index.key(number, kv_head);
-      const ValueSummary& value = index.value(number, kv_head);
-      const uint8_t* codes = index.code(number, kv_head);
-      score_codes(group(), codes, dim, tables, dim * 4, sums);
-      for (int h = 0; h < group(); ++h) {
-        PieceResult& own = result(piece, h);
-        const float mass = weigh_page(lookups[h], key, codes + dim / 8 * kIndexTokens, sums + h * kIndexTokens,
-                                      bases[h * kPiecePages + p] - own.shift, bins(piece, h) + p * kIndexTokens);
-        masses(piece, h)[p] = mass;
-        own.mass += mass;
-        own.spread += mass * value.spread;
-        own.longest = value.longest > own.longest ? value.longest : own.longest;
-        add_mean(value, mass, values_of(piece, h));
-      }
-    }
-    for (int h = 0; h < group(); ++h) result(piece, h).tail = result(piece, h).mass;
-  }
+  int first_page(int piece) const { return 1 + piece * kPiecePages; }
+  int page_count(int piece) const { return min_int(kPiecePages, at.middle_end() - first_page(piece)); }
+  // Long middles look at the means of pages first, and at the codes of those only that may hold tokens worth reading.
+  bool filters() const { return at.middle_end() > kFilterPages; }
 
-  // Log weights of the pages' means, what codes leave open included.
-  void score_means(int first, int count) const {
+  // Log weights of the means of a piece's pages, and of all its pages by them alone if they are filtered.
+  void score_means(int piece) {
+    load_queries();
+    const int first = first_page(piece), count = page_count(piece);
+    for (int h = 0; h < group(); ++h) halves[h] = 0.5f * square_norm(queries + h * kStride, source.key_dim);
     for (int p = 0; p < count; ++p) {
       const KeySummary& key = index.key(page(first + p), kv_head);
       const int8_t* mean = mean_of(key);
@@ -206,9 +184,111 @@ struct SparseHead {
       for (int h = 0; h < group(); ++h) {
         Vec sum = zero();
         for (int d = 0; d < source.key_dim; d += kLanes) sum = fma(load(queries + h * kStride + d), load_int8(mean + d), sum);
-        bases[h * kPiecePages + p] = key.scale * reduce_add(sum) + halves[h] * key.noise;
+        bases(piece, h)[p] = key.scale * reduce_add(sum);
+        excess(piece, h)[p] = page_variance(h, key);
       }
     }
+    kept(piece) = filters() ? 0 : count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+    for (int h = 0; h < group(); ++h) {
+      PieceResult& own = result(piece, h);
+      own = {};
+      own.shift = -INFINITY;
+      for (int d = 0; d < source.value_dim; d += kLanes) store(values_of(piece, h) + d, zero());
+      for (int p = 0; p < count; ++p) {
+        const float log_weight = bases(piece, h)[p] + 0.5f * excess(piece, h)[p];
+        own.shift = log_weight > own.shift ? log_weight : own.shift;
+      }
+      for (int p = 0; p < kPiecePages; p += kLanes) {
+        const Vec log_weight = fma(load(excess(piece, h) + p), set1(0.5f), load(bases(piece, h) + p));
+        const Vec weight = mul(exp(sub(log_weight, set1(own.shift))), set1(static_cast<float>(kIndexTokens)));
+        store(masses(piece, h) + p, filters() ? weight : zero());
+      }
+      for (int p = 0; filters() && p < count; ++p) own.mass += masses(piece, h)[p];
+      own.tail = own.mass;
+    }
+  }
+
+  // Variance of the log weights within a page, as far as it is believed.
+  float page_variance(int h, const KeySummary& key) const {
+    return min_float(2.0f * halves[h] * key.variance, kMostVariance);
+  }
+
+  // What the means of values add to a filtered piece's result. Pages without weight are not looked at.
+  void sum_means(int piece) {
+    const int first = first_page(piece), count = page_count(piece);
+    for (int h = 0; h < group(); ++h) {
+      const Whole whole = merge_masses(h);
+      halves[h] = kNegligible * whole.mass * first_lane(exp(set1(whole.shift - result(piece, h).shift))) /
+                  static_cast<float>(at.middle_end());
+    }
+    for (int p = 0; p < count; ++p) {
+      bool weighs = false;
+      for (int h = 0; h < group(); ++h) weighs = weighs || !(masses(piece, h)[p] < halves[h]);
+      if (!weighs) continue;
+      const ValueSummary& value = index.value(page(first + p), kv_head);
+      for (int h = 0; h < group(); ++h) add_page(piece, h, value, masses(piece, h)[p], excess(piece, h)[p]);
+    }
+  }
+
+  // `variance` is that of the log weights about what is known of them.
+  void add_page(int piece, int h, const ValueSummary& value, float mass, float variance) const {
+    PieceResult& own = result(piece, h);
+    own.spread += mass * value.spread;
+    own.squares += mass * value.square;
+    own.noise += mass * (first_lane(exp(set1(variance))) - 1.0f);
+    own.longest = value.longest > own.longest ? value.longest : own.longest;
+    add_mean(value, mass, values_of(piece, h));
+  }
+
+  // Keeps the pages whose tokens may lie above the threshold that follows from the means.
+  void filter(int piece) {
+    const int count = page_count(piece);
+    uint64_t mask = 0;
+    for (int h = 0; h < group(); ++h) {
+      const float least = kFilterFactor * kIndexTokens * std::exp(threshold(h)[0] - result(piece, h).shift);
+      for (int p = 0; p < count; ++p) {
+        const float deviation = masses(piece, h)[p] * (std::exp(excess(piece, h)[p]) - 1.0f);
+        mask |= static_cast<uint64_t>(!(deviation < least)) << p;
+      }
+    }
+    kept(piece) = mask;
+  }
+
+  // Estimates the weights of all tokens of the kept pages by their codes.
+  void score_pages(int piece) {
+    if (filters()) filter(piece);
+    const uint64_t mask = kept(piece);
+    if (mask == 0) return;
+    load_queries();
+    const int dim = source.key_dim, first = first_page(piece);
+    Lookup lookups[kMaxGroup];
+    for (int h = 0; h < group(); ++h) {
+      float* turned = rotated + static_cast<int64_t>(h) * dim;
+      std::memcpy(turned, queries + h * kStride, sizeof(float) * dim);
+      halves[h] = 0.5f * square_norm(turned, dim);
+      rotate_randomly(turned, dim);
+      lookups[h] = make_lookup(turned, dim, tables + static_cast<int64_t>(h) * dim * 4);
+    }
+    for (uint64_t left = mask; left; left &= left - 1) {
+      const int p = __builtin_ctzll(left), number = page(first + p);
+      if (left & (left - 1)) prefetch_index(page(first + __builtin_ctzll(left & (left - 1))));
+      const KeySummary& key = index.key(number, kv_head);
+      const ValueSummary& value = index.value(number, kv_head);
+      const uint8_t* codes = index.code(number, kv_head);
+      score_codes(group(), codes, dim, tables, dim * 4, sums);
+      for (int h = 0; h < group(); ++h) {
+        PieceResult& own = result(piece, h);
+        const float variance = min_float(2.0f * halves[h] * key.noise, kMostVariance);
+        const float base = bases(piece, h)[p] + 0.5f * variance - own.shift;
+        const float mass = weigh_page(lookups[h], key, codes + dim / 8 * kIndexTokens, sums + h * kIndexTokens, base,
+                                      bins(piece, h) + p * kIndexTokens);
+        const float more = mass - masses(piece, h)[p];
+        masses(piece, h)[p] = mass;
+        own.mass += more;
+        add_page(piece, h, value, more, variance);
+      }
+    }
+    for (int h = 0; h < group(); ++h) result(piece, h).tail = result(piece, h).mass;
   }
 
   void prefetch_index(int number) const {
@@ -246,7 +326,9 @@ struct SparseHead {
     for (int t = end; t < at.context; ++t) tokens[count++] = t;
     score_tokens(count);
     for (int h = 0; h < group(); ++h) {
-      result(piece, h) = {-INFINITY, 0, 0, 0, 0, static_cast<float>(count), 0, {}};
+      result(piece, h) = {};
+      result(piece, h).shift = -INFINITY;
+      result(piece, h).read = static_cast<float>(count);
       for (int d = 0; d < source.value_dim; d += kLanes) store(values_of(piece, h) + d, zero());
       weigh_tokens(piece, h, count);
     }
@@ -281,6 +363,8 @@ struct SparseHead {
       own.mass *= by;
       own.tail *= by;
       own.spread *= by;
+      own.squares *= by;
+      own.noise *= by;
       float* sums = values_of(piece, h);
       for (int d = 0; d < source.value_dim; d += kLanes) store(sums + d, mul(load(sums + d), set1(by)));
     }
@@ -336,47 +420,66 @@ struct SparseHead {
 
   // Where all pieces meet: weights relative to exp(shift). `to` is the output before it is divided by the sum of weights.
   struct Whole {
-    float shift, mass, tail, spread, longest;
+    float shift, mass, tail, spread, squares, noise, longest;
   };
-  Whole merge(int h, float* to) const {
-    const int pieces = at.pieces();
-    Whole whole{-INFINITY, 0, 0, 0, 0};
-    for (int i = 0; i < pieces; ++i) whole.shift = result(i, h).shift > whole.shift ? result(i, h).shift : whole.shift;
-    for (int d = 0; d < source.value_dim; d += kLanes) store(to + d, zero());
-    for (int i = 0; i < pieces; ++i) {
+  Whole merge_masses(int h) const {
+    Whole whole{-INFINITY, 0, 0, 0, 0, 0, 0};
+    for (int i = 0; i < at.pieces(); ++i) whole.shift = result(i, h).shift > whole.shift ? result(i, h).shift : whole.shift;
+    for (int i = 0; i < at.pieces(); ++i) {
       const PieceResult& own = result(i, h);
-      const Vec factor = exp(set1(own.shift - whole.shift));
-      const float by = first_lane(factor);
+      const float by = first_lane(exp(set1(own.shift - whole.shift)));
       whole.mass += own.mass * by;
       whole.tail += own.tail * by;
       whole.spread += own.spread * by;
+      whole.squares += own.squares * by;
+      whole.noise += own.noise * by;
       whole.longest = own.longest > whole.longest ? own.longest : whole.longest;
+    }
+    return whole;
+  }
+  Whole merge(int h, float* to) const {
+    const Whole whole = merge_masses(h);
+    for (int d = 0; d < source.value_dim; d += kLanes) store(to + d, zero());
+    for (int i = 0; i < at.pieces(); ++i) {
+      const Vec by = exp(set1(result(i, h).shift - whole.shift));
       const float* values = values_of(i, h);
-      for (int d = 0; d < source.value_dim; d += kLanes) store(to + d, fma(factor, load(values + d), load(to + d)));
+      for (int d = 0; d < source.value_dim; d += kLanes) store(to + d, fma(by, load(values + d), load(to + d)));
     }
     return whole;
   }
 
-  // The log weight from which on a token is read.
+  // The log weight from which on a token is read. A token that is not read is wrong in two ways: its value is not the mean of
+  // its page (spread), and its weight is not what its code tells (noise), which pulls the result towards the mean.
   void choose_threshold() const {
     for (int h = 0; h < group(); ++h) {
-      const Whole whole = merge(h, keys);
+      float* output = keys;
+      const Whole whole = merge(h, output);
       float* to = threshold(h);
       to[0] = INFINITY;
       to[1] = 0.0f;
       if (whole.tail == 0.0f) continue;  // there is nothing to read
-      const float length2 = square_norm(keys, source.value_dim) / (whole.mass * whole.mass);
-      const float spread = whole.spread / whole.tail, share = whole.tail / whole.mass;
-      const float least = kThresholdFactor * at.error * at.error * length2 / (spread * share);
-      if (spread == 0.0f) continue;
+      const Vec inverse = set1(1.0f / whole.mass);
+      const float* exact = values_of(at.middle_pieces(), h);
+      const float by = first_lane(exp(set1(result(at.middle_pieces(), h).shift - whole.shift)));
+      Vec square = zero(), along = zero();
+      for (int d = 0; d < source.value_dim; d += kLanes) {
+        const Vec sum = load(output + d), o = mul(sum, inverse);
+        square = fma(o, o, square);
+        along = fma(fnma(load(exact + d), set1(by), sum), o, along);  // the middle's part of the sum
+      }
+      const float length2 = reduce_add(square), tail = whole.tail;
+      const float apart = (whole.squares - 2.0f * reduce_add(along)) / tail + length2;  // of means from the result, squared
+      const float deviation = whole.spread / tail + whole.noise / tail * (apart > 0.0f ? apart : 0.0f);
+      if (deviation == 0.0f) continue;
+      const float least = kThresholdFactor * at.error * at.error * length2 / (deviation * tail / whole.mass);
       to[0] = least > 0.0f ? std::log(least * whole.mass) + whole.shift : -INFINITY;  // everything where something is not finite
-      to[1] = least * spread / length2;
+      to[1] = least * deviation / length2;
     }
   }
 
   // Reads what the threshold selects of a piece of the middle.
   void refine(int piece) {
-    const int first = 1 + piece * kPiecePages, count = min_int(kPiecePages, at.middle_end() - first);
+    const int first = first_page(piece), count = page_count(piece);
     int least[kMaxGroup];
     for (int h = 0; h < group(); ++h) {
       const float bin = (threshold(h)[0] - result(piece, h).shift) * kBinsPerNat + kBinOfShift;
@@ -386,6 +489,7 @@ struct SparseHead {
     int chosen = 0;
     for (int p = 0; p < count; ++p) {
       selected[p] = 0;
+      if (!(kept(piece) >> p & 1)) continue;
       for (int h = 0; h < group(); ++h) selected[p] |= at_least(bins(piece, h) + p * kIndexTokens, least[h]);
       chosen += __builtin_popcountll(selected[p]);
     }
@@ -425,13 +529,11 @@ struct SparseHead {
       add_mean(value, each * kIndexTokens - mass[p], values_of(piece, h));
       own.mass += rest - mass[p];
       own.tail += rest - mass[p];
-      own.spread += (rest - mass[p]) * value.spread;
       mass[p] = each;
     }
     // Differences of sums: what should be nothing may come out just below.
     own.mass = own.mass > 0.0f ? own.mass : 0.0f;
     own.tail = own.tail > 0.0f ? own.tail : 0.0f;
-    own.spread = own.spread > 0.0f ? own.spread : 0.0f;
     // Masses were relative to the shift before exact logits move it.
     estimate_shift[h] = own.shift;
   }
@@ -460,8 +562,25 @@ struct SparseHead {
     }
   }
 
+  void compare(const float* result, int h, float bound, SparseStats& stats) const {
+    const float* truth = sparse.truth + static_cast<int64_t>(at.row) * sparse.truth_ld +
+                         static_cast<int64_t>(kv_head * group() + h) * source.value_dim;
+    Vec square = zero();
+    for (int d = 0; d < source.value_dim; d += kLanes) {
+      const Vec x = sub(load(result + d), load(truth + d));
+      square = fma(x, x, square);
+    }
+    const float length = std::sqrt(square_norm(truth, source.value_dim));
+    const float error = length > 0.0f ? std::sqrt(reduce_add(square)) / length : 0.0f;
+    ++stats.checks;
+    stats.error += error;
+    stats.violations += error > bound + kRounding;
+  }
+
   void finish(SparseStats& stats) const {
     float read = 0.0f, dense = 0.0f;
+    int scored = 0;
+    for (int i = 0; i < at.middle_pieces(); ++i) scored += __builtin_popcountll(kept(i));
     for (int i = 0; i < at.pieces(); ++i) {
       read += result(i, 0).read;
       dense += result(i, 0).dense;
@@ -475,14 +594,17 @@ struct SparseHead {
       stats.tail += tail;
       stats.estimate += std::sqrt(threshold(h)[1] * tail);
       // The weights of the tail are themselves estimated: they are counted twice.
-      stats.bound += length > 0.0f ? 4.0f * tail * whole.longest / length : 0.0f;
+      const float bound = length > 0.0f ? 4.0f * tail * whole.longest / length : 0.0f;
+      stats.bound += bound;
+      if (sparse.truth) compare(to, h, bound, stats);
     }
     const int middle = (at.middle_end() - 1);
     const double each = static_cast<double>(sizeof(T)) * (source.key_dim + source.value_dim) + (sizeof(T) == 1 ? 8 : 0);
     stats.context_tokens += at.context;
     stats.read_tokens += read;
     stats.dense_bytes += at.context * each;
-    stats.bytes += read * each + static_cast<double>(middle) * (index.key_bytes() + index.value_bytes() + index.code_bytes());
+    stats.bytes += read * each + static_cast<double>(middle) * (index.key_bytes() + index.value_bytes()) +
+                   static_cast<double>(scored) * index.code_bytes();
     stats.dense_pieces += dense;
     stats.pieces += at.middle_pieces();
   }
@@ -494,7 +616,7 @@ struct SparseHead {
 // Synchronises. Queries and results as in `attention`; only the listed rows are written.
 template <class Source>
 static void attend_sparsely(const Source& source, const PageIndex& index, const QueryRows& rows, const Layout& layout,
-                            const SparseRows& sparse, SparseStats* stats, const Scratch& scratch, const Team& team) {
+                            const SparseRows& sparse, const Scratch& scratch, const Team& team) {
   const int kv_heads = index.kv_heads;
   const SparseScratchSize size = sparse_scratch(sparse.count, sparse.pieces, kv_heads * rows.group, kv_heads, source.key_dim,
                                                 source.value_dim, Source::kStride, team.size);
@@ -505,7 +627,7 @@ static void attend_sparsely(const Source& source, const PageIndex& index, const 
   const auto each_piece = [&](int phase, const auto& visit) {
     for (;;) {
       int64_t i = __atomic_fetch_add(memory.next + phase * 16, 1, __ATOMIC_RELAXED);
-      if (i >= static_cast<int64_t>(sparse.pieces) * kv_heads) return;
+      if (i >= static_cast<int64_t>(sparse.pieces) * kv_heads) break;
       const int piece = static_cast<int>(i / kv_heads);
       int r = 0, high = sparse.count;
       while (high - r > 1) {
@@ -514,24 +636,39 @@ static void attend_sparsely(const Source& source, const PageIndex& index, const 
       }
       visit(r, static_cast<int>(i % kv_heads), piece - sparse.rows[r].first_piece);
     }
+    team.sync();
   };
   const auto head_of = [&](int r, int head) {
-    return SparseHead<Source>(source, index, layout, rows, memory, sparse.rows[r], r, head, memory.threads + team.rank * (size.thread + 64));
+    return SparseHead<Source>(source, index, layout, rows, memory, sparse, r, head, memory.threads + team.rank * (size.thread + 64));
   };
+  const auto each_head = [&](const auto& visit) {
+    for (int i = team.rank; i < sparse.count * kv_heads; i += team.size) visit(i / kv_heads, i % kv_heads);
+    team.sync();
+  };
+  const auto is_middle = [&](int r, int piece) { return piece < sparse.rows[r].middle_pieces(); };
+  const auto filters = [&](int r) { return head_of(r, 0).filters(); };
   each_piece(0, [&](int r, int head, int piece) {
     SparseHead<Source> own = head_of(r, head);
-    piece == sparse.rows[r].middle_pieces() ? own.attend_exactly() : own.estimate(piece);
+    is_middle(r, piece) ? own.score_means(piece) : own.attend_exactly();
   });
-  team.sync();
-  const int heads = sparse.count * kv_heads;
-  for (int i = team.rank; i < heads; i += team.size) head_of(i / kv_heads, i % kv_heads).choose_threshold();
-  team.sync();
-  each_piece(1, [&](int r, int head, int piece) {
-    if (piece < sparse.rows[r].middle_pieces()) head_of(r, head).refine(piece);
+  bool some_filter = false;
+  for (int r = 0; r < sparse.count; ++r) some_filter = some_filter || filters(r);
+  if (some_filter) {
+    each_piece(1, [&](int r, int head, int piece) {
+      if (is_middle(r, piece) && filters(r)) head_of(r, head).sum_means(piece);
+    });
+    each_head([&](int r, int head) {
+      if (filters(r)) head_of(r, head).choose_threshold();
+    });
+  }
+  each_piece(2, [&](int r, int head, int piece) {
+    if (is_middle(r, piece)) head_of(r, head).score_pages(piece);
   });
-  team.sync();
-  for (int i = team.rank; i < heads; i += team.size) head_of(i / kv_heads, i % kv_heads).finish(stats[team.rank]);
-  team.sync();
+  each_head([&](int r, int head) { head_of(r, head).choose_threshold(); });
+  each_piece(3, [&](int r, int head, int piece) {
+    if (is_middle(r, piece)) head_of(r, head).refine(piece);
+  });
+  each_head([&](int r, int head) { head_of(r, head).finish(layout.stats[team.rank]); });
 }
 
 static void index_kv(const KvCache& cache, const Layout& layout, const Scratch& scratch, const Team& team) {
@@ -547,20 +684,20 @@ static void index_latents(const LatentCache& cache, const Layout& layout, const 
 }
 
 static void sparse_attention(const KvCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
-                             const Layout& layout, const SparseRows& sparse, SparseStats* stats, const Scratch& scratch,
+                             const Layout& layout, const SparseRows& sparse, const Scratch& scratch,
                              const Team& team) {
   const QueryRows rows{q, ldq, out, ldo, heads / cache.kv_heads, scale};
   if (cache.int8) {
-    attend_sparsely(KvSource<int8_t>(cache), cache.index, rows, layout, sparse, stats, scratch, team);
+    attend_sparsely(KvSource<int8_t>(cache), cache.index, rows, layout, sparse, scratch, team);
   } else {
-    attend_sparsely(KvSource<uint16_t>(cache), cache.index, rows, layout, sparse, stats, scratch, team);
+    attend_sparsely(KvSource<uint16_t>(cache), cache.index, rows, layout, sparse, scratch, team);
   }
 }
 
 static void sparse_mla(const LatentCache& cache, const float* q, int ldq, float* out, int ldo, int heads, float scale,
-                       const Layout& layout, const SparseRows& sparse, SparseStats* stats, const Scratch& scratch,
+                       const Layout& layout, const SparseRows& sparse, const Scratch& scratch,
                        const Team& team) {
-  attend_sparsely(LatentSource(cache), cache.index, QueryRows{q, ldq, out, ldo, heads, scale}, layout, sparse, stats, scratch, team);
+  attend_sparsely(LatentSource(cache), cache.index, QueryRows{q, ldq, out, ldo, heads, scale}, layout, sparse, scratch, team);
 }
 
 }  // namespace DS_ISA

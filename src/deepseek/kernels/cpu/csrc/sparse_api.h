@@ -8,6 +8,7 @@ namespace deepseek {
 constexpr int kPiecePages = 64;
 constexpr int kPieceTokens = kPiecePages * kIndexTokens;
 constexpr int kRecentTokens = 256;  // always exact, like the first page and the page that is not full
+constexpr int kShadowInterval = 64;  // steps from one comparison with dense attention to the next
 constexpr int kMaxSparseRows = 16;  // of a sequence in one step
 constexpr int kMaxIndexedDim = 1024;
 constexpr int kExactTokens = kRecentTokens + 2 * kIndexTokens;  // the most that is always exact
@@ -32,6 +33,9 @@ struct SparseRows {
   const SparseRow* rows;
   int count;
   int pieces;  // of all rows
+  // What dense attention makes of the rows, to compare with, [rows of the batch][truth_ld]; or null.
+  const float* truth = nullptr;
+  int truth_ld = 0;
 };
 
 // Sums over the rows and query heads of one thread.
@@ -46,6 +50,9 @@ struct SparseStats {
   double tail;                // estimated share of the weights that was not read
   double estimate;            // estimated relative error
   double bound;               // upper bound of the relative error
+  double checks;              // query heads compared with dense attention
+  double error;               // their relative errors
+  double violations;          // those whose error was above its bound
   double tile_pages;          // pages that tiles of prompts could choose from
   double tile_pages_read;
 
@@ -60,6 +67,9 @@ struct SparseStats {
     tail += o.tail;
     estimate += o.estimate;
     bound += o.bound;
+    checks += o.checks;
+    error += o.error;
+    violations += o.violations;
     tile_pages += o.tile_pages;
     tile_pages_read += o.tile_pages_read;
     return *this;
@@ -77,8 +87,8 @@ static inline SparseScratchSize sparse_scratch(int rows, int pieces, int heads, 
   const int64_t group = heads / kv_heads, tokens = kPieceTokens + kExactTokens;
   SparseScratchSize size;
   size.result = 16 + value_dim;
-  size.piece = group * (size.result + kPiecePages + kPieceTokens / 4);
-  size.thread = group * (stride + 2 * key_dim + key_dim + kScoreStride + kIndexTokens + kPiecePages + tokens + 64) +
+  size.piece = group * (size.result + 3 * kPiecePages + kPieceTokens / 4) + 2;
+  size.thread = group * (stride + 2 * key_dim + key_dim + kScoreStride + kIndexTokens + tokens + 64) +
                 static_cast<int64_t>(kIndexTokens) * key_dim + 2 * tokens + 1024;
   size.total = 64 + static_cast<int64_t>(pieces) * kv_heads * size.piece + static_cast<int64_t>(rows) * heads * 4 +
                threads * (size.thread + 64);

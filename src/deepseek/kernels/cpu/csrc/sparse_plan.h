@@ -20,6 +20,7 @@ class SparsePlan {
     rows_.clear();
     skip_.assign(layout.num_sequences, 0);
     errors_.assign(layout.num_sequences, 0.0f);
+    others_.assign(layout.num_sequences, 1);
     pieces_ = 0;
     if (wish.errors == nullptr) return;
     for (int s = 0; s < layout.num_sequences; ++s) {
@@ -31,6 +32,7 @@ class SparsePlan {
         continue;
       }
       skip_[s] = 1;
+      others_[s] = 0;
       for (int i = 0; i < rows; ++i) {
         rows_.push_back({first + i, s, context + i, wish.errors[s], pieces_});
         pieces_ += rows_.back().pieces();
@@ -40,13 +42,14 @@ class SparsePlan {
 
   // [num_sequences]: whose rows are attended to one by one.
   const uint8_t* skip() const { return skip_.data(); }
+  const uint8_t* others() const { return others_.data(); }
   // [num_sequences]: the errors that are allowed to tiles of rows, 0 for those that are dense or skipped.
   const float* errors() const { return errors_.data(); }
   SparseRows rows() const { return {rows_.data(), static_cast<int>(rows_.size()), pieces_}; }
 
  private:
   std::vector<SparseRow> rows_;
-  std::vector<uint8_t> skip_;
+  std::vector<uint8_t> skip_, others_;
   std::vector<float> errors_;
   int pieces_ = 0;
 };

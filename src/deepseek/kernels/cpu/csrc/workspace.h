@@ -54,6 +54,8 @@ struct Workspace {
   float* sublayer;
   float* qkv;       // [rows][qkv_ld]
   float* attended;  // [rows][attended_ld]
+  float* shadow;    // [rows][shadow_ld]: what dense attention makes of rows that are sparse
+  int shadow_ld;
   float* inner;     // [rows][inner_ld]
   RowsMemory input, attended_rows, inner_rows;
   ExpertMemory experts;
