@@ -74,7 +74,7 @@ def recall(
         threads=threads,
         attention_error=attention_error,
     )
-    result = measure_recall(config, work, data=data, say=say(console), keep=keeper(json_file))
+    result = measure_recall(config, work, say(console), data=data, keep=keeper(json_file))
     print_recall(console, result)
     write(console, result, json_file)
 
@@ -129,6 +129,6 @@ def context(
         threads=threads,
         attention_error=attention_error,
     )
-    result = measure_context(config, contexts, sparse=attention, data=data, say=say(console), keep=keeper(json_file))
+    result = measure_context(config, contexts, say(console), sparse=attention, data=data, keep=keeper(json_file))
     print_context(console, result)
     write(console, result, json_file)

@@ -50,8 +50,10 @@ def context_table(result: dict[str, Any]) -> Table:
 
     settings = result["settings"]
     table = Table(title=f"{settings['model']}, {settings['config']['threads']} threads", title_justify="left")
-    for name in ("tokens", "attention", "cache", "prefill", "decode", "read per token", "of dense", "index", "peak"):
-        table.add_column(name, justify="left" if name in ("attention", "cache") else "right")
+    for name in ("tokens", "attention", "cache"):
+        table.add_column(name, justify="right" if name == "tokens" else "left")
+    for name in ("prefill\ntok/s", "decode\ntok/s", "MB read\nper token", "of dense", "index\nMiB", "peak\nGiB"):
+        table.add_column(name, justify="right")
     last = None
     for run in sorted(result["runs"], key=lambda run: run["length"]):
         if last not in (None, run["length"]):
@@ -63,10 +65,10 @@ def context_table(result: dict[str, Any]) -> Table:
             run["kv_dtype"],
             _rate(run["prefill_tok_s"]),
             _rate(run["decode_tok_s"]),
-            "-" if run["bytes_read_per_token"] is None else f"{run['bytes_read_per_token'] / 1e6:.1f} MB",
+            "-" if run["bytes_read_per_token"] is None else f"{run['bytes_read_per_token'] / 1e6:.1f}",
             _share(run["bytes_read_per_token"], run["dense_bytes_per_token"]),
-            f"{run['index_bytes'] / 2**20:.0f} MiB" if run["index_bytes"] else "-",
-            "-" if run["peak_memory_bytes"] is None else f"{run['peak_memory_bytes'] / 2**30:.2f} GiB",
+            f"{run['index_bytes'] / 2**20:.0f}" if run["index_bytes"] else "-",
+            "-" if run["peak_memory_bytes"] is None else f"{run['peak_memory_bytes'] / 2**30:.2f}",
         )
     return table
 
@@ -85,7 +87,7 @@ def ratio_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} tok/s"
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _share(part: float | None, whole: float | None) -> str:

@@ -236,7 +236,7 @@ def test_a_run(test_model: Path) -> None:
     tasks = ("needle", "tracking", "passage", "common-words")
     work = Work(lengths=(1024, 1216), tasks=tasks, languages=("en",), limit=1, perplexity=1300)
     config = EngineConfig(model=str(test_model), threads=2, kv_cache_bytes=2**28)
-    result = measure_recall(config, work, say=said.append)
+    result = measure_recall(config, work, said.append)
     assert "4 texts, 6 questions, each asked 3 times" in said[0]
     assert {(row["length"], row["task"]) for row in result["tasks"]} == {
         (length, task) for length in work.lengths for task in tasks if task != "passage"

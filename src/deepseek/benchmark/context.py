@@ -75,10 +75,10 @@ class Contexts:
 def measure_context(
     config: EngineConfig,
     contexts: Contexts,
+    say: Say,
     *,
     sparse: str = "auto",
     data: Path | None = None,
-    say: Say,
     keep: Keep = lambda result: None,
 ) -> dict[str, Any]:
     """Each length dense, sparse, and, where asked for, in llama.cpp with keys and values in FP16 and in Q8_0.

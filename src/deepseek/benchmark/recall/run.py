@@ -78,9 +78,9 @@ class Work:
 def measure_recall(
     config: EngineConfig,
     work: Work,
+    say: Say,
     *,
     data: Path | None = None,
-    say: Say,
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Ask every question three times: everything dense; the text sparse but the question dense; all sparse.
