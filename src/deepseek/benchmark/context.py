@@ -232,10 +232,13 @@ class _Bench:
 
 
 def bytes_read(read: Mapping[str, float], tokens: int, dense: float) -> float:
-    """Bytes of keys, values and index per decoded token: as counted for tokens attended to sparsely, and ``dense`` for
-    each of the others."""
-    rows = min(int(read["rows"]), tokens)
-    return (read["kv_bytes"] + read["index_bytes"] + (tokens - rows) * dense) / tokens
+    """Bytes of keys, values and index per decoded token: what a row attended to sparsely read on average, and ``dense``
+    for each token whose row was not one of these."""
+    rows = read["rows"]
+    if not rows:
+        return dense
+    share = min(rows, tokens) / tokens
+    return share * (read["kv_bytes"] + read["index_bytes"]) / rows + (1 - share) * dense
 
 
 def ratios(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

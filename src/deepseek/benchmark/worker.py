@@ -88,8 +88,7 @@ class Worker:
         times: list[float] = []
         counted = engine.stats().attention
         while engine.has_work:
-            if len(first) < len(prompts):
-                counted = engine.stats().attention
+            prefilling = len(first) < len(prompts)
             events = engine.step()
             now = time.perf_counter() - start
             for event in events:
@@ -97,6 +96,8 @@ class Worker:
                     raise BenchmarkError(f"a request failed: {getattr(event, 'error', None)}")
                 first.setdefault(event.request_id, now)
                 times.append(now)
+            if prefilling:
+                counted = engine.stats().attention
         begun = max(first.values())
         return {
             "first": begun,
