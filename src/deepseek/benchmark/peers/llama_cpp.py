@@ -9,7 +9,6 @@ from deepseek.benchmark.peers.base import PeerSettings, missing
 from deepseek.benchmark.peers.files import requantized
 from deepseek.benchmark.peers.llama_build import (
     PEER,
-    Timings,
     build_version,
     find_build,
     lacking,
@@ -17,7 +16,7 @@ from deepseek.benchmark.peers.llama_build import (
     parse_bench,
     speculation_types,
 )
-from deepseek.benchmark.peers.llama_server import SPECULATION, decode_rate, long_context, server_program
+from deepseek.benchmark.peers.llama_server import SPECULATION, decode_rate, server_program
 from deepseek.benchmark.peers.python_peer import variant_title
 from deepseek.benchmark.process import run_program
 from deepseek.benchmark.scenarios import WITHOUT, Scenario
@@ -106,17 +105,6 @@ class LlamaContender:
 
     def close(self) -> None:
         """Nothing is alive."""
-
-    def long_context(
-        self, prompt: Sequence[int], output: int, cache_type: str, timeout: float
-    ) -> tuple[Timings, int | None, str]:
-        """Times, peak memory and flags of `llama-server` with one long prompt, flash attention, and keys and values in
-        ``cache_type`` (``f16``, ``q8_0``). Raises BenchmarkError."""
-        flags = ["-t", self._threads, "-np", "1", "-c", str(len(prompt) + output + 64), "-fa", "on"]
-        flags += ["-ctk", cache_type, "-ctv", cache_type, *(() if self._repack else ("--no-repack",))]
-        command = [str(self._build / "llama-server"), "-m", str(self._file), *flags, "--no-ui"]
-        timings, peak = long_context(command, prompt, output, timeout)
-        return timings, peak, " ".join(flags)
 
     def _bench(self, *arguments: str, flash: str = "on,off") -> list[Mapping[str, float]]:
         command: list[str | Path] = [

@@ -95,6 +95,9 @@ def _server(command: Sequence[str]) -> Iterator[_Server]:
         try:
             _wait(process, f"http://127.0.0.1:{port}", log)
             yield _Server(f"http://127.0.0.1:{port}", process.pid)
+        except BenchmarkError as error:
+            _say_how_it_ended(process, log, error)
+            raise
         finally:
             process.terminate()
             try:
@@ -108,9 +111,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Any) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            log.seek(0)
-            lines = log.read()[-2000:].decode(errors="replace").strip().splitlines()[-4:]
-            raise BenchmarkError(f"llama-server {ending(process.returncode)}: " + " | ".join(lines))
+            raise _dead(process, log)
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
                 if answer.status == 200:
@@ -118,6 +119,21 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Any) -> None:
         except OSError:  # not listening, or still loading (503)
             time.sleep(0.2)
     raise BenchmarkError(f"llama-server was not ready within {START_TIMEOUT:.0f} seconds.")
+
+
+def _say_how_it_ended(process: subprocess.Popen[bytes], log: Any, error: BenchmarkError) -> None:
+    """Raises BenchmarkError where an answer failed because the server died."""
+    try:
+        process.wait(1)
+    except subprocess.TimeoutExpired:
+        return
+    raise _dead(process, log) from error
+
+
+def _dead(process: subprocess.Popen[bytes], log: Any) -> BenchmarkError:
+    log.seek(0)
+    lines = log.read()[-2000:].decode(errors="replace").strip().splitlines()[-4:]
+    return BenchmarkError(f"llama-server {ending(process.returncode)}: " + " | ".join(lines))
 
 
 def _complete(
