@@ -1,13 +1,14 @@
 """Sparse attention of single queries: the slow, obvious truth of the native kernel (csrc/sparse.h).
 
-The first page and the last tokens are exact. Of the middle, tokens are read that weigh more than a threshold, and the rest
-of each page is its estimated weight times the mean of its other values. What that gets wrong is, in variance, about the sum
-over unread tokens of p_t^2 deviation, which is at most threshold * (sum of p_t) * deviation: so the threshold follows from
-the error that is allowed. A head that looks at everything evenly reads next to nothing, one that looks for a needle reads the
-needle.
+The first page and the last tokens are exact. Of the middle, tokens are read that weigh more than a threshold, and the
+rest of each page is its estimated weight times the mean of its other values. What that gets wrong is, in variance,
+about the sum over unread tokens of p_t^2 deviation, which is at most threshold * (sum of p_t) * deviation: so the
+threshold follows from the error that is allowed. A head that looks at everything evenly reads next to nothing, one
+that looks for a needle reads the needle.
 
-Kin: Quest (arXiv:2406.10774) bounds pages, MagicPIG (arXiv:2410.16179) samples by LSH, Twilight (arXiv:2502.02770) prunes by
-mass, RetroInfer (arXiv:2505.02922) estimates the rest from centroids, vAttention (arXiv:2510.05688) bounds the error.
+Kin: Quest (arXiv:2406.10774) bounds pages, MagicPIG (arXiv:2410.16179) samples by LSH, Twilight (arXiv:2502.02770)
+prunes by mass, RetroInfer (arXiv:2505.02922) estimates the rest from centroids, vAttention (arXiv:2510.05688) bounds
+the error.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def sparse_decode(queries: Tensor, keys: Tensor, values: Tensor, index: PageInde
     estimated, variance = _estimates(queries, end > FILTER_PAGES, *given)
     threshold, scale = _threshold(estimated, variance, *given)
     chosen = (estimated >= threshold[:, None, None]).any(0)
-    for piece in chosen.split(PIECE_PAGES):
+    for piece in torch.split(chosen, PIECE_PAGES):
         if 2 * int(piece.sum()) > piece.numel():
             piece[:] = True
     read = ~middle
@@ -82,8 +83,8 @@ def sparse_decode(queries: Tensor, keys: Tensor, values: Tensor, index: PageInde
 def _estimates(
     queries: Tensor, filtered: bool, logits: Tensor, values: Tensor, index: PageIndex, pages: slice, error: float
 ) -> tuple[Tensor, Tensor]:
-    """Log weights of the middle's tokens [G, P, 64], and the variance that they leave open [G, P]; if ``filtered``, by the
-    codes only where the means of pages tell that it may pay. ``logits`` and ``values`` are of the exact part."""
+    """Log weights of the middle's tokens [G, P, 64], and the variance that they leave open [G, P]; if ``filtered``, by
+    the codes only where the means of pages tell that it may pay. ``logits`` and ``values`` are of the exact part."""
     estimated, variance = (x[:, pages] for x in log_weights(queries, index))
     if not filtered:
         return estimated, variance
@@ -97,8 +98,8 @@ def _estimates(
 def _threshold(
     estimated: Tensor, variance: Tensor, logits: Tensor, values: Tensor, index: PageIndex, pages: slice, error: float
 ) -> tuple[Tensor, Tensor]:
-    """The log weight from which on a token is read [G], and what the unread share of the weights is to be multiplied with
-    for the squared relative error [G].
+    """The log weight from which on a token is read [G], and what the unread share of the weights is to be multiplied
+    with for the squared relative error [G].
 
     An unread token is wrong in two ways: its value is not the mean of its page (spread), and its weight is not what its
     code tells (noise), which pulls the result towards that mean.
@@ -131,7 +132,7 @@ def _combine(
         pages = slice(1, end)
         own = read[PAGE : end * PAGE].view(-1, PAGE)
         rest = ((estimated - shift.unsqueeze(-1)).exp() * ~own).sum(-1)  # [G, P]
-        sums = (values[PAGE : end * PAGE].unflatten(0, (-1, PAGE)) * own.unsqueeze(-1)).sum(1)
+        sums = (values[PAGE : end * PAGE].view(-1, PAGE, values.shape[-1]) * own.unsqueeze(-1)).sum(1)
         left = (~own).sum(-1, keepdim=True).clamp(min=1)
         output = output + rest @ ((PAGE * index.value_mean[pages] - sums) / left)
         tail, longest = rest.sum(-1), float(index.longest[pages].amax())

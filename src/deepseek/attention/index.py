@@ -1,8 +1,9 @@
 """What is known of a full page before its tokens are read.
 
-Keys are their page's mean plus alpha_t R^T sign(R (k_t - mean)): one bit per dimension and one scale per token. Queries are
-scored against it in full precision, as in RaBitQ (Gao and Long, SIGMOD 2024, arXiv:2405.12497), but with the scale of least
-squares instead of the unbiased one: it is E[q k | code] that is wanted, so that E[exp(q k) | code] follows.
+Keys are their page's mean plus alpha_t R^T sign(R (k_t - mean)): one bit per dimension and one scale per token.
+Queries are scored against it in full precision, as in RaBitQ (Gao and Long, SIGMOD 2024, arXiv:2405.12497), but with
+the scale of least squares instead of the unbiased one: it is E[q k | code] that is wanted, so that E[exp(q k) | code]
+follows.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class PageIndex:
 
 def build_index(keys: Tensor, values: Tensor) -> PageIndex:
     """The index of fp32 ``keys`` [P * 64, D] and ``values`` [P * 64, Dv] of one KV head."""
-    keys, values = keys.unflatten(0, (-1, PAGE)), values.unflatten(0, (-1, PAGE))
+    keys, values = (x.reshape(len(x) // PAGE, PAGE, x.shape[-1]) for x in (keys, values))
     key_mean, value_mean = _rounded(keys.mean(1), 127), _rounded(values.mean(1), 127)
     apart = keys - key_mean.unsqueeze(1)
     turned = rotate(apart)
@@ -71,8 +72,8 @@ def _rounded(x: Tensor, steps: int) -> Tensor:
 
 
 def log_weights(queries: Tensor, index: PageIndex) -> tuple[Tensor, Tensor]:
-    """For scaled ``queries`` [G, D]: log E[exp(q k_t) | code] of all tokens [G, P, 64], and the variance of q k_t that the
-    codes leave open, [G, P]."""
+    """For scaled ``queries`` [G, D]: log E[exp(q k_t) | code] of all tokens [G, P, 64], and the variance of q k_t that
+    the codes leave open, [G, P]."""
     norms = queries.square().sum(-1)
     variance = (norms[:, None] * index.noise).clamp(max=MOST_VARIANCE)
     base = queries @ index.key_mean.T
@@ -81,7 +82,7 @@ def log_weights(queries: Tensor, index: PageIndex) -> tuple[Tensor, Tensor]:
 
 
 def log_page_weights(queries: Tensor, index: PageIndex) -> tuple[Tensor, Tensor]:
-    """By the means alone: log of a page's mean weight [G, P], as if keys were normally distributed around their mean, and
-    the variance of log weights within it [G, P]."""
+    """By the means alone: log of a page's mean weight [G, P], as if keys were normally distributed around their mean,
+    and the variance of log weights within it [G, P]."""
     variance = (queries.square().sum(-1)[:, None] * index.variance).clamp(max=MOST_VARIANCE)
     return queries @ index.key_mean.T + variance / 2, variance

@@ -1,8 +1,8 @@
 """The random rotation that sign codes are taken in.
 
-Signs of a rotated vector are a locality-sensitive hash of its direction (Charikar 2002, "Similarity estimation techniques
-from rounding algorithms"). Random signs followed by a Walsh-Hadamard transform do the work of a dense random rotation
-(Ailon and Chazelle 2006) in D log D additions.
+Signs of a rotated vector are a locality-sensitive hash of its direction (Charikar 2002, "Similarity estimation
+techniques from rounding algorithms"). Random signs followed by a Walsh-Hadamard transform do the work of a dense
+random rotation (Ailon and Chazelle 2006) in D log D additions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def hadamard(x: Tensor) -> Tensor:
     """The Walsh-Hadamard transform of the last dimension, a power of two, scaled to keep lengths."""
     size, half = x.shape[-1], 1
     while half < size:
-        pairs = x.unflatten(-1, (-1, 2, half))
+        pairs = x.reshape(*x.shape[:-1], size // (2 * half), 2, half)
         a, b = pairs.unbind(-2)
         x = torch.stack([a + b, a - b], dim=-2).flatten(-3)
         half *= 2
@@ -48,7 +48,8 @@ def hadamard(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor) -> Tensor:
-    """``x`` [..., D] turned; D is 16 to 1024. Where D is no power of two, its first and its last 2^k elements are turned."""
+    """``x`` [..., D] turned; D is 16 to 1024. Where D is no power of two, its first and its last 2^k elements are
+    turned."""
     dim = x.shape[-1]
     size = 1 << (dim.bit_length() - 1)
     first, second = _signs()[:, :dim].to(x.device, x.dtype)
