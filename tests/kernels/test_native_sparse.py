@@ -209,3 +209,66 @@ def test_what_is_not_finite_shows(position: int) -> None:
     case = Case.of(keys, values, "fp16")
     actual, _ = case.attend(torch.ones(1, 2, 64), 0.05)
     assert actual.isnan().all()
+
+
+def causal(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Dense attention of the last rows of a context: query [rows, heads, dim]."""
+    first = len(keys) - len(query)
+    rows = [dense(query[i], keys[: first + i + 1], values[: first + i + 1]) for i in range(len(query))]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+@pytest.mark.parametrize("group,kv_heads,dim", [(1, 1, 16), (3, 2, 64), (7, 1, 48), (60, 1, 32)])
+@pytest.mark.parametrize("tokens", [64, 384, 448, 3000])
+def test_prompts(tokens: int, group: int, kv_heads: int, dim: int, kind: str, isa: str) -> None:
+    keys, values = text_like(tokens, kv_heads, dim, seed=tokens)
+    case = Case.of(keys, values, kind)
+    query = torch.randn(40, group * kv_heads, dim, generator=torch.Generator().manual_seed(5))
+    truth = causal(query, *case.stored())
+    exact, all_read = case.attend(query, 1e-4, isa, 2)
+    assert apart(exact, truth).max() < 1e-4
+    rough, read = case.attend(query, 0.1, isa, 2)
+    assert apart(rough, truth).mean() < 0.25
+    assert read["prefill_pages"] == all_read["prefill_pages"] == all_read["prefill_read"]
+    if tokens > 448:
+        assert read["prefill_read"] < read["prefill_pages"]
+
+
+def test_bits_of_prompts_depend_on_nothing_else() -> None:
+    """Neither on threads and instruction sets, nor on chunks of whole pages."""
+    for group in (3, 7, 60):
+        keys, values = text_like(2048, 1, 32, seed=6)
+        case = Case.of(keys, values, "fp16")
+        query = torch.randn(192, group, 32, generator=torch.Generator().manual_seed(1))
+        whole, _ = case.attend(query, 0.02)
+        for isa in ISAS:
+            assert torch.equal(case.attend(query, 0.02, isa, 3)[0], whole)
+        for first, last in ((0, 64), (64, 192), (128, 192)):
+            shorter = Case(case.cache, case.index, case.pages, 2048 - 192 + last, 1)
+            assert torch.equal(shorter.attend(query[first:last], 0.02)[0], whole[first:last])
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("tokens", [70, 400, 2500])
+def test_latents(tokens: int, rows: int) -> None:
+    """MLA: values are the first elements of keys."""
+    heads, rank, rope = 5, 48, 16
+    keys, _ = text_like(tokens, 1, rank + rope, seed=9)
+    count = -(-tokens // PAGE)
+    cache = np.full((count, PAGE, rank + rope), np.nan, np.float16)
+    native().write_latent(keys[:, 0].contiguous(), cache.view(np.uint16), torch.arange(tokens), "auto", 2)
+    stored = keys.half().float()
+    index = Index.broken(count, 1, rank + rope, rank)
+    facts = np.array([tokens], np.int32), np.arange(count, dtype=np.int32)[None]
+    native().index_latents(cache.view(np.uint16), rank, *index.arrays, np.array([0, tokens], np.int32), *facts)
+    query = torch.randn(rows, heads, rank + rope, generator=torch.Generator().manual_seed(1))
+    starts, scale = np.array([0, rows], np.int32), (rank + rope) ** -0.5
+    truth = causal(query, stored, stored[..., :rank])
+    for error, limit in ((1e-4, 1e-3), (0.05, 0.2)):
+        out = torch.full((rows, heads, rank), 7.0)
+        native().sparse_mla(
+            query, out, cache.view(np.uint16), *index.arrays, starts, *facts, np.array([error], np.float32), scale
+        )
+        assert apart(out, truth).mean() < limit
