@@ -157,11 +157,7 @@ def test_statistics() -> None:
     assert found.context_tokens == layers * kv_heads * sum(range(1101, 1101 + rows))
     assert 0 < found.read_tokens < found.context_tokens
     assert found.read_bytes > 0 and 0 < found.estimated_error <= found.error_bound
-<<<<<<< HEAD
-    assert 0 <= found.prompt_pages_read < found.prompt_pages
-=======
     assert 0 <= found.prompt_pages_read < found.prompt_pages  # so great an error may leave out all of them
->>>>>>> engine
     assert found.checks == heads  # of one layer, every 64 steps
     assert found.checked_error > 0 and found.violations <= found.checks
 
