@@ -78,11 +78,9 @@ def test_which_contexts_are_made_up() -> None:
 
 
 def test_bytes_of_tokens_that_were_dense_and_sparse() -> None:
-    read = {"rows": 6, "kv_bytes": 500.0, "index_bytes": 100.0}
-    assert bytes_read(read, 6, 1000.0) == 100.0
-    assert bytes_read(read, 8, 1000.0) == pytest.approx((600 + 2 * 1000) / 8)
-    assert bytes_read(read, 5, 1000.0) == 100.0  # one of the rows was not measured
-    assert bytes_read({"rows": 0, "kv_bytes": 0, "index_bytes": 0}, 8, 1000.0) == 1000.0
+    assert bytes_read({"dense_bytes": 6000.0, "read_bytes": 600.0}, 6, 1000.0) == 100.0
+    assert bytes_read({"dense_bytes": 6000.0, "read_bytes": 600.0}, 8, 1000.0) == (600 + 2 * 1000) / 8
+    assert bytes_read({"dense_bytes": 0, "read_bytes": 0}, 8, 1000.0) == 1000.0
 
 
 def run(attention: str, decode: float, kv_dtype: str = "int8", prefill: float | None = None, read: float = 1.0) -> Any:

@@ -192,13 +192,14 @@ class _Bench:
             process.close()
         self._kv_elements = int(info["kv_token_elements"])
         dense = info["kv_token_bytes"] * (prompt + (output + 1) / 2)
+        decoded = output + 1 if filled else output  # all that was counted
         index = info["index_page_bytes"] * (length // config.page_size)
         return {
             "length": length,
             "attention": attention,
             "prefill_tok_s": None if first is None else prompt / first,
             "decode_tok_s": output / seconds,
-            "bytes_read_per_token": bytes_read(reply["read"], output, dense),
+            "bytes_read_per_token": bytes_read(reply["read"], decoded, dense),
             "dense_bytes_per_token": dense,
             "index_bytes": index if attention == "sparse" else 0,
             "peak_memory_bytes": peak,
@@ -231,13 +232,14 @@ class _Bench:
 
 
 def bytes_read(read: Mapping[str, float], tokens: int, dense: float) -> float:
-    """Bytes of keys, values and index per decoded token: what a row attended to sparsely read on average, and ``dense``
-    for each token whose row was not one of these."""
-    rows = read["rows"]
-    if not rows:
-        return dense
-    share = min(rows, tokens) / tokens
-    return share * (read["kv_bytes"] + read["index_bytes"]) / rows + (1 - share) * dense
+    """Bytes of keys, values and index per decoded token.
+
+    Args:
+        read: what sparse attention counted (:class:`deepseek.attention.stats.AttentionStats`).
+        tokens: those that were decoded meanwhile.
+        dense: what dense attention reads for one. Layers and tokens that were dense read as much.
+    """
+    return dense - (read["dense_bytes"] - read["read_bytes"]) / tokens
 
 
 def ratios(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
