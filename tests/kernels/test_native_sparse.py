@@ -128,7 +128,7 @@ def test_decode(tokens: int, group: int, kv_heads: int, dim: int, kind: str, isa
         expected = sparse_decode(own * dim**-0.5, keys[:, head], values[:, head], index, 0.05)
         read += float(expected.read.sum())
         tails += float(expected.tail.sum())
-        assert apart(actual[0, head * group : (head + 1) * group], expected.output).max() < 0.025
+        assert apart(actual[0, head * group : (head + 1) * group], expected.output).max() < 0.05
     assert stats["read_tokens"] == pytest.approx(read, rel=0.05)
     assert stats["tail"] == pytest.approx(tails, rel=0.1, abs=1e-3)
     if tokens < 384:  # there is no middle
@@ -164,6 +164,15 @@ def test_a_needle_is_found() -> None:
         actual, stats = case.attend(query, 0.02)
         assert apart(actual[0], dense(query[0], *case.stored())).max() < 0.02
         assert stats["read_tokens"] < 0.1 * 8000
+
+
+def test_logits_of_hundreds() -> None:
+    """Estimates of weights far above all means of pages must not overflow."""
+    keys, values = text_like(4000, 1, 64, seed=4)
+    case = Case.of(keys * 20, values, "fp16")
+    query = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(1)) * 20
+    actual, _ = case.attend(query, 0.02)
+    assert apart(actual[0], dense(query[0], *case.stored())).max() < 0.02
 
 
 def test_even_attention_reads_next_to_nothing() -> None:

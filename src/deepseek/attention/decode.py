@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deepseek.attention.index import PAGE, PageIndex, log_page_weights, log_weights
+from deepseek.attention.index import MOST_NOISE, PAGE, PageIndex, log_page_weights, log_weights
 
 RECENT = 256
 """Tokens at the end of a context that are always exact."""
@@ -70,7 +70,7 @@ def sparse_decode(queries: Tensor, keys: Tensor, values: Tensor, index: PageInde
     given = (logits[:, ~middle], values[~middle], index, slice(1, end), error)
     estimated, variance = _estimates(queries, end > FILTER_PAGES, *given)
     threshold, scale = _threshold(estimated, variance, *given)
-    chosen = (estimated >= threshold[:, None, None]).any(0)
+    chosen = (estimated >= threshold[:, None, None]).any(0) | (variance >= MOST_NOISE).any(0)[:, None]
     for piece in torch.split(chosen, PIECE_PAGES):
         if 2 * int(piece.sum()) > piece.numel():
             piece[:] = True

@@ -16,6 +16,8 @@ from torch import Tensor
 from deepseek.attention.rotation import rotate
 
 PAGE = 64
+MOST_NOISE = 24.0
+"""Of log weights that codes leave open: where it is more they tell nothing, and the page is read."""
 MOST_VARIANCE = 3.0
 """Of log weights within a page, as far as its means are believed."""
 
@@ -75,7 +77,7 @@ def log_weights(queries: Tensor, index: PageIndex) -> tuple[Tensor, Tensor]:
     """For scaled ``queries`` [G, D]: log E[exp(q k_t) | code] of all tokens [G, P, 64], and the variance of q k_t that
     the codes leave open, [G, P]."""
     norms = queries.square().sum(-1)
-    variance = (norms[:, None] * index.noise).clamp(max=MOST_VARIANCE)
+    variance = (norms[:, None] * index.noise).clamp(max=MOST_NOISE)
     base = queries @ index.key_mean.T
     scores = torch.einsum("gd,ptd->gpt", rotate(queries), index.codes) * index.alpha
     return base.unsqueeze(-1) + scores + variance.unsqueeze(-1) / 2, variance

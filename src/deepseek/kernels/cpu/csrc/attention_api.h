@@ -42,7 +42,7 @@ struct Scratch {
 // What a tile needs to choose among so many pages of its context.
 static inline int64_t choosing_floats(int pages, int stride) {
   const int64_t padded = (pages + 63) / 64 * 64;
-  return pages ? kTileRows * (padded + stride) + 6 * padded + 64 : 0;
+  return pages ? kTileRows * (2 * padded + 2 * stride + 32) + 7 * padded + 64 : 0;
 }
 
 static inline int choosing_pages(const Layout& layout) {

@@ -1,18 +1,22 @@
 // Sparse attention of prompts: a tile of query rows chooses the pages of its context that it reads.
 //
-// What it does not read is taken as in sparse.h: the page's estimated weight times the mean of its values. Weights of whole
-// pages follow from the mean key alone, as if the keys around it were normally distributed with the same variance in all
-// directions: log E[exp(q k)] = q mean + |q|^2 variance / 2.
+// A page is read if the codes of its tokens tell that one of them weighs more than a threshold, as in sparse.h, for any of
+// the rows; what is not read is taken as its estimated weight times the mean of its values. In very long contexts weights of
+// whole pages follow from the mean key alone, as if the keys around it were normally distributed: log E[exp(q k)] = q mean +
+// variance of q k / 2.
 #pragma once
 #include "attention_tile.h"
 #include "gather.h"
+#include "lookup.h"
 #include "page_index.h"
 #include "sparse_api.h"
 
 namespace deepseek {
 namespace DS_ISA {
 
-constexpr float kPageFactor = 25.0f;    // measured: with it a prompt changes what follows as much as decoding does
+constexpr float kThresholdFactor = 2.25f;  // measured: with it the median error of decoding is about what was asked for
+constexpr float kPromptFactor = 25.0f;   // of that threshold: of a tile's rows each may choose, so most get more than they need
+constexpr int kCodedPages = 2048;       // contexts of more pages are chosen from by their means
 constexpr int kSampleStride = 64;      // of these pages, one is a sample of how log weights vary within pages
 constexpr int kSampleKeys = 32;        // tokens of it
 constexpr float kMostRead = 0.6f;      // of the pages; above, all of them are read
@@ -28,8 +32,11 @@ struct PageChoice {
   int first, count;    // pages [first, first + count) are the middle
   int padded;
   float* weights;      // [rows][padded]: scores of the pages' means, later their weights
+  float* tops;         // [rows][padded]: log of the highest weight in a page, relative to the row's shift
+  uint8_t* tables;     // [rows][4 key_dim]
+  uint16_t* code_sums; // [rows][64]
   float* sums;         // [rows][kStride]: weights times means of values
-  float *variances, *spreads, *key_scales, *value_scales;
+  float *variances, *noises, *spreads, *key_scales, *value_scales;
   int32_t* list;
   uint8_t* chosen;     // [padded]
   float half_norms[kTileRows], shifts[kTileRows], masses[kTileRows];
@@ -42,9 +49,13 @@ struct PageChoice {
     count = max_int(0, (position + 1 - kRecentTokens) / kIndexTokens - first);
     padded = (count + kIndexTokens - 1) / kIndexTokens * kIndexTokens;
     weights = room;
-    sums = weights + static_cast<int64_t>(kTileRows) * padded;
-    variances = sums + kTileRows * kStride;
-    spreads = variances + padded;
+    tops = weights + static_cast<int64_t>(kTileRows) * padded;
+    sums = tops + static_cast<int64_t>(kTileRows) * padded;
+    tables = reinterpret_cast<uint8_t*>(sums + kTileRows * kStride);
+    code_sums = reinterpret_cast<uint16_t*>(tables + kTileRows * 4 * kStride);
+    variances = reinterpret_cast<float*>(code_sums + kTileRows * kIndexTokens);
+    noises = variances + padded;
+    spreads = noises + padded;
     key_scales = spreads + padded;
     value_scales = key_scales + padded;
     list = reinterpret_cast<int32_t*>(value_scales + padded);
@@ -52,6 +63,7 @@ struct PageChoice {
   }
 
   int rows() const { return tile.task.rows; }
+  float* tops_of(int r) const { return tops + static_cast<int64_t>(r) * padded; }
   float* weights_of(int r) const { return weights + static_cast<int64_t>(r) * padded; }
 
   // Scores of the means of all pages of the middle, from the tile's fp32 queries.
@@ -67,6 +79,7 @@ struct PageChoice {
         means[i] = mean_of(key);
         key_scales[p + i] = key.scale;
         variances[p + i] = key.variance;
+        noises[p + i] = key.noise;
         value_scales[p + i] = value.scale;
         spreads[p + i] = value.spread;
       }
@@ -78,7 +91,6 @@ struct PageChoice {
       }
     }
     for (int r = 0; r < rows(); ++r) half_norms[r] = 0.5f * square_norm(tile.queries + r * kStride, dim);
-    sample_variance();
   }
 
   // Scales half_norms to what a sample of pages shows.
@@ -100,8 +112,62 @@ struct PageChoice {
     for (int r = 0; samples && r < rows(); ++r) half_norms[r] *= shares[r] / static_cast<float>(samples);
   }
 
+  bool coded() const { return count <= kCodedPages; }
+
   // Weights of all pages, relative to the shift of their row, and what they add to its result.
   void estimate() {
+    coded() ? weigh_tokens() : weigh_means();
+    std::memset(chosen, 0, padded);
+    sum_rest();
+  }
+
+  void sum_rest() {
+    for (int r = 0; r < rows(); ++r) {
+      masses[r] = 0.0f;
+      for (int p = 0; p < count; ++p) masses[r] += chosen[p] ? 0.0f : weights_of(r)[p];
+      for (int d = 0; d < tile.source.value_dim; d += kLanes) store(sums + r * kStride + d, zero());
+    }
+    add_means();
+  }
+
+  // By the codes of their tokens.
+  void weigh_tokens() {
+    const int dim = tile.source.key_dim;
+    Lookup lookups[kTileRows];
+    for (int r = 0; r < rows(); ++r) {
+      float* turned = sums + r * kStride;
+      std::memcpy(turned, tile.queries + r * kStride, sizeof(float) * dim);
+      rotate_randomly(turned, dim);
+      lookups[r] = make_lookup(turned, dim, tables + static_cast<int64_t>(r) * dim * 4);
+      shifts[r] = -INFINITY;
+      for (int p = 0; p < count; ++p) {
+        float& base = weights_of(r)[p];
+        base += min_float(half_norms[r] * noises[p], 0.5f * kMostNoise);
+        shifts[r] = base > shifts[r] ? base : shifts[r];
+      }
+    }
+    for (int p = 0; p < count; ++p) {
+      const int number = context[first + p];
+      const KeySummary& key = index.key(number, tile.task.kv_head);
+      const uint8_t* codes = index.code(number, tile.task.kv_head);
+      if (p + 1 < count) {
+        const char* next = reinterpret_cast<const char*>(index.code(context[first + p + 1], tile.task.kv_head));
+        for (size_t i = 0; i < index.code_bytes(); i += 64) _mm_prefetch(next + i, _MM_HINT_T0);
+      }
+      score_codes(rows(), codes, dim, tables, dim * 4, code_sums);
+      for (int r = 0; r < rows(); ++r) {
+        Vec top = set1(-INFINITY);
+        float& weight = weights_of(r)[p];
+        weight = weigh_codes(lookups[r], key, codes + dim / 8 * kIndexTokens, code_sums + r * kIndexTokens, weight - shifts[r],
+                             [&](int, Vec log_weights) { top = max(log_weights, top); });
+        tops_of(r)[p] = 2.0f * half_norms[r] * key.noise > kMostNoise ? INFINITY : reduce_max(top);  // codes that tell nothing
+      }
+    }
+  }
+
+  // By the pages' means alone.
+  void weigh_means() {
+    sample_variance();
     for (int r = 0; r < rows(); ++r) {
       float* own = weights_of(r);
       const Vec half = set1(half_norms[r]), most = set1(0.5f * kMostVariance);
@@ -112,40 +178,31 @@ struct PageChoice {
         top = max(x, top);
       }
       shifts[r] = reduce_max(top);
-      Vec mass = zero();
       for (int p = 0; p < padded; p += kLanes) {
-        const Vec w = mul(exp(sub(load(own + p), set1(shifts[r]))), set1(static_cast<float>(kIndexTokens)));
-        store(own + p, w);
-        mass = add(mass, w);
+        store(own + p, mul(exp(sub(load(own + p), set1(shifts[r]))), set1(static_cast<float>(kIndexTokens))));
       }
       for (int p = count; p < padded; ++p) own[p] = 0.0f;
-      masses[r] = 0.0f;
-      for (int p = 0; p < count; ++p) masses[r] += own[p];
     }
-    for (int r = 0; r < rows(); ++r) {
-      for (int d = 0; d < tile.source.value_dim; d += kLanes) store(sums + r * kStride + d, zero());
-    }
-    add_means(1.0f, false);
   }
 
-  // Adds `sign` times the weighted means of values, of all pages or of the chosen ones.
-  void add_means(float sign, bool only_chosen) {
+  // Adds the weighted means of values of the pages that are not chosen.
+  void add_means() {
     const int8_t* means[kIndexTokens];
     for (int p = 0; p < count;) {
       int own = 0;
       for (; p < count && own < kIndexTokens; ++p) {
-        if (only_chosen && !chosen[p]) continue;
+        if (chosen[p]) continue;
         means[own] = mean_of(index.value(context[first + p], tile.task.kv_head));
-        for (int r = 0; r < rows(); ++r) tile.weights[r * kScoreStride + own] = sign * weights_of(r)[p] * value_scales[p];
+        for (int r = 0; r < rows(); ++r) tile.weights[r * kScoreStride + own] = weights_of(r)[p] * value_scales[p];
         ++own;
       }
       if (own) gather_values(rows(), tile.weights, kScoreStride, means, own, tile.source.value_dim, sums, kStride);
     }
   }
 
-  // Lists the pages to be read, once the rows have seen the exact part, and takes their estimates off.
+  // Lists the pages to be read, once the rows have seen the exact part. The rest is added up anew: next to what is read it
+  // may be too small to be left by a subtraction.
   void choose() {
-    std::memset(chosen, 0, padded);
     for (int r = 0; r < rows(); ++r) mark(r);
     for (int p = 0; p < count; ++p) listed += chosen[p];
     if (listed > kMostRead * count) {
@@ -156,19 +213,16 @@ struct PageChoice {
     for (int p = 0; p < count; ++p) {
       if (!chosen[p]) continue;
       list[n++] = context[first + p];
-      for (int r = 0; r < rows(); ++r) masses[r] -= weights_of(r)[p];
     }
-    for (int r = 0; r < rows(); ++r) masses[r] = masses[r] > 0.0f ? masses[r] : 0.0f;
-    add_means(-1.0f, true);
+    sum_rest();
   }
 
-  // Chooses for row r: a page's mean of values is wrong by about (sum of squared weights within it) * spread.
+  // Chooses for row r.
   void mark(int r) {
     const float* own = weights_of(r);
     const int dim = tile.source.value_dim;
     const float top = tile.state_maximum[r] > shifts[r] ? tile.state_maximum[r] : shifts[r];
     const float exact = std::exp(tile.state_maximum[r] - top), rest = std::exp(shifts[r] - top);
-    const float mass = tile.state_total[r] * exact + masses[r] * rest;
     Vec square = zero();
     const float* state = tile.state + r * kStride;
     for (int d = 0; d < dim; d += kLanes) {
@@ -177,11 +231,21 @@ struct PageChoice {
     }
     float spread = 0.0f;
     for (int p = 0; p < count; ++p) spread += own[p] * spreads[p];
-    if (!(masses[r] > 0.0f) || !(spread > 0.0f)) return;
-    // threshold of weight * (e^variance - 1) / 64, relative to the row's own shift
-    const float least = kPageFactor * error * error * reduce_add(square) / (spread * rest * rest);
+    if (masses[r] == 0.0f || spread == 0.0f) return;
+    // Threshold of a token's weight, relative to the row's own shift.
+    const float least = kThresholdFactor * kPromptFactor * error * error * reduce_add(square) / (spread * rest * rest);
+    coded() ? mark_tops(r, std::log(least)) : mark_means(r, least);
+  }
+
+  void mark_tops(int r, float least) {
+    const float* top = tops_of(r);
+    for (int p = 0; p < count; ++p) chosen[p] |= !(top[p] < least);
+  }
+
+  // A page's mean of values is wrong by about (sum of squared weights within it) * spread.
+  void mark_means(int r, float least) {
+    const float* own = weights_of(r);
     const Vec half = set1(half_norms[r]), limit = set1(least * kIndexTokens);
-    (void)mass;
     for (int p = 0; p < padded; p += kLanes) {
       const Vec variance = min(mul(add(half, half), load(variances + p)), set1(kMostVariance));
       float excess[kLanes];

@@ -1,6 +1,8 @@
 // Scores of sign codes: a table lookup for every four dimensions (Andre et al. 2015, "Cache locality is not enough", and
 // the scanner of FAISS), with the query in full precision as in RaBitQ (Gao and Long, SIGMOD 2024, arXiv:2405.12497).
 #pragma once
+#include <cmath>
+
 #include "layout.h"
 #include "vec.h"
 
@@ -101,6 +103,26 @@ static inline void score_codes(int heads, const uint8_t* codes, int dim, const u
     if (heads > 0) score_codes<H - 1>(heads, codes, dim, tables, stride, sums);
   }
 }
+
+// Sums must not overflow: log weights count up to here, relative to what they are compared with.
+constexpr float kHighestLogWeight = 40.0f;
+
+// The sum of a page's weights, whose logs are base + alpha * score; visit(token, sixteen of them).
+template <class Visit>
+static inline float weigh_codes(const Lookup& lookup, const KeySummary& key, const uint8_t* alphas, const uint16_t* sums, float base,
+                                const Visit& visit) {
+  const Vec step = set1(lookup.step * key.alpha_scale), least = set1(lookup.least * key.alpha_scale), from = set1(base);
+  Vec total = zero();
+  for (int t = 0; t < kIndexTokens; t += kLanes) {
+    const Vec told = fma(load_uint8(alphas + t), fma(load_uint16(sums + t), step, least), from);
+    const Vec log_weights = min(set1(kHighestLogWeight), told);  // in this order NaN stays
+    total = add(total, exp(log_weights));
+    visit(t, log_weights);
+  }
+  return reduce_add(total);
+}
+
+static inline float min_float(float a, float b) { return a < b ? a : b; }
 
 }  // namespace DS_ISA
 }  // namespace deepseek

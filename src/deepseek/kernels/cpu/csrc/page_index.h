@@ -9,6 +9,8 @@ namespace DS_ISA {
 
 // Of log weights within a page; above, what its means tell would run away.
 constexpr float kMostVariance = 3.0f;
+// What codes leave open of log weights, as far as they tell anything; where it is more, the page is read.
+constexpr float kMostNoise = 24.0f;
 
 // Keys do not vary alike in all directions. How much log weights vary within pages, as a share of |q|^2 variance, is taken from
 // a sample of tokens of one page: log mean exp of their scores is base + share * variance / 2.

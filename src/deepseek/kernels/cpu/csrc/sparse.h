@@ -18,7 +18,6 @@
 namespace deepseek {
 namespace DS_ISA {
 
-constexpr float kThresholdFactor = 2.25f;  // measured: with it the median error is about what was asked for
 constexpr float kFilterFactor = 0.25f;    // of the threshold: what means say of single tokens is uncertain
 constexpr float kNegligible = 1e-4f;      // share of the weights whose values are not looked at
 constexpr int kSampleTokens = 32;         // of each piece, that tell how much log weights vary within pages
@@ -26,7 +25,6 @@ constexpr int kFilterPages = 2048;        // middles of more pages are filtered
 constexpr float kRounding = 1e-3f;        // relative, of queries and keys that both ways read exactly
 constexpr float kBinsPerNat = 16.0f;
 constexpr int kHighestBin = 127;          // log weights are kept in a byte each, 8 below to 8 above a piece's shift
-constexpr int kNoBin = 128;               // above all bins
 
 // Results of one piece for one query head; weights are relative to exp(shift). Behind it lie the sums of values.
 struct PieceResult {
@@ -74,11 +72,8 @@ static inline SparseMemory place_sparse(const Scratch& scratch, const SparseScra
   return m;
 }
 
-static inline float min_float(float a, float b) { return a < b ? a : b; }
-
 // The tokens of a page whose bin is at least `least`.
 static inline uint64_t at_least(const int8_t* bins, int least) {
-  if (least > 127) return 0;
   if (least <= -128) return ~uint64_t{0};
 #ifdef __AVX512F__
   return _mm512_cmpge_epi8_mask(_mm512_loadu_si512(bins), _mm512_set1_epi8(static_cast<char>(least)));
@@ -186,7 +181,7 @@ struct SparseHead {
         Vec sum = zero();
         for (int d = 0; d < source.key_dim; d += kLanes) sum = fma(load(queries + h * kStride + d), load_int8(mean + d), sum);
         bases(piece, h)[p] = key.scale * reduce_add(sum);
-        excess(piece, h)[p] = 2.0f * halves[h] * key.variance;
+        excess(piece, h)[p] = 2.0f * halves[h] * (filters() ? key.variance : key.noise);
       }
     }
     if (filters()) sample_variance(piece);
@@ -197,6 +192,7 @@ struct SparseHead {
       own.shift = -INFINITY;
       for (int d = 0; d < source.value_dim; d += kLanes) store(values_of(piece, h) + d, zero());
       for (int p = 0; p < count; ++p) {
+        excess(piece, h)[p] = min_float(excess(piece, h)[p], filters() ? kMostVariance : kMostNoise);
         const float log_weight = bases(piece, h)[p] + 0.5f * excess(piece, h)[p];
         own.shift = log_weight > own.shift ? log_weight : own.shift;
       }
@@ -218,7 +214,7 @@ struct SparseHead {
     for (int h = 0; h < group(); ++h) {
       float* variances = excess(piece, h);
       const float share = share_of_variance(logits + static_cast<int64_t>(h) * kTokens, kSampleTokens, bases(piece, h)[0], variances[0]);
-      for (int p = 0; p < kPiecePages; ++p) variances[p] = min_float(share * variances[p], kMostVariance);
+      for (int p = 0; p < kPiecePages; ++p) variances[p] *= share;
     }
   }
 
@@ -287,10 +283,14 @@ struct SparseHead {
       score_codes(group(), codes, dim, tables, dim * 4, sums);
       for (int h = 0; h < group(); ++h) {
         PieceResult& own = result(piece, h);
-        const float variance = min_float(2.0f * halves[h] * key.noise, kMostVariance);
+        const float variance = min_float(2.0f * halves[h] * key.noise, kMostNoise);
         const float base = bases(piece, h)[p] + 0.5f * variance - own.shift;
-        const float mass = weigh_page(lookups[h], key, codes + dim / 8 * kIndexTokens, sums + h * kIndexTokens, base,
-                                      bins(piece, h) + p * kIndexTokens);
+        const float mass = weigh_codes(lookups[h], key, codes + dim / 8 * kIndexTokens, sums + h * kIndexTokens, base,
+                                       [&](int t, Vec log_weights) {
+                                         store_int8(bins(piece, h) + p * kIndexTokens + t, mul(log_weights, set1(kBinsPerNat)));
+                                       });
+        // Codes that tell nothing choose nothing: the page is read.
+        if (2.0f * halves[h] * key.noise > kMostNoise) std::memset(bins(piece, h) + p * kIndexTokens, kHighestBin, kIndexTokens);
         const float more = mass - masses(piece, h)[p];
         masses(piece, h)[p] = mass;
         own.mass += more;
@@ -305,19 +305,6 @@ struct SparseHead {
     for (size_t i = 0; i < index.code_bytes(); i += 64) _mm_prefetch(codes + i, _MM_HINT_T0);
     const char* value = reinterpret_cast<const char*>(&index.value(number, kv_head));
     for (size_t i = 0; i < index.value_bytes(); i += 64) _mm_prefetch(value + i, _MM_HINT_T0);
-  }
-
-  // Bins of a page's tokens, whose log weights are above + alpha * score; returns their sum of weights.
-  static float weigh_page(const Lookup& lookup, const KeySummary& key, const uint8_t* alphas, const uint16_t* sums, float above,
-                          int8_t* bins) {
-    const Vec step = set1(lookup.step * key.alpha_scale), least = set1(lookup.least * key.alpha_scale), base = set1(above);
-    Vec total = zero();
-    for (int t = 0; t < kIndexTokens; t += kLanes) {
-      const Vec log_weight = fma(load_uint8(alphas + t), fma(load_uint16(sums + t), step, least), base);
-      total = add(total, exp(log_weight));
-      store_int8(bins + t, mul(log_weight, set1(kBinsPerNat)));
-    }
-    return reduce_add(total);
   }
 
   void add_mean(const ValueSummary& value, float weight, float* to) const {
@@ -433,7 +420,10 @@ struct SparseHead {
   };
   Whole merge_masses(int h) const {
     Whole whole{-INFINITY, 0, 0, 0, 0, 0, 0};
-    for (int i = 0; i < at.pieces(); ++i) whole.shift = result(i, h).shift > whole.shift ? result(i, h).shift : whole.shift;
+    for (int i = 0; i < at.pieces(); ++i) {
+      const PieceResult& own = result(i, h);
+      if (own.mass > 0.0f && own.shift > whole.shift) whole.shift = own.shift;  // a piece may have nothing that weighs
+    }
     for (int i = 0; i < at.pieces(); ++i) {
       const PieceResult& own = result(i, h);
       const float by = first_lane(exp(set1(own.shift - whole.shift)));
@@ -493,7 +483,7 @@ struct SparseHead {
     for (int h = 0; h < group(); ++h) {
       const float bin = std::ceil((threshold(h)[0] - result(piece, h).shift) * kBinsPerNat);
       // How far the highest ones are above is not known: they are always read.
-      least[h] = bin == INFINITY ? kNoBin : bin >= kHighestBin ? kHighestBin : bin > -128.0f ? static_cast<int>(bin) : -128;
+      least[h] = bin >= kHighestBin ? kHighestBin : bin > -128.0f ? static_cast<int>(bin) : -128;
     }
     uint64_t selected[kPiecePages];
     int chosen = 0;
@@ -515,7 +505,7 @@ struct SparseHead {
     load_queries();
     score_tokens(listed);
     for (int h = 0; h < group(); ++h) {
-      replace_estimates(piece, h, first, count, selected);
+      sum_rest(piece, h, first, count, selected);
       weigh_tokens(piece, h, listed);
       PieceResult& own = result(piece, h);
       own.read = static_cast<float>(listed);
@@ -525,26 +515,22 @@ struct SparseHead {
     sum_tokens(piece, listed);
   }
 
-  // Takes the estimates of the selected tokens out of a piece's result.
-  void replace_estimates(int piece, int h, int first, int count, const uint64_t* selected) {
+  // A piece's result without the selected tokens, added up anew: next to theirs the rest may be too small to be left by a
+  // subtraction.
+  void sum_rest(int piece, int h, int first, int count, const uint64_t* selected) {
     PieceResult& own = result(piece, h);
     float* mass = masses(piece, h);
+    own.mass = 0.0f;
+    for (int d = 0; d < source.value_dim; d += kLanes) store(values_of(piece, h) + d, zero());
     for (int p = 0; p < count; ++p) {
-      if (selected[p] == 0) continue;
-      const ValueSummary& value = index.value(page(first + p), kv_head);
       const int left = kIndexTokens - __builtin_popcountll(selected[p]);
-      const float rest = left ? rest_of_page(bins(piece, h) + p * kIndexTokens, selected[p]) : 0.0f;
+      const float rest = left == kIndexTokens ? mass[p] : left ? rest_of_page(bins(piece, h) + p * kIndexTokens, selected[p]) : 0.0f;
+      own.mass += rest;
       // The mean of those that are left is (64 mean - sum of the selected) / left; share_out_means takes the sum off.
-      const float each = left ? rest / static_cast<float>(left) : 0.0f;
-      add_mean(value, each * kIndexTokens - mass[p], values_of(piece, h));
-      own.mass += rest - mass[p];
-      own.tail += rest - mass[p];
-      mass[p] = each;
+      mass[p] = left ? rest / static_cast<float>(left) : 0.0f;
+      if (rest != 0.0f) add_mean(index.value(page(first + p), kv_head), mass[p] * kIndexTokens, values_of(piece, h));
     }
-    // Differences of sums: what should be nothing may come out just below.
-    own.mass = own.mass > 0.0f ? own.mass : 0.0f;
-    own.tail = own.tail > 0.0f ? own.tail : 0.0f;
-    // Masses were relative to the shift before exact logits move it.
+    own.tail = own.mass;
     estimate_shift[h] = own.shift;
   }
 
