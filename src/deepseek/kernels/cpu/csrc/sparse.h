@@ -25,6 +25,7 @@ constexpr int kSampleTokens = 32;         // of each piece, that tell how much l
 constexpr int kFilterPages = 2048;        // middles of more pages are filtered
 constexpr float kRounding = 1e-3f;        // relative, of queries and keys that both ways read exactly
 constexpr float kBinsPerNat = 16.0f;
+constexpr float kHighestDeviation = 3.0f;  // of the highest of a piece's tokens, in standard deviations
 constexpr int kHighestBin = 127;          // log weights are kept in a byte each, 8 below to 8 above a piece's shift
 constexpr int kNoBin = 128;               // above all bins
 
@@ -197,7 +198,10 @@ struct SparseHead {
       own.shift = -INFINITY;
       for (int d = 0; d < source.value_dim; d += kLanes) store(values_of(piece, h) + d, zero());
       for (int p = 0; p < count; ++p) {
-        const float log_weight = bases(piece, h)[p] + 0.5f * excess(piece, h)[p];
+        // Where log weights vary widely, the heaviest token weighs more than all others: it lies some deviations above the
+        // mean, not as far as the mean weight of a normal distribution, whose tail no page has.
+        const float variance = excess(piece, h)[p];
+        const float log_weight = bases(piece, h)[p] + min_float(0.5f * variance, kHighestDeviation * std::sqrt(variance));
         own.shift = log_weight > own.shift ? log_weight : own.shift;
       }
       for (int p = 0; p < kPiecePages; p += kLanes) {
@@ -433,9 +437,13 @@ struct SparseHead {
   };
   Whole merge_masses(int h) const {
     Whole whole{-INFINITY, 0, 0, 0, 0, 0, 0};
-    for (int i = 0; i < at.pieces(); ++i) whole.shift = result(i, h).shift > whole.shift ? result(i, h).shift : whole.shift;
+    for (int i = 0; i < at.pieces(); ++i) {
+      // A piece whose estimates all vanish beside its shift must not make the others vanish.
+      if (result(i, h).mass != 0.0f && result(i, h).shift > whole.shift) whole.shift = result(i, h).shift;
+    }
     for (int i = 0; i < at.pieces(); ++i) {
       const PieceResult& own = result(i, h);
+      if (own.mass == 0.0f) continue;
       const float by = first_lane(exp(set1(own.shift - whole.shift)));
       whole.mass += own.mass * by;
       whole.tail += own.tail * by;
@@ -450,6 +458,7 @@ struct SparseHead {
     const Whole whole = merge_masses(h);
     for (int d = 0; d < source.value_dim; d += kLanes) store(to + d, zero());
     for (int i = 0; i < at.pieces(); ++i) {
+      if (result(i, h).mass == 0.0f) continue;
       const Vec by = exp(set1(result(i, h).shift - whole.shift));
       const float* values = values_of(i, h);
       for (int d = 0; d < source.value_dim; d += kLanes) store(to + d, fma(by, load(values + d), load(to + d)));
