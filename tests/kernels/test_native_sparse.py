@@ -155,6 +155,17 @@ def test_what_is_asked_for(kind: str) -> None:
     assert found[0][0] < 0.1 * 8000 < found[-1][0]
 
 
+@pytest.mark.parametrize("scale", [8.0, 16.0, 24.0, 60.0])
+def test_log_weights_that_vary_widely(scale: float) -> None:
+    """A page's mean weight, were it normally distributed, lies far above all weights that there are: exp of their
+    distance is 0. Keys and queries of some layers are like that."""
+    keys, values = text_like(2000, 1, 128, seed=1)
+    case = Case.of(keys, values, "fp16")
+    query = torch.randn(1, 6, 128, generator=torch.Generator().manual_seed(5)) * scale
+    actual, _ = case.attend(query, 0.02)
+    assert apart(actual[0], dense(query[0], *case.stored())).max() < 0.02
+
+
 def test_a_needle_is_found() -> None:
     for needle in (64, 1000, 4095, 4096, 7743):
         keys, values = text_like(8000, 1, 64, seed=4, needle=needle)
