@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-peers bench-quality bench-serving \
+.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-context bench-million bench-peers bench-quality bench-serving \
         peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
 
 help:  ## this list
@@ -111,6 +111,30 @@ bench-peers: $(DEV_STAMP)  ## other engines (see `make peers`) next to ours, in 
 	$(BIN)/deepseek bench peers --model smollm2-135m-instruct --dtype int8 --dtype int4 --json benchmarks/results/peers_smollm2.json
 	$(BIN)/deepseek bench peers --model $(MODEL) --json benchmarks/results/peers_$(MODEL).json
 	$(BIN)/deepseek bench engine --model $(MODEL) --profile both --json benchmarks/results/profiles_$(MODEL).json
+
+# Texts are real where this folder is there, and made up elsewhere.
+BENCH_DATA ?= $(wildcard ../shared/data)
+LONG := 4096,8192,16384,32768,65536,131072
+MILLION := 1048576
+
+bench-context: $(DEV_STAMP)  ## sparse attention: recall, perplexity, errors, cost by length, llama.cpp; several hours
+	$(BIN)/deepseek pull smollm2-135m-instruct
+	$(BIN)/deepseek pull $(MODEL)
+	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/deepseek bench recall --model $(MODEL) --perplexity 16384 \
+	  --json benchmarks/results/recall_$(MODEL).json
+	$(BIN)/python -m benchmarks.attention_error --json benchmarks/results/attention_error.json
+	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/deepseek bench context --model $(MODEL) --kv-dtype int8 \
+	  --lengths 2048,4096,8192,16384,32768 --peer-lengths 4096,16384,32768 --json benchmarks/results/context_$(MODEL).json
+	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/deepseek bench context --model smollm2-135m-instruct --kv-dtype int8 \
+	  --rope-scaling yarn --lengths $(LONG),$(MILLION) --peer-lengths 4096,8192,32768 \
+	  --fill random --fill-dense-above 32768 --fill-sparse-above 131072 --json benchmarks/results/context_smollm2.json
+	$(BIN)/python -m benchmarks.plot_context benchmarks/results/context_$(MODEL).json benchmarks/results/context_smollm2.json
+
+bench-million: $(DEV_STAMP)  ## one request of 1,048,576 tokens, its prompt computed with sparse attention; several hours
+	$(BIN)/deepseek pull smollm2-135m-instruct
+	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/deepseek bench context --model smollm2-135m-instruct --kv-dtype int8 \
+	  --rope-scaling yarn --lengths $(MILLION) --fill random --fill-sparse-above $(MILLION) \
+	  --json benchmarks/results/million.json
 
 bench-serving: $(DEV_STAMP)  ## the server under load and under faults, next to other servers (see `make peers`); about 20 minutes
 	$(BIN)/deepseek pull smollm2-135m-instruct

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,46 @@ def test_refused_requests_leave_nothing_behind(llm: LLM) -> None:
         llm.score(["a"], [""])
     assert (llm.stats().running, llm.stats().waiting) == (0, 0)
     assert "Paris" in llm.chat(PARIS, GREEDY)[0].text
+
+
+def test_a_context_that_is_too_short_says_why(llm: LLM, test_model: Path) -> None:
+    with pytest.raises(ContextLengthError, match=r"holds 2048 .* the engine's max_context"):
+        llm.generate("x " * 3000, GREEDY)
+    small = LLM(str(test_model), dtype="fp32", kv_cache_bytes=2**25, max_context=2048)
+    assert small.info.context_limit == "kv_cache" and small.info.max_context < 2048
+    with pytest.raises(ContextLengthError, match=rf"holds {small.info.max_context} .* memory for keys and values"):
+        small.generate("x " * 1500, GREEDY)
+
+
+def test_attention_of_a_call(test_model: Path, llm: LLM) -> None:
+    """An error of 0 is dense to the bit; a dense model refuses ``sparse``."""
+    native = LLM(str(test_model), kv_cache_bytes=2**28, max_context=2048)
+    prompt = "The history of bread, and of those who bake it. " * 150
+    params = SamplingParams(seed=1, max_tokens=4, logprobs=0)
+
+    def logprobs(**options: Any) -> list[float]:
+        (generation,) = native.generate(prompt, params, **options)
+        return [entry.logprob for entry in generation.choices[0].logprobs]
+
+    dense = logprobs(attention="dense")
+    assert native.stats().attention.prompt_pages == 0
+    assert logprobs(attention="sparse", attention_error=0.0) == logprobs() == dense
+    logprobs(attention="sparse", attention_error=0.1)
+    assert native.stats().attention.outputs > 0
+    with pytest.raises(InvalidRequestError, match="attention_error"):
+        native.chat(PARIS, GREEDY, attention_error=0.6)
+    with pytest.raises(InvalidRequestError, match="attends densely"):
+        next(llm.stream_chat(PARIS, GREEDY, attention="sparse"))
+    with pytest.raises(InvalidRequestError, match="attends densely"):
+        llm.score(["a"], ["b"], attention="sparse")
+
+
+def test_a_context_beyond_the_trained_one(test_model: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"8192 tokens that .* rope_scaling yarn"):
+        LLM(str(test_model), max_context=10_000)
+    stretched = LLM(str(test_model), max_context=16_384, rope_scaling="yarn", kv_cache_bytes=2**29)
+    assert stretched.info.max_context == 16_384
+    assert stretched.chat(PARIS, GREEDY)[0].choices[0].token_ids  # how good an answer is not promised
 
 
 def test_settings_that_cannot_work(test_model: Path) -> None:

@@ -12,19 +12,24 @@ import typer
 
 from deepseek.attention.policy import DEFAULT_ERROR
 from deepseek.config import DEFAULT_MODEL, EngineConfig
+from deepseek_cli.bench_context import context, recall
+from deepseek_cli.bench_options import (
+    DTYPE_HELP,
+    Attention,
+    AttentionError,
+    JsonFile,
+    KvDtype,
+    Model,
+    Quick,
+    Repeats,
+    Threads,
+)
 from deepseek_cli.bench_tables import engine_table, peers_table, print_contenders, say, write
 
 bench = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure speed and memory.")
 
-Model = Annotated[str, typer.Option(help="folder, .gguf file, built-in name or Hugging Face id")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")]
-Repeats = Annotated[int, typer.Option(min=1, help="rounds; the median is reported")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="write all figures to this file")]
-Attention = Annotated[str, typer.Option(help="how long contexts are read: auto, dense or sparse")]
-AttentionError = Annotated[float, typer.Option(help="relative error that sparse attention aims at; 0 is dense")]
-Quick = Annotated[bool, typer.Option("--quick", help="an eighth of the work: shows that it runs, not how fast")]
-KvDtype = Annotated[str, typer.Option(help="precision of keys and values: auto, fp16 or int8")]
-DTYPE_HELP = "auto, fp32, bf16, fp16, int8 or int4"
+bench.command()(recall)
+bench.command()(context)
 
 
 @bench.callback()

@@ -17,10 +17,20 @@ def say(console: Console) -> Callable[[str], None]:
 
 
 def write(console: Console, result: dict[str, Any], json_file: Path | None) -> None:
+    keeper(json_file)(result)
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         console.print(f"written to {json_file}")
+
+
+def keeper(json_file: Path | None) -> Callable[[dict[str, Any]], None]:
+    """Writes a result, complete or not yet; does nothing without a file."""
+
+    def keep(result: dict[str, Any]) -> None:
+        if json_file:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+    return keep
 
 
 def engine_table(results: dict[str, dict[str, Any]], ratios: dict[str, float] | None) -> Table:

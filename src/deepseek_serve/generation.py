@@ -323,6 +323,6 @@ def check_prompts(prompts: Sequence[list[int]], info: EngineInfo, *, max_tokens:
                 f"This model's maximum context length is {max_context} tokens. However, you requested "
                 f"{len(prompt) + wanted} tokens ({len(prompt)} in the {param}, {of_answer}). "
                 f"Please reduce the length of the {param} or of the answer. "
-                f"{context_reason(info.context_limit, max_context)}",
+                f"{context_reason(info.context_limit)}",
                 param=param,
             )

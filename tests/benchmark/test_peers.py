@@ -54,8 +54,9 @@ def test_llama_batched_bench() -> None:
 
 
 def test_llama_server() -> None:
-    tokens, seconds = parse_completion(json.loads((DATA / "llama-server-completion.json").read_text()))
-    assert (tokens, seconds) == (8, pytest.approx(0.515682))
+    timings = parse_completion(json.loads((DATA / "llama-server-completion.json").read_text()))
+    assert (timings.tokens, timings.seconds) == (8, pytest.approx(0.515682))
+    assert timings.prompt_tokens > 0 and timings.prompt_seconds > 0
     known = speculation_types((DATA / "llama-server-help.txt").read_text())
     assert {"none", "ngram-simple", "ngram-cache"} <= known
     assert speculation_types("usage: llama-server [options]") == frozenset()

@@ -44,7 +44,20 @@ def test_help_lists_the_commands() -> None:
         (["bench", "peers", "--peer", "vllm:q8_0"], "vllm has no variant 'q8_0'"),
         (["bench", "peers", "--scenario", "speed"], "unknown scenario 'speed'"),
         (["bench", "peers", "--model", "nosuch"], "unknown model 'nosuch'"),
+        (["bench", "recall", "--lengths", "8k"], "--lengths takes whole numbers"),
+        (["bench", "recall", "--tasks", "haystack"], "unknown task 'haystack'"),
+        (["bench", "recall", "--model", "nosuch"], "unknown model 'nosuch'"),
+        (["bench", "recall", "--data", "nosuch"], "the data folder nosuch does not exist"),
+        (["bench", "context", "--lengths", "8"], "lengths must be at least"),
+        (["bench", "context", "--attention-error", "2"], "attention_error must be 0 to"),
+        (["bench", "context", "--model", "nosuch"], "unknown model 'nosuch'"),
         (["serve", "--kv-cache-bytes", "much"], "is not a size"),
+        (["serve", "--attention", "quick"], "attention must be one of auto, dense, sparse"),
+        (["serve", "--attention-error", "0.6"], "attention_error must be 0 to 0.5"),
+        (["serve", "--rope-scaling", "ntk"], "rope_scaling must be one of auto, none, yarn"),
+        (["serve", "--question-tokens", "-1"], "question_tokens must be at least 0"),
+        (["chat", "smollm2-135m-instruct", "--attention", "quick", "-p", "hi"], "attention must be one of"),
+        (["bench", "engine", "--attention-error", "-1"], "attention_error must be 0 to 0.5"),
     ],
 )
 def test_errors_are_one_readable_message(arguments: list[str], words: str) -> None:
@@ -99,6 +112,30 @@ def test_bench_engine_writes_its_figures(test_model: Path, tmp_path: Path) -> No
         assert figures[key] > 0
     assert figures["machine"]["cores"] >= 1
     assert figures["settings"]["dtype"] in ("as stored", "float32", "bfloat16")
+
+
+def test_bench_recall_writes_its_figures(test_model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "recall.json"
+    choice = ["--lengths", "512", "--tasks", "needle,passage", "--languages", "en", "--limit", "1"]
+    arguments = ["--model", str(test_model), *choice, "--perplexity", "200", "--json", str(target)]
+    result = deepseek("bench", "recall", *arguments, DEEPSEEK_BENCH_DATA="")
+    assert result.returncode == 0, result.stderr
+    assert "1 texts, 1 questions, each asked 3 times" in result.stdout
+    assert "skipped: passage, en" in result.stdout
+    figures = json.loads(target.read_text())
+    assert [row["task"] for row in figures["tasks"]] == ["needle"]
+    assert figures["perplexity"][0]["ratio"] == 1.0  # so short a text is dense
+
+
+def test_bench_context_writes_its_figures(test_model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "context.json"
+    arguments = ["--lengths", "256", "--peer-lengths", "256", "--output", "4", "--json", str(target)]
+    result = deepseek("bench", "context", "--model", str(test_model), *arguments, DEEPSEEK_PEER_LLAMA_CPP=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "not measured: llama.cpp" in result.stdout
+    figures = json.loads(target.read_text())
+    assert [run["attention"] for run in figures["runs"]] == ["dense", "sparse"]
+    assert figures["ratios"][0]["length"] == 256
 
 
 def test_bench_peers_names_what_is_missing(test_model: Path, tmp_path: Path) -> None:

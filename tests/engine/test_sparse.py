@@ -236,5 +236,5 @@ def test_statistics_come_from_the_model() -> None:
     made = model()
     served = engine(made)
     assert served.stats().attention == AttentionStats()
-    made.stats = AttentionStats(rows=3, read_tokens=70, estimated_error=0.5)
+    made.stats = AttentionStats(outputs=3, read_tokens=70, estimated_error=0.5)
     assert served.stats().attention == made.stats

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from deepseek.attention import policy
+from deepseek.attention.stats import AttentionStats
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import EngineEvent, GenerateRequest, ScoreEvent, ScoreRequest, TokenEvent
 from deepseek.engine.request import Sequence
@@ -141,6 +142,24 @@ def test_what_was_guessed_wrongly_leaves_no_trace() -> None:
     for length in (UNTIL - 5, 800):
         (expected,) = answer(engine(model()), wanted("x", length, 460))
         assert answer(engine(model(), speculation=Always(WrongGuesses())), wanted("x", length, 460)) == [expected]
+
+
+def test_statistics() -> None:
+    decoder = model()
+    assert decoder.attention_stats() == AttentionStats()
+    answer(engine(decoder), wanted("dense", 1100, attention="dense"))
+    assert decoder.attention_stats() == AttentionStats()
+    served = engine(decoder)
+    answer(served, wanted("x", 1100, 81, question_tokens=0, attention_error=0.5))
+    found = served.stats().attention
+    layers, heads, kv_heads, rows = 2, 4, 2, 80  # the first token of the answer comes with the prompt
+    assert found.outputs == layers * heads * rows
+    assert found.context_tokens == layers * kv_heads * sum(range(1101, 1101 + rows))
+    assert 0 < found.read_tokens < found.context_tokens
+    assert found.read_bytes > 0 and 0 < found.estimated_error <= found.error_bound
+    assert 0 <= found.prompt_pages_read < found.prompt_pages  # so great an error may leave out all of them
+    assert found.checks == heads  # of one layer, every 64 steps
+    assert found.checked_error > 0 and found.violations <= found.checks
 
 
 def test_scores_are_sparse() -> None:

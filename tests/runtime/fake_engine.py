@@ -175,7 +175,7 @@ class FakeEngine:
         return TokenEvent(request_id, token, stop, logprobs, cached, reason, scheduled_at=scheduled_at)
 
     def stats(self) -> EngineStats:
-        reading = AttentionStats(rows=self.sparse_rows, estimated_error=0.5 * self.sparse_rows)
+        reading = AttentionStats(outputs=self.sparse_rows, estimated_error=0.5 * self.sparse_rows)
         return EngineStats(**self.counts | {"running": len(self._live) + len(self._held)}, attention=reading)
 
 
@@ -196,7 +196,8 @@ class Loaded:
 
 
 def load(config: EngineConfig, progress: Callable[[int, int], None]) -> Loaded:
-    """The engine factory. ``DEEPSEEK_FAKE_LOAD`` in the environment, or the model file's name, scripts the loading."""
+    """The engine factory. ``DEEPSEEK_FAKE_LOAD`` in the environment, or the model file's name, scripts the loading;
+    ``DEEPSEEK_FAKE_LIMIT`` is the reason of the context's limit."""
     script = os.environ.get("DEEPSEEK_FAKE_LOAD", "") or Path(config.model).stem
     if script == "broken":
         raise CheckpointError("model.gguf is truncated: delete it and pull it again.")
@@ -222,6 +223,7 @@ def load(config: EngineConfig, progress: Callable[[int, int], None]) -> Loaded:
         backends={},
         embedding=EmbeddingInfo(dimensions=DIMENSIONS, pooling="mean", shorter=() if encoder else (2, 4)),
         sparse=config.attention != "dense" and not encoder,
+        context_limit=os.environ.get("DEEPSEEK_FAKE_LIMIT", "model"),  # type: ignore[arg-type]
         generates=not encoder,
     )
     return Loaded(FakeEngine(), info)

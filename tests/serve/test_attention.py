@@ -93,9 +93,24 @@ def test_the_reference_describes_them() -> None:
 
 
 def test_metrics_show_what_was_read(server: Server, http: httpx.Client) -> None:
-    before = server.metric("deepseek_engine_sparse_rows_total")
+    before = server.metric("deepseek_engine_sparse_outputs_total")
     body = chat_body("hi", attention="sparse")
     rows = http.post(CHAT, json=body).json()["usage"]["prompt_tokens"]
-    server.wait_metric("deepseek_engine_sparse_rows_total", before + rows)
+    server.wait_metric("deepseek_engine_sparse_outputs_total", before + rows)
     server.wait_metric("deepseek_engine_sparse_estimated_error_total", 0.5 * (before + rows))
     assert server.metric("deepseek_engine_sparse_violations_total") == 0
+
+
+@pytest.mark.parametrize("limit,words", [
+    ("model", "what the model was made for"),
+    ("max_context", "the engine's max_context"),
+    ("kv_cache", "the memory for keys and values"),
+])  # fmt: skip
+def test_a_prompt_that_does_not_fit_is_told_why(limit: str, words: str) -> None:
+    with running_server(environment={"DEEPSEEK_FAKE_LIMIT": limit}) as running, running.client() as client:
+        for path, (body, _) in ENDPOINTS.items():
+            response = client.post(path, json=body("x" * 3000))
+            assert response.status_code == 400
+            message = response.json()["error"]["message"]
+            assert "maximum context length is 2048 tokens" in message and words in message
+        assert running.metric("deepseek_engine_prompt_tokens_total") == 0

@@ -105,7 +105,7 @@ CHAT_FIELDS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"audio": {}}, "audio", "not supported yet"),
     (messages({"role": "user", "content": "[template]"}), "messages", "template refuses"),
     (messages({"role": "user", "content": "x" * 3000}), "messages", "maximum context length is 2048"),
-    (messages({"role": "user", "content": "x" * 3000}), "messages", "The model was made for 2048 tokens"),
+    (messages({"role": "user", "content": "x" * 3000}), "messages", "The limit is what the model was made for"),
     ({"max_tokens": 2048}, "messages", "2048 for the answer"),
 ]
 

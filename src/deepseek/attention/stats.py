@@ -7,33 +7,41 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class AttentionStats:
-    """Cumulative counters. A *selection* is what one row of a batch reads in one layer and KV head; a row counts once
-    in ``rows`` and once per layer and KV head in everything else.
+    """Cumulative counters. Rows that choose for themselves (those of answers) count in the first group, whose errors
+    are of *outputs*: one per row, layer and query head. Tokens count once per row, layer and KV head.
 
     Attributes:
-        rows: rows attended to sparsely.
-        selections: of these rows, over layers and KV heads.
+        outputs: attention outputs computed sparsely.
         context_tokens: tokens that dense attention would have read for them.
-        read_tokens: tokens whose keys and values were read exactly.
-        kv_bytes: bytes of keys and values read.
-        index_bytes: bytes of the index read.
-        dense_fallbacks: selections so large that everything was read instead.
-        estimated_error: sum over selections of the relative error of the output that was estimated for each.
-        checks: selections that were computed densely too, to be compared (shadow checks).
-        checked_estimate: sum of the errors that were estimated for these.
-        checked_error: sum of the errors that were measured in them.
-        violations: checks in which the error was above its bound.
+        read_tokens: tokens whose keys and values were read.
+        read_bytes: bytes of keys, values and index that were read.
+        dense_bytes: bytes of keys and values that dense attention would have read.
+        pieces: stretches of contexts that were chosen from.
+        dense_pieces: of these, stretches read whole because most of them was chosen: fallbacks to dense.
+        unread_weight: sum over outputs of the estimated share of the attention weights that was not read.
+        estimated_error: sum over outputs of the estimated relative error.
+        error_bound: sum over outputs of its upper bound.
+
+        prompt_pages: pages that blocks of prompt rows could choose from, per layer and KV head.
+        prompt_pages_read: pages that they read.
+
+        checks: outputs that were computed densely too, to compare (shadow checks).
+        checked_error: sum over these of the relative error that was measured.
+        violations: checks in which it was above its bound.
     """
 
-    rows: int = 0
-    selections: int = 0
+    outputs: int = 0
     context_tokens: int = 0
     read_tokens: int = 0
-    kv_bytes: int = 0
-    index_bytes: int = 0
-    dense_fallbacks: int = 0
+    read_bytes: int = 0
+    dense_bytes: int = 0
+    pieces: int = 0
+    dense_pieces: int = 0
+    unread_weight: float = 0.0
     estimated_error: float = 0.0
+    error_bound: float = 0.0
+    prompt_pages: int = 0
+    prompt_pages_read: int = 0
     checks: int = 0
-    checked_estimate: float = 0.0
     checked_error: float = 0.0
     violations: int = 0

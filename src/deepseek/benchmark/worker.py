@@ -1,7 +1,8 @@
 """Our engine as a benchmark worker: `python -m deepseek.benchmark.worker` (see :mod:`deepseek.benchmark.process`).
 
-Questions, each with an ``op``: ``load`` (the fields of an EngineConfig), ``run`` (prompts as token ids), ``chat``
-(texts to token ids), ``memory``, ``bandwidth``, ``export`` (the weights as a Hugging Face folder for other engines).
+Questions, each with an ``op``: ``load`` (the fields of an EngineConfig), ``run`` (prompts as token ids), ``fill``
+(decode behind made-up keys and values), ``chat`` (texts to token ids), ``memory``, ``bandwidth``, ``export`` (the
+weights as a Hugging Face folder for other engines).
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
+from deepseek.attention.policy import policy_of
+from deepseek.attention.stats import AttentionStats
 from deepseek.benchmark.process import peak_memory
 from deepseek.config import EngineConfig
 from deepseek.engine.events import GenerateRequest, TokenEvent
@@ -24,6 +28,8 @@ from deepseek.sampling import SamplingParams
 from deepseek.threads import wait_politely
 
 if TYPE_CHECKING:
+    from deepseek.engine.encoder import EncoderEngine
+    from deepseek.engine.engine import Engine
     from deepseek.engine.load import LoadedEngine
 
 
@@ -32,6 +38,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._loaded: LoadedEngine | None = None
+        self._config = EngineConfig()
         self._count = 0
 
     def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +50,8 @@ class Worker:
                 return self._run(message["prompts"], message["output"], ignore_eos=message["ignore_eos"])
             case "chat":
                 return {"prompts": [self._chat(text) for text in message["texts"]]}
+            case "fill":
+                return self._fill(message["tokens"], message["output"])
             case "memory":
                 return {"peak_memory_bytes": peak_memory()}
             case "bandwidth":
@@ -57,16 +66,18 @@ class Worker:
             raise BenchmarkError("no engine is loaded.")
         return self._loaded
 
-    def _load(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def _load(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         from deepseek.engine.load import load_engine
 
-        self._loaded = load_engine(msgspec.convert(fields, EngineConfig))
+        self._config = msgspec.convert(settings, EngineConfig)
+        self._loaded = load_engine(self._config)
         info = msgspec.to_builtins(self._loaded.info)
         assert isinstance(info, dict)
-        return info
+        return {**info, **cache_sizes(self._loaded.engine)}
 
     def _run(self, prompts: list[list[int]], output: int, *, ignore_eos: bool) -> dict[str, Any]:
-        """Send all prompts at once and read the clock after every step."""
+        """Send all prompts at once and read the clock after every step. ``read`` is what sparse attention did since all
+        had their first token."""
         engine = self._engine.engine
         params = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=ignore_eos)
         for prompt in prompts:
@@ -75,7 +86,9 @@ class Worker:
         start = time.perf_counter()
         first: dict[str, float] = {}
         times: list[float] = []
+        counted = engine.stats().attention
         while engine.has_work:
+            prefilling = len(first) < len(prompts)
             events = engine.step()
             now = time.perf_counter() - start
             for event in events:
@@ -83,19 +96,56 @@ class Worker:
                     raise BenchmarkError(f"a request failed: {getattr(event, 'error', None)}")
                 first.setdefault(event.request_id, now)
                 times.append(now)
+            if prefilling:
+                counted = engine.stats().attention
         begun = max(first.values())
         return {
             "first": begun,
             "total": times[-1],
             "tokens": len(times),
             "after": sum(moment > begun for moment in times),
+            "read": difference(counted, engine.stats().attention),
         }
+
+    def _fill(self, tokens: int, output: int) -> dict[str, Any]:
+        """Decode ``output`` tokens behind ``tokens`` whose keys and values are made up."""
+        from deepseek.benchmark.filled import decode_filled
+        from deepseek.engine.engine import Engine
+
+        engine = self._engine.engine
+        if not isinstance(engine, Engine):
+            raise BenchmarkError("an encoder does not decode.")
+        policy = policy_of(self._config.attention, self._config.attention_error)
+        counted = engine.stats().attention
+        seconds = decode_filled(engine.model, engine.cache, tokens, output, engine.page_size, policy)
+        return {"seconds": seconds, "tokens": output, "read": difference(counted, engine.stats().attention)}
 
     def _chat(self, text: str) -> list[int]:
         tokenizer = self._engine.tokenizer
         if tokenizer.has_chat_template:
             return tokenizer.encode_chat([{"role": "user", "content": text}])
         return tokenizer.encode(text)
+
+
+def cache_sizes(engine: Engine | EncoderEngine) -> dict[str, int]:
+    """Numbers in a token's keys and values, bytes that they take, and those of the index per page, over all layers."""
+    from deepseek.engine.engine import Engine
+    from deepseek.models.native import NativeDecoder
+
+    if not isinstance(engine, Engine):
+        return {"kv_token_elements": 0, "kv_token_bytes": 0, "index_page_bytes": 0}
+    index = engine.model.index_page_bytes() if isinstance(engine.model, NativeDecoder) else 0
+    page = engine.model.page_bytes(engine.page_size)
+    return {
+        "kv_token_elements": sum(spec.elements for spec in engine.model.cache_specs),
+        "kv_token_bytes": (page - index) // engine.page_size,
+        "index_page_bytes": index,
+    }
+
+
+def difference(before: AttentionStats, after: AttentionStats) -> dict[str, float]:
+    """What was counted between two moments."""
+    return {field.name: getattr(after, field.name) - getattr(before, field.name) for field in fields(AttentionStats)}
 
 
 def _bandwidth(threads: int | None) -> float:

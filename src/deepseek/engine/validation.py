@@ -23,19 +23,17 @@ def check_tokens(tokens: list[int], vocab_size: int) -> None:
         raise InvalidRequestError(f"the prompt has token ids outside of 0 to {vocab_size - 1}.", param="prompt")
 
 
-def context_reason(limit: ContextLimit, max_context: int) -> str:
-    """Why a context holds no more than ``max_context`` tokens, and what would change that."""
+def context_reason(limit: ContextLimit) -> str:
+    """Why a context holds no more tokens than it does, and what would change that."""
     match limit:
         case "model":
-            return (
-                f"The model was made for {max_context} tokens; a larger max_context may stretch it (see rope_scaling)."
-            )
+            return "The limit is what the model was made for; a larger max_context may stretch it (see rope_scaling)."
         case "max_context":
-            return f"The engine was started with max_context {max_context}; start it with a larger one."
+            return "The limit is the engine's max_context; start it with a larger one."
         case "kv_cache":
             return (
-                f"The memory for keys and values holds {max_context} tokens; start the engine with a larger "
-                "kv_cache_bytes, or with kv_dtype int8, which takes half as much."
+                "The limit is the memory for keys and values; a larger kv_cache_bytes holds more tokens, and kv_dtype "
+                "int8 twice as many as fp16."
             )
 
 
@@ -75,7 +73,7 @@ def check_request(
     sparse: bool,
 ) -> None:
     """Raises InvalidRequestError and ContextLengthError; ``constraints`` and ``sparse`` say what the engine can do."""
-    reason = context_reason(context_limit, max_context)
+    reason = context_reason(context_limit)
     if isinstance(request, ScoreRequest):
         check_tokens(request.tokens, vocab_size)
         _check_score(request, max_context, reason)

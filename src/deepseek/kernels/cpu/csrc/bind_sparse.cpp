@@ -1,6 +1,7 @@
 // Python functions for sparse attention alone, on caches that are arrays: for its tests and benchmarks.
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -81,8 +82,13 @@ struct Run {
     const std::vector<int32_t> none(layout.num_sequences, 0);
     layout.stats = stats.data();
     plan.make(layout, {errors.data(), none.data()});
-    const int64_t size = sparse_scratch(plan.rows().count, plan.rows().pieces, heads, index.kv_heads, index.key_dim, index.value_dim,
+    layout.skip = plan.skip();
+    layout.errors = plan.errors();
+    const int64_t rows = sparse_scratch(plan.rows().count, plan.rows().pieces, heads, index.kv_heads, index.key_dim, index.value_dim,
                                         stride, threads).total;
+    const int64_t tiles = attention_scratch(layout.num_rows, layout.num_sequences, heads, index.kv_heads, index.key_dim,
+                                            index.value_dim, layout.page_size, stride, choosing_pages(layout), threads).total;
+    const int64_t size = std::max(rows, tiles);
     memory.reset(new float[size]);
     scratch = {memory.get(), size};
   }
@@ -135,6 +141,8 @@ nb::dict sparse_attention(Array<const float, 3> q, Array<float, 3> out, AnyArray
   {
     nb::gil_scoped_release release;
     parallel(threads, [&](const Team& team) {
+      kernels.attention(cache, q.data(), heads * cache.key_dim, out.data(), heads * cache.value_dim, heads, scale, 0, run.layout,
+                        run.layout.num_rows, run.scratch, team);
       kernels.sparse_attention(cache, q.data(), heads * cache.key_dim, out.data(), heads * cache.value_dim, heads, scale, run.layout,
                                run.plan.rows(), run.scratch, team);
     });
@@ -155,6 +163,8 @@ nb::dict sparse_mla(Array<const float, 3> q, Array<float, 3> out, Array<uint16_t
   {
     nb::gil_scoped_release release;
     parallel(threads, [&](const Team& team) {
+      kernels.mla_decode(cache, q.data(), heads * cache.index.key_dim, out.data(), heads * rank, heads, scale, run.layout,
+                         run.scratch, team);
       kernels.sparse_mla(cache, q.data(), heads * cache.index.key_dim, out.data(), heads * rank, heads, scale, run.layout,
                          run.plan.rows(), run.scratch, team);
     });
@@ -174,8 +184,7 @@ void bind_sparse(nb::module_& m) {
   m.def("sparse_attention", &sparse_attention, "q"_a, "out"_a, "key_cache"_a, "value_cache"_a, "key_scales"_a.none(),
         "value_scales"_a.none(), "index_keys"_a, "index_values"_a, "index_codes"_a, "query_starts"_a, "context_lens"_a, "pages"_a,
         "errors"_a, "scale"_a, "isa"_a = "auto", "threads"_a = 1,
-        "Like attention, each sequence with the relative error that it allows; those with 0 are left out. Returns sums of what was "
-        "read.");
+        "Like attention, each sequence with the relative error that it allows, 0 for dense. Returns sums of what was read.");
   m.def("sparse_mla", &sparse_mla, "q"_a, "out"_a, "latent_cache"_a, "index_keys"_a, "index_values"_a, "index_codes"_a,
         "query_starts"_a, "context_lens"_a, "pages"_a, "errors"_a, "scale"_a, "isa"_a = "auto", "threads"_a = 1);
 }

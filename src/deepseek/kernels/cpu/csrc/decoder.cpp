@@ -285,7 +285,8 @@ void Decoder::choose_sparse(Step& step, const Cache& cache, const SparseWish& wi
   step.sparse = plan_.rows();
   step.dense = plan_.others();
   if (step.sparse.count > 0 && ++sparse_steps_ % kShadowInterval == 0) {
-    step.shadow_layer = static_cast<int>(sparse_steps_ / kShadowInterval * 7 % layers_.size());  // in turn, far from each other
+    const uint64_t turn = static_cast<uint64_t>(sparse_steps_ / kShadowInterval);
+    step.shadow_layer = static_cast<int>((turn * 0x9e3779b97f4a7c15u >> 32) % layers_.size());  // in no order
   }
 }
 

@@ -10,6 +10,16 @@ namespace DS_ISA {
 // Of log weights within a page; above, what its means tell would run away.
 constexpr float kMostVariance = 3.0f;
 
+// Keys do not vary alike in all directions. How much log weights vary within pages, as a share of |q|^2 variance, is taken from
+// a sample of tokens of one page: log mean exp of their scores is base + share * variance / 2.
+static inline float share_of_variance(const float* scores, int count, float base, float variance) {
+  float top = scores[0], sum = 0.0f;
+  for (int i = 1; i < count; ++i) top = scores[i] > top ? scores[i] : top;
+  for (int i = 0; i < count; ++i) sum += first_lane(exp(set1(scores[i] - top)));
+  const float share = (top + std::log(sum / static_cast<float>(count)) - base) / (0.5f * variance);
+  return share > 0.0f ? share < 1.0f ? share : 1.0f : 0.0f;  // 0 for NaN
+}
+
 // Rows of 64 tokens as floats, of one page and head.
 template <class T>
 static void load_rows(const T* from, int ld, const float* scales, int dim, float* to) {

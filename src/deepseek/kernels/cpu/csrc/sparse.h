@@ -21,11 +21,12 @@ namespace DS_ISA {
 constexpr float kThresholdFactor = 2.25f;  // measured: with it the median error is about what was asked for
 constexpr float kFilterFactor = 0.25f;    // of the threshold: what means say of single tokens is uncertain
 constexpr float kNegligible = 1e-4f;      // share of the weights whose values are not looked at
-constexpr int kFilterPages = 512;         // middles of more pages are filtered
+constexpr int kSampleTokens = 32;         // of each piece, that tell how much log weights vary within pages
+constexpr int kFilterPages = 2048;        // middles of more pages are filtered
 constexpr float kRounding = 1e-3f;        // relative, of queries and keys that both ways read exactly
 constexpr float kBinsPerNat = 16.0f;
-constexpr float kBinOfShift = 64.0f;  // log weights are kept in a byte each: 12 below to 4 above a piece's shift
-constexpr int kNoBin = 128;           // above all bins
+constexpr int kHighestBin = 127;          // log weights are kept in a byte each, 8 below to 8 above a piece's shift
+constexpr int kNoBin = 128;               // above all bins
 
 // Results of one piece for one query head; weights are relative to exp(shift). Behind it lie the sums of values.
 struct PieceResult {
@@ -185,9 +186,10 @@ struct SparseHead {
         Vec sum = zero();
         for (int d = 0; d < source.key_dim; d += kLanes) sum = fma(load(queries + h * kStride + d), load_int8(mean + d), sum);
         bases(piece, h)[p] = key.scale * reduce_add(sum);
-        excess(piece, h)[p] = page_variance(h, key);
+        excess(piece, h)[p] = 2.0f * halves[h] * key.variance;
       }
     }
+    if (filters()) sample_variance(piece);
     kept(piece) = filters() ? 0 : count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
     for (int h = 0; h < group(); ++h) {
       PieceResult& own = result(piece, h);
@@ -208,9 +210,16 @@ struct SparseHead {
     }
   }
 
-  // Variance of the log weights within a page, as far as it is believed.
-  float page_variance(int h, const KeySummary& key) const {
-    return min_float(2.0f * halves[h] * key.variance, kMostVariance);
+  // Scales the variances of a piece's pages to what a sample of its first page shows.
+  void sample_variance(int piece) {
+    constexpr int kTokens = kPieceTokens + kExactTokens;
+    for (int i = 0; i < kSampleTokens; ++i) tokens[i] = first_page(piece) * kIndexTokens + i;
+    score_tokens(kSampleTokens);
+    for (int h = 0; h < group(); ++h) {
+      float* variances = excess(piece, h);
+      const float share = share_of_variance(logits + static_cast<int64_t>(h) * kTokens, kSampleTokens, bases(piece, h)[0], variances[0]);
+      for (int p = 0; p < kPiecePages; ++p) variances[p] = min_float(share * variances[p], kMostVariance);
+    }
   }
 
   // What the means of values add to a filtered piece's result. Pages without weight are not looked at.
@@ -306,7 +315,7 @@ struct SparseHead {
     for (int t = 0; t < kIndexTokens; t += kLanes) {
       const Vec log_weight = fma(load_uint8(alphas + t), fma(load_uint16(sums + t), step, least), base);
       total = add(total, exp(log_weight));
-      store_int8(bins + t, fma(log_weight, set1(kBinsPerNat), set1(kBinOfShift)));
+      store_int8(bins + t, mul(log_weight, set1(kBinsPerNat)));
     }
     return reduce_add(total);
   }
@@ -482,8 +491,9 @@ struct SparseHead {
     const int first = first_page(piece), count = page_count(piece);
     int least[kMaxGroup];
     for (int h = 0; h < group(); ++h) {
-      const float bin = (threshold(h)[0] - result(piece, h).shift) * kBinsPerNat + kBinOfShift;
-      least[h] = bin >= 128.0f ? kNoBin : bin > -128.0f ? static_cast<int>(std::ceil(bin)) : -128;
+      const float bin = std::ceil((threshold(h)[0] - result(piece, h).shift) * kBinsPerNat);
+      // How far the highest ones are above is not known: they are always read.
+      least[h] = bin == INFINITY ? kNoBin : bin >= kHighestBin ? kHighestBin : bin > -128.0f ? static_cast<int>(bin) : -128;
     }
     uint64_t selected[kPiecePages];
     int chosen = 0;
@@ -542,7 +552,7 @@ struct SparseHead {
   static float rest_of_page(const int8_t* bins, uint64_t selected) {
     float weights[kIndexTokens];
     for (int t = 0; t < kIndexTokens; t += kLanes) {
-      store(weights + t, exp(mul(sub(load_int8(bins + t), set1(kBinOfShift)), set1(1.0f / kBinsPerNat))));
+      store(weights + t, exp(mul(load_int8(bins + t), set1(1.0f / kBinsPerNat))));
     }
     for (uint64_t left = selected; left; left &= left - 1) weights[__builtin_ctzll(left)] = 0.0f;
     Vec sum = zero();

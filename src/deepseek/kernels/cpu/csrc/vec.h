@@ -172,6 +172,8 @@ static inline Vec load_any(const float* p) { return load(p); }
 static inline Vec load_any(const uint16_t* p) { return load_fp16(p); }
 static inline Vec load_any(const int8_t* p) { return load_int8(p); }
 
+static inline float first_lane(Vec x) { return _mm_cvtss_f32(_mm256_castps256_ps128(low_half(x))); }
+
 // The sum of the lanes, added in halves.
 static inline float reduce_add(Vec x) {
   const __m256 eight = _mm256_add_ps(low_half(x), high_half(x));
