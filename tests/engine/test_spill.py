@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from deepseek.attention import policy
 from deepseek.config import EngineConfig
 from deepseek.engine import spill_file
 from deepseek.engine.block_pool import BlockPool
@@ -111,6 +112,25 @@ def test_answers_are_those_of_pages_in_memory_to_the_bit(kv_dtype: str, disk: Pa
     assert stats.kv_spill_checked > 0
     assert stats.kv_spill_corrupt == 0
     assert stats.pages_free == TOTAL
+
+
+@needs_native
+@pytest.mark.parametrize("kv_dtype", ["fp16", "int8"])
+def test_sparse_attention_reads_the_same_from_the_file(
+    kv_dtype: str, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "SPARSE_DENSE_UNTIL", 448)
+    checkpoint = tiny.checkpoint(tiny.build("llama-large"))
+    decoder = load_native_model(checkpoint, scheme="int8", kv_dtype=kv_dtype, threads=2, indexed=True)
+    options: dict[str, Any] = {"page_size": 64, "num_pages": 96, "attention": "sparse", "attention_error": 0.1}
+    options |= {"question_tokens": 100, "max_running": 2}
+    requests = [wanted("a", 1500), wanted("b", 1100, start=300), wanted("short", 90, start=7)]
+    expected = answers(engine(decoder, **options), *requests)
+    assert expected != answers(engine(decoder, **options | {"attention": "dense"}), *requests)
+    file = open_spill_file(str(disk), 80 * decoder.spill_page_bytes(64))
+    served = engine(decoder, spill=SpillSpace(file, 16), **options)
+    assert answers(served, *requests) == expected
+    assert served.stats().kv_spill_moved > 0
 
 
 @needs_native

@@ -187,8 +187,8 @@ class LookupDrafter:
 
 
 class LookupIndex:
-    """Where the n-grams of a growing token list stood last, kept up to date in O(1) per token. The index of a long prompt
-    is made over several steps; until it is there, guesses come from the prompt's beginning.
+    """Where the n-grams of a growing token list stood last, kept up to date in O(1) per token. The index of a long
+    prompt is made over several steps; until it is there, guesses come from the prompt's beginning.
 
     A passage once found is followed while its guesses come true: going to the latest place of each n-gram anew loses
     the thread where a phrase is frequent (on edits of this project's own files, a quarter of the speed).
