@@ -19,7 +19,7 @@ from deepseek.attention.stats import AttentionStats
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import EngineEvent, GenerateRequest, TokenEvent
 from deepseek.kernels.sampling import Choice, choose_tokens
-from deepseek.models.base import Batch, KVCache, LayerCacheSpec
+from deepseek.models.base import Batch, KVCache, LayerCacheSpec, SpillSpace
 from deepseek.sampling import SamplingParams
 
 Script = Callable[[Sequence[int]], Tensor]
@@ -75,7 +75,10 @@ class FakeModel:
     def page_bytes(self, page_size: int) -> int:
         return page_size * self.dtype.itemsize
 
-    def new_cache(self, num_pages: int, page_size: int) -> KVCache:
+    def spill_page_bytes(self, page_size: int) -> int:
+        return 0
+
+    def new_cache(self, num_pages: int, page_size: int, spill: SpillSpace | None = None) -> KVCache:
         return KVCache(self.cache_specs, num_pages, page_size, self.dtype, self.device)
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:

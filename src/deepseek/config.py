@@ -34,6 +34,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_running: sequences in one step.
         max_batch_tokens: rows in one step; a long prompt is cut into chunks of at most this.
         kv_cache_bytes: memory for keys and values; None takes a share of what is free after loading.
+        kv_spill_bytes: room for keys and values in a file below ``kv_spill_dir``, beside those in memory; None spills
+            nothing. Needs native kernels (:mod:`deepseek.engine.spill`).
+        kv_spill_dir: a folder on a local disk.
         page_size: tokens per cache page.
         prefix_cache: reuse the pages of equal prompt beginnings.
         speculation: guess tokens and verify the guesses together, which changes no answer. ``lookup`` guesses from the
@@ -59,6 +62,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_running: int = 64
     max_batch_tokens: int = 512
     kv_cache_bytes: int | None = None
+    kv_spill_bytes: int | None = None
+    kv_spill_dir: str | None = None
     page_size: int = PAGE_SIZE
     prefix_cache: bool = True
     speculation: str = "auto"
@@ -93,8 +98,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigurationError(
                 f"a draft_model is not used with speculation {self.speculation!r}; choose 'draft', or leave it out."
             )
-        positive = ("max_context", "max_running", "max_batch_tokens", "kv_cache_bytes", "page_size", "threads")
-        for name in positive:
+        if (self.kv_spill_bytes is None) != (self.kv_spill_dir is None):
+            raise ConfigurationError("kv_spill_bytes and kv_spill_dir go together: give both, or neither.")
+        sizes = ("kv_cache_bytes", "kv_spill_bytes", "page_size")
+        for name in ("max_context", "max_running", "max_batch_tokens", *sizes, "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {value}.")

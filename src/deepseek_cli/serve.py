@@ -65,6 +65,11 @@ def serve(
     kv_cache_bytes: Annotated[
         str | None, typer.Option(metavar="SIZE", help="memory for keys and values, such as 2GiB [default: from free]")
     ] = None,
+    kv_spill: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="room for more of them in a file in --kv-spill-dir, such as 20GiB"),
+    ] = None,
+    kv_spill_dir: Annotated[str | None, typer.Option(metavar="DIR", help="a folder on a local disk")] = None,
     prefix_cache: Annotated[bool, typer.Option(help="reuse the cache of equal prompt beginnings")] = True,
     speculation: Annotated[str, typer.Option(help="guess tokens: auto, lookup, draft or off")] = "auto",
     draft_model: Annotated[str | None, typer.Option(help="a smaller model with the same vocabulary, to guess")] = None,
@@ -126,6 +131,8 @@ def serve(
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         kv_cache_bytes=None if kv_cache_bytes is None else parse_size(kv_cache_bytes),
+        kv_spill_bytes=None if kv_spill is None else parse_size(kv_spill),
+        kv_spill_dir=kv_spill_dir,
         prefix_cache=prefix_cache,
         speculation=speculation,
         draft_model=draft_model,

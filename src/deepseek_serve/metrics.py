@@ -229,6 +229,7 @@ GAUGES = (
     ("running", "Requests in the running batch."),
     ("pages_total", "Pages of the KV cache."),
     ("pages_free", "Pages of the KV cache that are free."),
+    ("kv_spill_pages", "Pages that lie in the spill file."),
 )
 COUNTERS = (
     ("steps", "Forward passes."),
@@ -238,6 +239,9 @@ COUNTERS = (
     ("drafted_tokens", "Tokens guessed by speculation."),
     ("accepted_tokens", "Guessed tokens that became part of answers."),
     ("preemptions", "Sequences put back for lack of memory."),
+    ("kv_spill_moved", "Pages moved to the spill file."),
+    ("kv_spill_checked", "Pages of the spill file read back and checked."),
+    ("kv_spill_corrupt", "Pages of the spill file that were corrupt and computed again."),
     ("finished", "Requests finished."),
     ("cancelled", "Requests cancelled."),
     ("failed", "Requests failed."),

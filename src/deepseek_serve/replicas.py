@@ -22,12 +22,13 @@ def engine_clients(config: EngineConfig, options: RuntimeOptions, count: int) ->
 
 
 def divide(config: EngineConfig, count: int) -> EngineConfig:
-    """Settings of each of ``count`` engines: ``threads`` and ``kv_cache_bytes`` are the model's and are divided.
+    """Settings of each of ``count`` engines: ``threads`` and the bytes of caches are the model's and are
+    divided.
 
     Raises :class:`ConfigurationError` if there are fewer threads or bytes than engines.
     """
     shared: dict[str, int | None] = {}
-    for name in ("threads", "kv_cache_bytes"):
+    for name in ("threads", "kv_cache_bytes", "kv_spill_bytes"):
         value = getattr(config, name)
         if value is not None and value < count:
             raise ConfigurationError(f"{name} ({value}) must be at least the number of replicas ({count}).")

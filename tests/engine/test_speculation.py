@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek.engine import engine as engine_module
+from deepseek.engine import speculation as speculation_module
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import EngineEvent, GenerateRequest, ScoreRequest, TokenEvent
 from deepseek.engine.request import Sequence
@@ -416,3 +417,16 @@ def test_real_model_answers_the_same(test_model: Path, temperature: float) -> No
         assert bool(drafted) == (speculation == "auto")
     assert answers[0] == answers[1]
     assert llm.stats().accepted_tokens > 0.3 * drafted
+
+
+@pytest.mark.parametrize("length", [39, 40, 41])
+def test_a_long_prompt_is_indexed_over_several_steps(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speculation_module, "_INDEXED_PER_STEP", 10)
+    tokens = [*range(length), 33, 34, 35]
+    index = LookupIndex(tokens)
+    guesses = []
+    for _ in range(5):
+        guesses.append(index.guess(2))
+        if guesses[-1]:
+            break
+    assert guesses == [[]] * 3 + [[36, 37]]

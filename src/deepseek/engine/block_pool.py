@@ -40,23 +40,27 @@ class BlockPool:
 
     Args:
         num_pages: pages in the cache.
+        resident: those below this number are in memory, the others are spilled (see :mod:`deepseek.engine.spill`); None
+            if all are in memory.
         prefix_cache: keep the content of released pages findable.
     """
 
-    def __init__(self, num_pages: int, *, prefix_cache: bool = True) -> None:
+    def __init__(self, num_pages: int, *, resident: int | None = None, prefix_cache: bool = True) -> None:
         self.num_pages = num_pages
+        self.resident = num_pages if resident is None else resident
         self.prefix_cache = prefix_cache
         self._holders = [0] * num_pages
         self._digests: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._cached: OrderedDict[int, None] = OrderedDict()  # in memory
+        self._cached_spilled: OrderedDict[int, None] = OrderedDict()
         self._blank = np.ones(num_pages, dtype=bool)
         self._num_blank = num_pages
 
     @property
     def num_free(self) -> int:
         """Pages nobody holds; cached ones count, their content gives way."""
-        return self._num_blank + len(self._cached)
+        return self._num_blank + len(self._cached) + len(self._cached_spilled)
 
     def match(self, digests: Sequence[bytes]) -> list[int]:
         """The pages that hold the longest known beginning of ``digests``. They are not held yet."""
@@ -72,7 +76,7 @@ class BlockPool:
         """Add one holder to each page, reviving cached ones."""
         for page in pages:
             if self._holders[page] == 0:
-                del self._cached[page]
+                del self._shelf(page)[page]
             self._holders[page] += 1
 
     def allocate(self, count: int, after: int | None = None) -> list[int] | None:
@@ -93,8 +97,8 @@ class BlockPool:
 
     def _next_page(self, after: int | None, wanted: int) -> int:
         if not self._num_blank:
-            page, _ = self._cached.popitem(last=False)
-            self._forget(page)
+            page, _ = (self._cached_spilled or self._cached).popitem(last=False)
+            self._drop_digest(page)
             return page
         page = -1 if after is None else after + 1
         if not (0 <= page < self.num_pages and self._blank[page]):
@@ -104,7 +108,10 @@ class BlockPool:
         return page
 
     def _roomiest(self, wanted: int) -> int:
-        edges = np.flatnonzero(np.diff(self._blank, prepend=False, append=False))
+        blank = self._blank
+        if self.resident < self.num_pages and blank[: self.resident].any():
+            blank = blank[: self.resident]
+        edges = np.flatnonzero(np.diff(blank, prepend=False, append=False))
         starts, ends = edges[::2], edges[1::2]
         longest = int(np.argmax(ends - starts))
         start, length = int(starts[longest]), int(ends[longest] - starts[longest])
@@ -127,9 +134,50 @@ class BlockPool:
                 self._blank[page] = True
                 self._num_blank += 1
             else:
-                self._cached[page] = None
+                self._shelf(page)[page] = None
 
-    def _forget(self, page: int) -> None:
+    def is_held(self, page: int) -> bool:
+        return self._holders[page] > 0
+
+    def forget(self, pages: Sequence[int]) -> None:
+        """Let nobody find the content of these pages any more."""
+        for page in pages:
+            if self._digests[page] is None:
+                continue
+            self._drop_digest(page)
+            if not self._holders[page]:
+                del self._shelf(page)[page]
+                self._blank[page] = True
+                self._num_blank += 1
+
+    def blank_resident(self) -> int | None:
+        """A blank page in memory."""
+        page = int(np.argmax(self._blank[: self.resident]))
+        return page if self._blank[page] else None
+
+    def cached_resident(self) -> int | None:
+        """The cached page in memory that was released first."""
+        return next(iter(self._cached), None)
+
+    def swap(self, resident: int, spilled: int) -> None:
+        """Exchange what is known of two pages: of a held one without findable content, ``spilled``, and of any one in
+        memory. Contents and page tables are the caller's business."""
+        assert resident < self.resident <= spilled, f"pages {resident} and {spilled} are on the same side"
+        assert self._holders[spilled] and self._digests[spilled] is None
+        if resident in self._cached:
+            del self._cached[resident]
+            self._cached_spilled[spilled] = None
+        digest = self._digests[resident]
+        if digest is not None:
+            self._page_of[digest] = spilled
+        self._digests[spilled], self._digests[resident] = digest, None
+        self._holders[resident], self._holders[spilled] = self._holders[spilled], self._holders[resident]
+        self._blank[spilled], self._blank[resident] = bool(self._blank[resident]), False
+
+    def _shelf(self, page: int) -> OrderedDict[int, None]:
+        return self._cached if page < self.resident else self._cached_spilled
+
+    def _drop_digest(self, page: int) -> None:
         digest = self._digests[page]
         assert digest is not None
         del self._page_of[digest]

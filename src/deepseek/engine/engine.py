@@ -31,10 +31,11 @@ from deepseek.engine.request import Sequence
 from deepseek.engine.sampler import logprobs_of, sample, scores_of
 from deepseek.engine.scheduler import Chunk, Scheduler
 from deepseek.engine.speculation import Speculation
+from deepseek.engine.spill import Spill
 from deepseek.engine.validation import check_request
 from deepseek.errors import InvalidRequestError
 from deepseek.kernels.sampling import finite_rows
-from deepseek.models.base import Model
+from deepseek.models.base import Model, SpillSpace
 
 _COMPILE_WAIT = 0.005  # seconds
 _NOT_FINITE = (
@@ -50,6 +51,7 @@ class Engine:
         model: any :class:`deepseek.models.base.Model`.
         num_pages: pages of KV cache.
         page_size: tokens per page.
+        spill: where pages lie that are not in memory; None if all are.
         max_context: tokens per request, prompt and answer; at most what the pages hold.
         context_limit: why ``max_context`` is no larger.
         max_running: sequences in one step.
@@ -69,6 +71,7 @@ class Engine:
         *,
         num_pages: int,
         page_size: int,
+        spill: SpillSpace | None = None,
         max_context: int,
         max_running: int,
         max_batch_tokens: int,
@@ -88,11 +91,16 @@ class Engine:
         self.context_limit: ContextLimit = "kv_cache" if self.max_context < max_context else context_limit
         self._attention = (attention, attention_error, question_tokens)
         self.end_ids = end_ids
-        self.pool = BlockPool(num_pages, prefix_cache=prefix_cache)
+        self.cache = model.new_cache(num_pages, page_size, spill)
+        self.pool = BlockPool(num_pages, resident=spill.resident if spill else None, prefix_cache=prefix_cache)
+        self._spill = Spill(self.cache, self.pool, page_size) if spill else None
         self.scheduler = Scheduler(
-            self.pool, page_size=page_size, max_running=max_running, max_batch_tokens=max_batch_tokens
+            self.pool,
+            page_size=page_size,
+            max_running=max_running,
+            max_batch_tokens=max_batch_tokens,
+            intact=self._spill.intact if self._spill else None,
         )
-        self.cache = model.new_cache(num_pages, page_size)
         self._seed = seed
         self._speculation = speculation
         self._constraints = constraints
@@ -145,9 +153,13 @@ class Engine:
         if self._preparing:
             self._take_prepared()
         events, self._pending = self._pending, []
+        if self._spill is not None and (corrupt := self._spill.check_next()) is not None:
+            self.scheduler.recompute(corrupt)
         chunks = self.scheduler.schedule()
         isolated = [chunk for chunk in chunks if chunk.sequence.isolated]
         mixed = self._with_drafts([chunk for chunk in chunks if not chunk.sequence.isolated])
+        if self._spill is not None:
+            self._spill.place([*mixed, *isolated], self.scheduler.running)
         for group in (mixed, isolated):
             if group:
                 step = build_batch(group, self.page_size, self.model)
@@ -178,6 +190,10 @@ class Engine:
             failed=self._failed,
             drafted_tokens=self._drafted_tokens,
             accepted_tokens=self._accepted_tokens,
+            kv_spill_pages=self._spill.pages if self._spill else 0,
+            kv_spill_moved=self._spill.moved if self._spill else 0,
+            kv_spill_checked=self._spill.checked if self._spill else 0,
+            kv_spill_corrupt=self._spill.corrupt if self._spill else 0,
             attention=self.model.attention_stats(),
         )
 

@@ -154,7 +154,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     """A snapshot for health, metrics and admission. Counters grow from the engine's start.
 
     ``drafted_tokens`` were guessed by speculation, and ``accepted_tokens`` of them became part of answers.
-    ``attention`` says what sparse attention read.
+    ``kv_spill_pages`` lie in the spill file; ``kv_spill_moved`` were moved there, ``kv_spill_checked`` compared with
+    their checksums, and ``kv_spill_corrupt`` of these were not the same. ``attention`` says what sparse attention read.
     """
 
     waiting: int
@@ -171,6 +172,10 @@ class EngineStats(msgspec.Struct, frozen=True):
     failed: int
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    kv_spill_pages: int = 0
+    kv_spill_moved: int = 0
+    kv_spill_checked: int = 0
+    kv_spill_corrupt: int = 0
     attention: AttentionStats = AttentionStats()
 
 
@@ -202,7 +207,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         context_limit: why not more: the ``model``, the setting ``max_context``, or the room of the ``kv_cache``.
         dtype: floating dtype of weights and cache.
         kv_cache_bytes: memory for keys and values.
-        kv_cache_tokens: tokens it holds.
+        kv_spill_bytes: room for them in the spill file.
+        kv_cache_tokens: tokens that both hold.
         weights_bytes: memory of the weights.
         load_seconds: time from start to ready.
         backends: op -> backend that runs it.
@@ -225,3 +231,4 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     generates: bool = True
     sparse: bool = False
     context_limit: ContextLimit = "model"
+    kv_spill_bytes: int = 0

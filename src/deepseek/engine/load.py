@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +18,17 @@ from deepseek.engine.encoder import EncoderEngine
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import ContextLimit, EmbeddingInfo, EngineInfo
 from deepseek.engine.execution import choose_execution, encoder_execution
-from deepseek.engine.memory import plan_pages
+from deepseek.engine.memory import PagePlan, SpillPlan, plan_pages
 from deepseek.engine.speculation import EXPERTS_ROW_COST, ROW_COST, Drafter, LookupDrafter, Speculation
+from deepseek.engine.spill import least_resident
+from deepseek.engine.spill_file import open_spill_file
 from deepseek.errors import ConfigurationError
 from deepseek.hub.checkpoint import Checkpoint
 from deepseek.hub.open import open_checkpoint
 from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import ModelFiles, resolve
 from deepseek.hub.sentence_transformers import SentenceSettings, read_settings
-from deepseek.models.base import Model
+from deepseek.models.base import SPILL_UNIT, Model, SpillSpace
 from deepseek.models.bert import is_encoder
 from deepseek.models.registry import parse_config
 from deepseek.models.stretch import stretched
@@ -77,13 +80,15 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     row_cost = EXPERTS_ROW_COST if getattr(parsed, "experts", 0) else ROW_COST
     limit: ContextLimit = "model" if max_context == trained else "max_context"
     engine = _size(config, model, max_context, limit, tokenizer.eos_token_ids, draft, row_cost, constraints)
+    spilled_bytes = (engine.pool.num_pages - engine.pool.resident) * model.spill_page_bytes(config.page_size)
     info = EngineInfo(
         model=files.name,
         architecture=model.architecture,
         vocab_size=model.vocab_size,
         max_context=engine.max_context,
         dtype=execution.name,
-        kv_cache_bytes=engine.pool.num_pages * model.page_bytes(config.page_size),
+        kv_cache_bytes=engine.pool.num_pages * model.page_bytes(config.page_size) - spilled_bytes,
+        kv_spill_bytes=spilled_bytes,
         kv_cache_tokens=engine.pool.num_pages * config.page_size,
         weights_bytes=model.weights_bytes,
         load_seconds=time.perf_counter() - started,
@@ -185,18 +190,61 @@ def _size(
         max_context=max_context,
         max_running=config.max_running,
         budget=config.kv_cache_bytes,
+        spill=_spill_plan(config, model),
     )
+    spill = _open_spill(config, model, pages)
+    try:
+        return _engine(config, model, pages, spill, max_context, limit, end_ids, draft, row_cost, constraints)
+    finally:
+        if spill is not None:
+            os.close(spill.file)
+
+
+def _spill_plan(config: EngineConfig, model: Model) -> SpillPlan | None:
+    """Raises ConfigurationError for a model whose caches cannot spill."""
+    if config.kv_spill_bytes is None:
+        return None
+    each = model.spill_page_bytes(config.page_size)
+    if not each:
+        raise ConfigurationError(
+            f"kv_spill_bytes needs native kernels, and {config.model} runs with torch kernels here. Leave it out."
+        )
+    least = least_resident(config.max_running, config.max_batch_tokens, config.page_size)
+    return SpillPlan(config.kv_spill_bytes, each, SPILL_UNIT, least)
+
+
+def _open_spill(config: EngineConfig, model: Model, pages: PagePlan) -> SpillSpace | None:
+    if not pages.spilled:
+        return None
+    assert config.kv_spill_dir is not None
+    size = pages.spilled * model.spill_page_bytes(config.page_size)
+    return SpillSpace(open_spill_file(config.kv_spill_dir, size), pages.resident)
+
+
+def _engine(
+    config: EngineConfig,
+    model: Model,
+    pages: PagePlan,
+    spill: SpillSpace | None,
+    max_context: int,
+    limit: ContextLimit,
+    end_ids: frozenset[int],
+    draft: Model | None,
+    row_cost: float,
+    constraints: Constraints,
+) -> Engine:
     return Engine(
         model,
-        num_pages=pages,
+        num_pages=pages.total,
         page_size=config.page_size,
+        spill=spill,
         max_context=max_context,
         max_running=config.max_running,
         max_batch_tokens=config.max_batch_tokens,
         end_ids=end_ids,
         prefix_cache=config.prefix_cache,
         seed=config.seed,
-        speculation=_speculation(config, model, draft, pages, row_cost),
+        speculation=_speculation(config, model, draft, pages.resident, row_cost),
         constraints=constraints,
         context_limit=limit,
         attention=config.attention,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,35 @@ def available_memory() -> int:
     return min(free, max(0, int(limit) - int(used))) if limit != "max" else free
 
 
+@dataclass(frozen=True, slots=True)
+class PagePlan:
+    """Pages in memory, and in a file beside it."""
+
+    resident: int
+    spilled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.resident + self.spilled
+
+
+@dataclass(frozen=True, slots=True)
+class SpillPlan:
+    """What may be spilled.
+
+    Attributes:
+        room: bytes of the file.
+        each: bytes of a page that lie there when it is spilled.
+        unit: memory and file have multiples of so many pages.
+        least: pages that must be in memory.
+    """
+
+    room: int
+    each: int
+    unit: int
+    least: int
+
+
 def plan_pages(
     each: int,
     *,
@@ -30,15 +60,45 @@ def plan_pages(
     max_context: int,
     max_running: int,
     budget: int | None,
-) -> int:
-    """Number of pages of ``each`` bytes: what ``budget`` bytes hold, or half of the free memory when it is None, but
-    never more than ``max_running`` full contexts need. Raises ConfigurationError when not even one page fits."""
+    spill: SpillPlan | None = None,
+) -> PagePlan:
+    """Pages of ``each`` bytes: what ``budget`` bytes hold, or half of the free memory when it is None, and what is
+    spilled, but never more than ``max_running`` full contexts need. What does not need the file does not get one.
+
+    Of spilled pages a part stays in memory (an index), which is taken from the budget too.
+
+    Raises ConfigurationError when not even one page fits, or with ``spill`` not its least number.
+    """
     room = int(available_memory() * _SHARE) if budget is None else budget
     needed = -(-max_context // page_size) * max_running
     pages = min(room // each, needed)
+    if spill is not None and pages < needed:
+        return _plan_spilled(each, room, needed, page_size, spill)
     if pages < 1:
         raise ConfigurationError(
             f"the KV cache has room for {room / 2**20:.0f} MiB, and one page of {page_size} tokens takes "
             f"{each / 2**20:.1f} MiB. Free some memory, choose a smaller model, or raise kv_cache_bytes."
         )
-    return pages
+    return PagePlan(pages)
+
+
+def _plan_spilled(each: int, room: int, needed: int, page_size: int, spill: SpillPlan) -> PagePlan:
+    unit = spill.unit
+    least = -(-spill.least // unit) * unit
+    if room < least * each:
+        raise ConfigurationError(
+            f"the KV cache has room for {room / 2**20:.0f} MiB in memory, and with a spill file its least is "
+            f"{least * each / 2**20:.0f} MiB: {least} pages of {page_size} tokens, which one step may write. Raise "
+            "kv_cache_bytes, or lower max_running or max_batch_tokens."
+        )
+    spilled = min(spill.room // spill.each, needed - least)
+    kept = each - spill.each
+    if kept:
+        spilled = min(spilled, (room - least * each) // kept)
+    spilled = spilled // unit * unit
+    resident = (room - spilled * kept) // each // unit * unit
+    needed = -(-needed // unit) * unit
+    if resident + spilled > needed:  # the index of pages that are not needed leaves room for more in memory
+        resident = (room - needed * kept) // spill.each // unit * unit
+        spilled = needed - resident
+    return PagePlan(resident, spilled)

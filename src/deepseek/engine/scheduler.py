@@ -24,6 +24,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 from deepseek.attention.policy import SparsePolicy
@@ -70,10 +71,20 @@ class Scheduler:
         page_size: tokens per page.
         max_running: sequences in one step.
         max_batch_tokens: rows in one step, but for a last page of a prompt that is computed in whole pages.
+        intact: how many of the first of some cached pages can be used; None if all can.
     """
 
-    def __init__(self, pool: BlockPool, *, page_size: int, max_running: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        page_size: int,
+        max_running: int,
+        max_batch_tokens: int,
+        intact: Callable[[Seq[int]], int] | None = None,
+    ) -> None:
         self.pool = pool
+        self._intact = intact
         self.page_size = page_size
         self.max_running = max_running
         self.max_batch_tokens = max_batch_tokens
@@ -143,6 +154,12 @@ class Scheduler:
             for index in range(sequence.sealed, full):
                 self.pool.seal(sequence.pages[index], sequence.digests[index])
             sequence.sealed = full
+
+    def recompute(self, page: int) -> None:
+        """Start the running sequences that hold a page anew, without it and what lies behind it."""
+        for sequence in [sequence for sequence in self.running if page in sequence.pages]:
+            self.pool.forget(sequence.pages[sequence.pages.index(page) :])
+            self._preempt(sequence)
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> None:
         """Plan the next tokens of a running sequence, with pages for them; nothing if it has been preempted for a page
@@ -291,6 +308,10 @@ class Scheduler:
         needed = -(-sequence.target // self.page_size) - len(cached)
         self.pool.hold(cached)
         enough = self.pool.num_free >= needed + len(self.running)
+        if enough and self._intact is not None and (intact := self._intact(cached)) < len(cached):
+            self.pool.forget(cached[intact:])
+            self.pool.release(cached)
+            return self._take_pages(sequence)
         pages = self.pool.allocate(needed, cached[-1] if cached else None) if enough else None
         if pages is None:
             self.pool.release(cached)

@@ -32,6 +32,7 @@ _RATE = 0.15
 _PROBE_INTERVAL = 32
 _PROBE_LENGTH = 2
 _SIZES = (3, 2)
+_INDEXED_PER_STEP = 16_384  # positions: a prompt of a million tokens must not hold up a step for seconds
 
 
 class Drafter(Protocol):
@@ -186,7 +187,8 @@ class LookupDrafter:
 
 
 class LookupIndex:
-    """Where the n-grams of a growing token list stood last, kept up to date in O(1) per token.
+    """Where the n-grams of a growing token list stood last, kept up to date in O(1) per token. The index of a long
+    prompt is made over several steps; until it is there, guesses come from the prompt's beginning.
 
     A passage once found is followed while its guesses come true: going to the latest place of each n-gram anew loses
     the thread where a phrase is frequent (on edits of this project's own files, a quarter of the speed).
@@ -222,7 +224,8 @@ class LookupIndex:
         return self._source
 
     def _look_up(self) -> int | None:
-        tokens, end = self._tokens, len(self._tokens)
+        tokens = self._tokens
+        end = min(len(tokens), self._indexed + _INDEXED_PER_STEP)
         for size, followers in self._followers.items():
             # The n-gram at the very end has no follower yet.
             for stop in range(max(self._indexed, size), end):

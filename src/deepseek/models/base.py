@@ -46,6 +46,35 @@ class KVCache:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class SpillSpace:
+    """Where pages lie that do not stay in memory.
+
+    Attributes:
+        file: descriptor of a file that has room for them; whoever opened it may close it once the cache is made.
+        resident: the pages below this number stay in memory; a multiple of :data:`SPILL_UNIT`.
+    """
+
+    file: int
+    resident: int
+
+
+SPILL_UNIT = 16
+"""Pages are divided between memory and file in multiples of it: the bytes of so many fill whole pages of the system."""
+
+
+class SpillableCache(Protocol):
+    """A cache made with a :class:`SpillSpace`."""
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy what a page holds, in all layers, to another one."""
+        ...
+
+    def checksum(self, page: int) -> int:
+        """64 bits of the keys and values of a page, over all layers."""
+        ...
+
+
 WIDE_ROWS = 12
 """Rows from which wide arithmetic is faster, for dense layers."""
 
@@ -111,8 +140,14 @@ class Model(Protocol):
         """Bytes that a page of ``page_size`` tokens takes in the cache, over all layers."""
         ...
 
-    def new_cache(self, num_pages: int, page_size: int) -> Any:
-        """An empty cache for :meth:`forward`; memory is touched when first written."""
+    def spill_page_bytes(self, page_size: int) -> int:
+        """Of these bytes, those that a page takes in the file when it is spilled, the others staying in memory; 0 for a
+        model whose caches cannot spill."""
+        ...
+
+    def new_cache(self, num_pages: int, page_size: int, spill: SpillSpace | None = None) -> Any:
+        """An empty cache for :meth:`forward`; memory is touched when first written. With ``spill``, which is only for
+        models that can, it is a :class:`SpillableCache` too."""
         ...
 
     def forward(self, batch: Batch, cache: Any) -> Tensor:

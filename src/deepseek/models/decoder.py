@@ -16,7 +16,7 @@ from deepseek.layers.embedding import Embedding, Head
 from deepseek.layers.moe import FeedForward
 from deepseek.layers.norm import RMSNorm
 from deepseek.layers.rotary import Rotary
-from deepseek.models.base import WIDE_ROWS, Batch, KVCache, LayerCacheSpec
+from deepseek.models.base import WIDE_ROWS, Batch, KVCache, LayerCacheSpec, SpillSpace
 
 
 class Mixer(Protocol):
@@ -118,7 +118,11 @@ class Decoder:
     def page_bytes(self, page_size: int) -> int:
         return sum(spec.elements for spec in self.cache_specs) * page_size * self.dtype.itemsize
 
-    def new_cache(self, num_pages: int, page_size: int) -> KVCache:
+    def spill_page_bytes(self, page_size: int) -> int:
+        return 0
+
+    def new_cache(self, num_pages: int, page_size: int, spill: SpillSpace | None = None) -> KVCache:
+        assert spill is None, "torch caches do not spill"
         return KVCache(self.cache_specs, num_pages, page_size, self.dtype, self.device)
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:

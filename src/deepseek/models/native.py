@@ -18,7 +18,7 @@ from deepseek.kernels.sampling import Choice
 from deepseek.layers.attention import Attention
 from deepseek.layers.mla import LatentShape
 from deepseek.layers.moe import MixtureOfExperts
-from deepseek.models.base import WIDE_ROWS, Batch
+from deepseek.models.base import WIDE_ROWS, Batch, SpillSpace
 from deepseek.models.decoder import Decoder
 from deepseek.models.native_layers import ACTIVATIONS, describe_layer
 
@@ -122,10 +122,13 @@ class NativeDecoder:
         self.isa: str = self._model.isa
 
     def page_bytes(self, page_size: int) -> int:
-        each = 1 if self.kv_dtype == "int8" else 2
         scales = 8 if self.kv_dtype == "int8" else 0
-        tokens = page_size * sum(spec.elements * each + spec.heads * scales for spec in self.cache_specs)
-        return tokens + self.index_page_bytes()
+        scales *= page_size * sum(spec.heads for spec in self.cache_specs)
+        return self.spill_page_bytes(page_size) + scales + self.index_page_bytes()
+
+    def spill_page_bytes(self, page_size: int) -> int:
+        """See :class:`deepseek.models.base.Model`. Scales and index stay in memory: they are read for every page."""
+        return page_size * sum(spec.elements for spec in self.cache_specs) * (1 if self.kv_dtype == "int8" else 2)
 
     def index_page_bytes(self) -> int:
         """Bytes that the index takes per page, over all layers (see ``PageIndex`` in csrc/layout.h)."""
@@ -138,7 +141,7 @@ class NativeDecoder:
             if window is None
         )
 
-    def new_cache(self, num_pages: int, page_size: int) -> Any:
+    def new_cache(self, num_pages: int, page_size: int, spill: SpillSpace | None = None) -> Any:
         """Raises ConfigurationError for a page size that is no multiple of 16, or above 256."""
         if self.sparse and page_size != PAGE_SIZE:
             raise ConfigurationError(
@@ -148,7 +151,8 @@ class NativeDecoder:
             raise ConfigurationError(
                 f"page_size must be a multiple of 16 up to 256 for native kernels, not {page_size}."
             )
-        return self._model.new_cache(num_pages, page_size, self.kv_dtype == "int8", self.sparse)
+        file, resident = (-1, 0) if spill is None else (spill.file, spill.resident)
+        return self._model.new_cache(num_pages, page_size, self.kv_dtype == "int8", self.sparse, file, resident)
 
     def forward(self, batch: Batch, cache: Any) -> Tensor:
         """See :class:`deepseek.models.base.Model`."""

@@ -97,11 +97,21 @@ const Workspace& Buffers::fit(const Shape& s) {
   return work_;
 }
 
-Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool int8, bool indexed) {
+Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool int8, bool indexed, const Spill& spill)
+    : store_(pages, spill) {
   if (indexed && page_size != kIndexTokens) throw std::invalid_argument("an index needs pages of 64 tokens");
   for (const LayerSpec& spec : specs) {
     if (spec.latent && int8) throw std::invalid_argument("latent caches are fp16");
   }
+  // An array of `count` elements per page that the store knows of.
+  const auto take = [&](Arena& arena, auto type, size_t count, bool spilled) {
+    using T = decltype(type);
+    const size_t edge = spilled ? store_.alignment() : 1, gap = edge > 1 ? edge - 1 : 0;
+    char* base = arena.take<char>(static_cast<size_t>(pages) * count * sizeof(T) + 2 * gap);
+    if (base) base += (edge - reinterpret_cast<uintptr_t>(base) % edge) % edge;
+    store_.add({base, count * sizeof(T), spilled});
+    return reinterpret_cast<T*>(base);
+  };
   const auto index_of = [&](Arena& arena, int kv_heads, int key_dim, int value_dim) {
     PageIndex index;
     if (!indexed || key_dim > kMaxIndexedDim) return index;
@@ -110,32 +120,33 @@ Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool
     index.value_dim = value_dim;
     const size_t entries = static_cast<size_t>(pages) * kv_heads;
     index_bytes_ += entries * (index.key_bytes() + index.value_bytes() + index.code_bytes());
-    index.keys = arena.take<char>(entries * index.key_bytes());
-    index.values = arena.take<char>(entries * index.value_bytes());
-    index.codes = arena.take<uint8_t>(entries * index.code_bytes());
+    index.keys = take(arena, char{}, kv_heads * index.key_bytes(), false);
+    index.values = take(arena, char{}, kv_heads * index.value_bytes(), false);
+    index.codes = take(arena, uint8_t{}, kv_heads * index.code_bytes(), false);
     return index;
   };
   auto lay_out = [&](Arena& arena) {
     layers.clear();
     latents.clear();
+    store_.clear();
     index_bytes_ = 0;
     for (const LayerSpec& spec : specs) {
       latents.push_back({});
       if (spec.latent) {
         const int rank = spec.latent->rank, rope = spec.latent->rope;
-        latents.back() = {rank, rope, page_size, arena.take<uint16_t>(static_cast<size_t>(pages) * page_size * (rank + rope)), {}};
+        latents.back() = {rank, rope, page_size, take(arena, uint16_t{}, static_cast<size_t>(page_size) * (rank + rope), true), {}};
         latents.back().index = index_of(arena, 1, rank + rope, rank);
         layers.push_back({});
         continue;
       }
-      const size_t heads = static_cast<size_t>(pages) * spec.kv_heads, values = heads * spec.head_dim * page_size;
+      const size_t tokens = static_cast<size_t>(spec.kv_heads) * page_size;  // of a page, in all heads
       KvCache cache{spec.kv_heads, spec.head_dim, spec.head_dim, page_size, int8, nullptr, nullptr, nullptr, nullptr, {}};
       const size_t size = int8 ? 1 : 2;
-      cache.keys = arena.take<char>(values * size);
-      cache.values = arena.take<char>(values * size);
+      cache.keys = take(arena, char{}, tokens * spec.head_dim * size, true);
+      cache.values = take(arena, char{}, tokens * spec.head_dim * size, true);
       if (int8) {
-        cache.key_scales = arena.take<float>(heads * page_size);
-        cache.value_scales = arena.take<float>(heads * page_size);
+        cache.key_scales = take(arena, float{}, tokens, false);
+        cache.value_scales = take(arena, float{}, tokens, false);
       }
       if (spec.window == 0) cache.index = index_of(arena, spec.kv_heads, spec.head_dim, spec.head_dim);
       layers.push_back(cache);
@@ -146,6 +157,7 @@ Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool
   memory_ = Memory(count.used());
   Arena arena(memory_.as<char>());
   lay_out(arena);
+  store_.map();
 }
 
 Decoder::Decoder(const std::string& isa, int threads, int hidden, int vocab, MatrixPtr embedding, float embedding_scale,
@@ -227,8 +239,8 @@ Linear Decoder::use(LinearSpec& spec) {
   return spec.plain();
 }
 
-std::shared_ptr<Cache> Decoder::new_cache(int pages, int page_size, bool int8, bool indexed) const {
-  return std::make_shared<Cache>(specs_, pages, page_size, int8, indexed);
+std::shared_ptr<Cache> Decoder::new_cache(int pages, int page_size, bool int8, bool indexed, const Spill& spill) const {
+  return std::make_shared<Cache>(specs_, pages, page_size, int8, indexed, spill);
 }
 
 void Decoder::set_rotary(int index, std::vector<float> cos, std::vector<float> sin, int half) {

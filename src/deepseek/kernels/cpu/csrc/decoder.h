@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "kv_store.h"
 #include "layers.h"
 #include "sparse_plan.h"
 
@@ -56,14 +57,18 @@ struct LayerSpec {
 class Cache {
  public:
   // `indexed`: with an index for sparse attention, in layers without a window; pages have 64 tokens then.
-  Cache(const std::vector<LayerSpec>& layers, int pages, int page_size, bool int8, bool indexed);
+  // Keys, values and latents of pages from `spill.resident` on lie in its file; scales and index stay in memory. Throws
+  // std::invalid_argument, and std::system_error for a file that cannot be mapped.
+  Cache(const std::vector<LayerSpec>& layers, int pages, int page_size, bool int8, bool indexed, const Spill& spill = {});
   std::vector<KvCache> layers;       // empty ones for latent layers, and the other way round
   std::vector<LatentCache> latents;
   size_t bytes() const { return memory_.bytes(); }
   size_t index_bytes() const { return index_bytes_; }
+  KvStore& store() { return store_; }
 
  private:
   Memory memory_;
+  KvStore store_;
   size_t index_bytes_ = 0;
 };
 
@@ -72,7 +77,7 @@ class Decoder {
   Decoder(const std::string& isa, int threads, int hidden, int vocab, MatrixPtr embedding, float embedding_scale,
           MatrixPtr head, std::vector<float> norm, float eps, float softcap, std::vector<LayerSpec> layers);
 
-  std::shared_ptr<Cache> new_cache(int pages, int page_size, bool int8, bool indexed) const;
+  std::shared_ptr<Cache> new_cache(int pages, int page_size, bool int8, bool indexed, const Spill& spill) const;
   // Tables of rotation `index`, [positions][half]; kept until replaced.
   void set_rotary(int index, std::vector<float> cos, std::vector<float> sin, int half);
   void forward(Step step, Cache& cache, SparseWish wish);

@@ -201,7 +201,13 @@ NB_MODULE(_native, m) {
       .def_rw("inner", &LayerSpec::inner)
       .def_rw("activation", &LayerSpec::activation)
       .def_rw("scale", &LayerSpec::scale);
-  nb::class_<Cache>(m, "Cache").def_prop_ro("nbytes", &Cache::bytes).def_prop_ro("index_bytes", &Cache::index_bytes);
+  nb::class_<Cache>(m, "Cache")
+      .def_prop_ro("nbytes", &Cache::bytes)
+      .def_prop_ro("index_bytes", &Cache::index_bytes)
+      .def("copy_page", [](Cache& self, int from, int to) { self.store().copy_page(from, to); }, "source"_a, "target"_a,
+           nb::call_guard<nb::gil_scoped_release>(), "Copies a page in all layers, with its index.")
+      .def("checksum", [](Cache& self, int page) { return self.store().checksum(page); }, "page"_a,
+           nb::call_guard<nb::gil_scoped_release>(), "64 bits of the keys and values of a page, over all layers.");
   nb::class_<Decoder>(m, "Decoder")
       .def(nb::init<const std::string&, int, int, int, MatrixPtr, float, MatrixPtr, std::vector<float>, float, float,
                     std::vector<LayerSpec>>(),
@@ -209,7 +215,11 @@ NB_MODULE(_native, m) {
            "softcap"_a, "layers"_a)
       .def_prop_ro("isa", &Decoder::isa)
       .def("sparse_stats", [](const Decoder& self) { return to_dict(self.sparse_stats()); }, "Sums over all steps: what sparse attention read, and how wrong it may be; see csrc/sparse_api.h.")
-      .def("new_cache", &Decoder::new_cache, "pages"_a, "page_size"_a, "int8"_a, "indexed"_a = false)
+      .def("new_cache",
+           [](const Decoder& self, int pages, int page_size, bool int8, bool indexed, int file, int resident) {
+             return self.new_cache(pages, page_size, int8, indexed, {file, resident});
+           },
+           "pages"_a, "page_size"_a, "int8"_a, "indexed"_a = false, "file"_a = -1, "resident"_a = 0)
       .def("set_rotary", [](Decoder& self, int index, Array2<float> cos, Array2<float> sin) {
              self.set_rotary(index, {cos.data(), cos.data() + cos.size()}, {sin.data(), sin.data() + sin.size()},
                              static_cast<int>(cos.shape(1)));
