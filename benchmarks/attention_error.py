@@ -65,24 +65,26 @@ class Capture:
 
 @dataclass(frozen=True)
 class Errors:
-    """Of single heads' outputs, relative."""
+    """Of single heads' outputs, relative; those that are not finite are counted apart."""
 
     median: float
     mean: float
     p95: float
     p99: float
+    not_finite: int
 
     @classmethod
-    def of(cls, errors: Tensor) -> Errors:
+    def of(cls, found: Tensor) -> Errors:
+        errors = found[found.isfinite()]
         p95, p99 = (float(torch.quantile(errors, q)) for q in (0.95, 0.99))
-        return cls(float(errors.median()), float(errors.mean()), p95, p99)
+        return cls(float(errors.median()), float(errors.mean()), p95, p99, len(found) - len(errors))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of native sparse attention; ``tokens_read`` is a share; bytes are those of one query position in the layers measured.
+    """Of native sparse attention; ``tokens_read`` is a share, bytes are of one query position in the layers measured.
 
-    ``bound`` is the mean upper bound that the kernel reports, ``estimate`` the mean of its estimates."""
+    ``bound`` is the mean upper bound that the kernel reports."""
 
     cache: str
     error: float
@@ -91,7 +93,6 @@ class Figures:
     bytes_read: float
     bytes_dense: float
     dense_pieces: float
-    estimate: float
     bound: float
 
 
@@ -315,7 +316,6 @@ class Measurement:
                     bytes_read=counted["bytes"] / count,
                     bytes_dense=counted["dense_bytes"] / count,
                     dense_pieces=counted["dense_pieces"] / counted["pieces"],
-                    estimate=counted["estimate"] / counted["heads"],
                     bound=counted["bound"] / counted["heads"],
                 )
             )
@@ -328,20 +328,20 @@ class Measurement:
         for error, found in self.reference.items():
             errors, bounds = torch.tensor(found["error"]), torch.tensor(found["bound"])
             violations = int((errors > bounds + ROUNDING).sum())
-            apart_by = float(torch.tensor(found["apart"]).median())
+            apart_by = float(torch.tensor(found["apart"]).nanmedian())
             read = sum(found["read"]) / contexts
             result.append(Reference(error, Errors.of(errors), len(errors), violations, read, apart_by))
         return result
 
 
 def show(figures: list[Figures], references: list[Reference]) -> None:
-    print("| cache | error asked for | median | mean | p95 | p99 | tokens read | MB read | of dense |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| cache | error asked for | median | mean | p95 | p99 | not finite | tokens read | MB read | of dense |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for f in figures:
         m = f.measured
         errors = " | ".join(f"{x:.4f}" for x in (m.median, m.mean, m.p95, m.p99))
-        share = f.bytes_read / f.bytes_dense
-        print(f"| {f.cache} | {f.error} | {errors} | {f.tokens_read:.3f} | {f.bytes_read / 1e6:.2f} | {share:.3f} |")
+        cells = [f.cache, f.error, errors, m.not_finite, f"{f.tokens_read:.3f}", f"{f.bytes_read / 1e6:.2f}"]
+        print("| " + " | ".join(map(str, [*cells, f"{f.bytes_read / f.bytes_dense:.3f}"])) + " |")
     for r in references:
         print(
             f"reference, {r.error}: {r.violations} of {r.heads} heads above their bound, median error "
