@@ -236,13 +236,15 @@ def dense(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scal
     outputs = []
     for head in range(queries.shape[1]):
         logits = (queries[:, head] * scale) @ keys[:, head // group].T
-        outputs.append(torch.softmax(logits.masked_fill(hidden, -torch.inf), -1) @ values[:, head // group])
+        weights: Tensor = torch.softmax(logits.masked_fill(hidden, -torch.inf), -1)
+        outputs.append(weights @ values[:, head // group])
     return torch.stack(outputs, 1)
 
 
 def apart(actual: Tensor, expected: Tensor) -> Tensor:
     """Relative distance of every head, flat."""
-    return ((actual - expected).norm(dim=-1) / expected.norm(dim=-1)).flatten()
+    distance: Tensor = (actual - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return distance.flatten()
 
 
 class Measurement:
