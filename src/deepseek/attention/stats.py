@@ -20,7 +20,7 @@ class AttentionStats:
         dense_pieces: of these, stretches read whole because most of them was chosen: fallbacks to dense.
         unread_weight: sum over outputs of the estimated share of the attention weights that was not read.
         estimated_error: sum over outputs of the estimated relative error.
-        error_bound: sum over outputs of its upper bound.
+        error_bound: sum over outputs of its bound, which holds if unread tokens weigh at most twice what is estimated.
 
         prompt_pages: pages that blocks of prompt rows could choose from, per layer and KV head.
         prompt_pages_read: pages that they read.

@@ -49,7 +49,7 @@ struct SparseStats {
   double pieces;
   double tail;                // estimated share of the weights that was not read
   double estimate;            // estimated relative error
-  double bound;               // upper bound of the relative error
+  double bound;               // of the relative error, if the tail weighs at most twice what is estimated
   double checks;              // query heads compared with dense attention
   double error;               // their relative errors
   double violations;          // those whose error was above its bound
