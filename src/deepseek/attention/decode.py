@@ -40,9 +40,8 @@ class Decoded:
         read: bool [n], the tokens that were read.
         tail: fp32 [G], estimated share of the weights that was not read.
         estimate: fp32 [G], estimated relative error.
-        bound: fp32 [G], bound of the relative error if the unread weight is at most twice its estimate: that weight
-        moves
-            by at most twice the longest value. No guarantee, as the weight is told by codes.
+        bound: fp32 [G], of the relative error, if the unread weight is at most twice its estimate: that weight moves by
+            at most twice the longest value. No guarantee, as the weight is told by codes.
     """
 
     output: Tensor
