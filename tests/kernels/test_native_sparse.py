@@ -45,7 +45,7 @@ class Index:
     @classmethod
     def broken(cls, pages: int, kv_heads: int, key_dim: int, value_dim: int) -> Index:
         sizes = (16 + key_dim, 16 + value_dim, (key_dim // 8 + 1) * PAGE)
-        return cls(*(np.full((pages, kv_heads, size), 0xFF, np.uint8) for size in sizes))
+        return cls(*(np.full((kv_heads, pages, size), 0xFF, np.uint8) for size in sizes))
 
     @property
     def arrays(self) -> tuple[Any, Any, Any]:

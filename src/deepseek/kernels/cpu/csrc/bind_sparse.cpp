@@ -40,14 +40,15 @@ PageIndex index_of(const Bytes& keys, const Bytes& values, const Bytes& codes, i
   index.keys = reinterpret_cast<char*>(keys.data());
   index.values = reinterpret_cast<char*>(values.data());
   index.codes = codes.data();
+  index.pages = length(pages);
   index.kv_heads = kv_heads;
   index.key_dim = key_dim;
   index.value_dim = value_dim;
   const auto fits = [&](const Bytes& array, size_t bytes) {
-    return array.shape(0) == pages && length(array.shape(1)) == kv_heads && array.shape(2) == bytes;
+    return length(array.shape(0)) == kv_heads && array.shape(1) == pages && array.shape(2) == bytes;
   };
   require(fits(keys, index.key_bytes()) && fits(values, index.value_bytes()) && fits(codes, index.code_bytes()),
-          "an index has keys [pages, kv_heads, 16 + key_dim], values [pages, kv_heads, 16 + value_dim] and codes [pages, kv_heads, "
+          "an index has keys [kv_heads, pages, 16 + key_dim], values [kv_heads, pages, 16 + value_dim] and codes [kv_heads, pages, "
           "8 key_dim + 64]");
   return index;
 }

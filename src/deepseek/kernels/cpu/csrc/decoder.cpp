@@ -115,14 +115,20 @@ Cache::Cache(const std::vector<LayerSpec>& specs, int pages, int page_size, bool
   const auto index_of = [&](Arena& arena, int kv_heads, int key_dim, int value_dim) {
     PageIndex index;
     if (!indexed || key_dim > kMaxIndexedDim) return index;
+    index.pages = pages;
     index.kv_heads = kv_heads;
     index.key_dim = key_dim;
     index.value_dim = value_dim;
     const size_t entries = static_cast<size_t>(pages) * kv_heads;
     index_bytes_ += entries * (index.key_bytes() + index.value_bytes() + index.code_bytes());
-    index.keys = take(arena, char{}, kv_heads * index.key_bytes(), false);
-    index.values = take(arena, char{}, kv_heads * index.value_bytes(), false);
-    index.codes = take(arena, uint8_t{}, kv_heads * index.code_bytes(), false);
+    const auto take_heads = [&](size_t bytes) {
+      char* base = arena.take<char>(entries * bytes);
+      for (int head = 0; head < kv_heads; ++head) store_.add({base + static_cast<size_t>(head) * pages * bytes, bytes, false});
+      return base;
+    };
+    index.keys = take_heads(index.key_bytes());
+    index.values = take_heads(index.value_bytes());
+    index.codes = reinterpret_cast<uint8_t*>(take_heads(index.code_bytes()));
     return index;
   };
   auto lay_out = [&](Arena& arena) {
@@ -313,7 +319,7 @@ void Decoder::forward(Step step, Cache& cache, SparseWish wish) {
     const int stride = layers_[i].latent ? kLatentStride : kKvStride;
     const int64_t sparse = sparse_scratch(step.sparse.count, step.sparse.pieces, heads, index.kv_heads, index.key_dim,
                                           index.value_dim, stride, threads_).total;
-    shape.scratch_floats = std::max(shape.scratch_floats, sparse + sparse / 4);
+    shape.scratch_floats = std::max(shape.scratch_floats, sparse);
   }
   const Workspace& work = buffers_.fit(shape);
   model_.caches = cache.layers.data();

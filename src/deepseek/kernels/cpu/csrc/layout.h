@@ -41,21 +41,21 @@ struct ValueSummary {
   float square;       // squared norm of the mean
 };
 
-// The index of one layer. Null arrays: there is none.
-//   keys   [page][kv_head] of KeySummary, int8 mean [key_dim]
-//   values [page][kv_head] of ValueSummary, int8 mean [value_dim]
-//   codes  [page][kv_head] of [key_dim / 8][64] bytes, a bit for each dimension, and uint8 alpha [64]. In a byte row, byte
+// The index of one layer, head by head: pages that follow one another are read from end to end. Null arrays: there is none.
+//   keys   [kv_head][page] of KeySummary, int8 mean [key_dim]
+//   values [kv_head][page] of ValueSummary, int8 mean [value_dim]
+//   codes  [kv_head][page] of [key_dim / 8][64] bytes, a bit for each dimension, and uint8 alpha [64]. In a byte row, byte
 //          2 i belongs to token i and byte 2 i + 1 to token 32 + i, so that sums of 16 bits come out in order.
 struct PageIndex {
   char* keys = nullptr;
   char* values = nullptr;
   uint8_t* codes = nullptr;
-  int kv_heads = 0, key_dim = 0, value_dim = 0;
+  int pages = 0, kv_heads = 0, key_dim = 0, value_dim = 0;
 
   size_t key_bytes() const { return sizeof(KeySummary) + key_dim; }
   size_t value_bytes() const { return sizeof(ValueSummary) + value_dim; }
   size_t code_bytes() const { return static_cast<size_t>(key_dim / 8 + 1) * kIndexTokens; }
-  size_t entry(int page, int head) const { return static_cast<size_t>(page) * kv_heads + head; }
+  size_t entry(int page, int head) const { return static_cast<size_t>(head) * pages + page; }
 
   const KeySummary& key(int page, int head) const {
     return *reinterpret_cast<const KeySummary*>(keys + entry(page, head) * key_bytes());

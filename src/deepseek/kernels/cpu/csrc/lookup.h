@@ -14,6 +14,17 @@ struct Lookup {
   float step, least;  // score = step * sum of entries + least
 };
 
+// [sign][dimension][pattern]: whether a dimension's bit is that sign.
+alignas(64) constexpr float kPatterns[2][4][16] = {
+    {{1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0},
+     {1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0},
+     {1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0},
+     {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0}},
+    {{0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1},
+     {0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1},
+     {0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1},
+     {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1}}};
+
 // `query` is rotated. Entries stay below 128, so that two of them add up within a byte.
 static inline Lookup make_lookup(const float* query, int dim, uint8_t* table) {
   float least = 0.0f, widest = 0.0f;
@@ -25,13 +36,13 @@ static inline Lookup make_lookup(const float* query, int dim, uint8_t* table) {
   }
   const float step = widest * (2.0f / 127.0f), inverse = widest > 0.0f ? 127.0f / (2.0f * widest) : 0.0f;
   for (int d = 0; d < dim; d += 4, table += 16) {
-    float sums[16] = {};
+    Vec sum = zero();
     for (int i = 0; i < 4; ++i) {
       // Above the least sum, a dimension adds twice its magnitude when the sign agrees.
-      const float twice = 2.0f * std::fabs(query[d + i]);
-      for (int b = 0; b < 16; ++b) sums[b] += ((b >> i & 1) != 0) == (query[d + i] >= 0.0f) ? twice : 0.0f;
+      const float twice = 2.0f * std::fabs(query[d + i]) * inverse;
+      sum = fma(load(kPatterns[query[d + i] >= 0.0f][i]), set1(twice), sum);
     }
-    for (int b = 0; b < 16; ++b) table[b] = static_cast<uint8_t>(std::nearbyintf(sums[b] * inverse));
+    store_int8(reinterpret_cast<int8_t*>(table), sum);
   }
   return {step, least};
 }
@@ -116,7 +127,7 @@ static inline float weigh_codes(const Lookup& lookup, const KeySummary& key, con
   for (int t = 0; t < kIndexTokens; t += kLanes) {
     const Vec told = fma(load_uint8(alphas + t), fma(load_uint16(sums + t), step, least), from);
     const Vec log_weights = min(set1(kHighestLogWeight), told);  // in this order NaN stays
-    total = add(total, exp(log_weights));
+    total = add(total, exp_roughly(log_weights));
     visit(t, log_weights);
   }
   return reduce_add(total);

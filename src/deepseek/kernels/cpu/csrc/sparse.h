@@ -23,6 +23,7 @@ constexpr float kNegligible = 1e-4f;      // share of the weights whose values a
 constexpr int kSampleTokens = 32;         // of each piece, that tell how much log weights vary within pages
 constexpr int kFilterPages = 2048;        // middles of more pages are filtered
 constexpr float kRounding = 1e-3f;        // relative, of queries and keys that both ways read exactly
+constexpr int kPagesAhead = 8;  // whose codes are asked for
 constexpr float kBinsPerNat = 16.0f;
 constexpr int kHighestBin = 127;          // log weights are kept in a byte each, 8 below to 8 above a piece's shift
 
@@ -169,19 +170,23 @@ struct SparseHead {
   void score_means(int piece) {
     load_queries();
     const int first = first_page(piece), count = page_count(piece);
-    for (int h = 0; h < group(); ++h) halves[h] = 0.5f * square_norm(queries + h * kStride, source.key_dim);
-    for (int p = 0; p < count; ++p) {
-      const KeySummary& key = index.key(page(first + p), kv_head);
-      const int8_t* mean = mean_of(key);
-      if (p + 1 < count) {
-        const char* next = reinterpret_cast<const char*>(&index.key(page(first + p + 1), kv_head));
-        for (size_t i = 0; i < index.key_bytes(); i += 64) _mm_prefetch(next + i, _MM_HINT_T0);
+    const int8_t* means[kPiecePages];
+    float scales[kPiecePages], variances[kPiecePages];
+    for (int p = 0; p < kPiecePages; ++p) {
+      const KeySummary& key = index.key(page(first + min_int(p, count - 1)), kv_head);
+      means[p] = mean_of(key);
+      for (int d = 64 - static_cast<int>(sizeof(KeySummary)); d < source.key_dim; d += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(means[p] + d), _MM_HINT_T0);
       }
-      for (int h = 0; h < group(); ++h) {
-        Vec sum = zero();
-        for (int d = 0; d < source.key_dim; d += kLanes) sum = fma(load(queries + h * kStride + d), load_int8(mean + d), sum);
-        bases(piece, h)[p] = key.scale * reduce_add(sum);
-        excess(piece, h)[p] = 2.0f * halves[h] * (filters() ? key.variance : key.noise);
+      scales[p] = key.scale;
+      variances[p] = filters() ? key.variance : key.noise;
+    }
+    gather_scores<kStride>(group(), queries, means, kPiecePages, source.key_dim, keys, scores);
+    for (int h = 0; h < group(); ++h) {
+      const Vec norm = set1(square_norm(queries + h * kStride, source.key_dim));
+      for (int p = 0; p < kPiecePages; p += kLanes) {
+        store(bases(piece, h) + p, mul(load(scores + h * kScoreStride + p), load(scales + p)));
+        store(excess(piece, h) + p, mul(norm, load(variances + p)));
       }
     }
     if (filters()) sample_variance(piece);
@@ -189,20 +194,21 @@ struct SparseHead {
     for (int h = 0; h < group(); ++h) {
       PieceResult& own = result(piece, h);
       own = {};
-      own.shift = -INFINITY;
       for (int d = 0; d < source.value_dim; d += kLanes) store(values_of(piece, h) + d, zero());
-      for (int p = 0; p < count; ++p) {
-        excess(piece, h)[p] = min_float(excess(piece, h)[p], filters() ? kMostVariance : kMostNoise);
-        const float log_weight = bases(piece, h)[p] + 0.5f * excess(piece, h)[p];
-        own.shift = log_weight > own.shift ? log_weight : own.shift;
+      Vec top = set1(-INFINITY);
+      for (int p = 0; p < kPiecePages; p += kLanes) {
+        const Vec variance = min(load(excess(piece, h) + p), set1(filters() ? kMostVariance : kMostNoise));
+        store(excess(piece, h) + p, variance);
+        top = max(fma(variance, set1(0.5f), load(bases(piece, h) + p)), top);
       }
+      own.shift = reduce_max(top);
       for (int p = 0; p < kPiecePages; p += kLanes) {
         const Vec log_weight = fma(load(excess(piece, h) + p), set1(0.5f), load(bases(piece, h) + p));
         const Vec weight = mul(exp(sub(log_weight, set1(own.shift))), set1(static_cast<float>(kIndexTokens)));
         store(masses(piece, h) + p, filters() ? weight : zero());
       }
-      for (int p = 0; filters() && p < count; ++p) own.mass += masses(piece, h)[p];
-      own.tail = own.mass;
+      for (int p = count; p < kPiecePages; ++p) masses(piece, h)[p] = 0.0f;
+      if (filters()) own.mass = own.tail = sum_of(masses(piece, h), kPiecePages);
     }
   }
 
@@ -218,7 +224,55 @@ struct SparseHead {
     }
   }
 
-  // What the means of values add to a filtered piece's result. Pages without weight are not looked at.
+  // Means of values that are added to a piece's results.
+  struct Means {
+    int count = 0;
+    float longest = 0.0f;
+    const int8_t* rows[kPiecePages];
+    float scales[kPiecePages], spreads[kPiecePages], squares[kPiecePages];
+
+    void list(const ValueSummary& value) {
+      longest = value.longest > longest ? value.longest : longest;
+      rows[count] = mean_of(value);
+      scales[count] = value.scale;
+      spreads[count] = value.spread;
+      squares[count++] = value.square;
+    }
+  };
+
+  // Weights of the listed pages are in `scores`, variances of their log weights about what is known of them in `logits`.
+  void add_means(int piece, Means& means) const {
+    for (int i = means.count; i % kLanes; ++i) {
+      means.scales[i] = means.spreads[i] = means.squares[i] = 0.0f;
+      for (int h = 0; h < group(); ++h) scores[h * kScoreStride + i] = logits[h * kPieceTokens + i] = 0.0f;
+    }
+    for (int h = 0; h < group(); ++h) {
+      Vec spread = zero(), square = zero(), noise = zero();
+      for (int i = 0; i < means.count; i += kLanes) {
+        const Vec mass = load(scores + h * kScoreStride + i);
+        spread = fma(mass, load(means.spreads + i), spread);
+        square = fma(mass, load(means.squares + i), square);
+        noise = fma(mass, sub(exp(load(logits + h * kPieceTokens + i)), set1(1.0f)), noise);
+      }
+      PieceResult& own = result(piece, h);
+      own.spread += reduce_add(spread);
+      own.squares += reduce_add(square);
+      own.noise += reduce_add(noise);
+      own.longest = means.longest > own.longest ? means.longest : own.longest;
+    }
+    add_values(piece, means);
+  }
+
+  void add_values(int piece, const Means& means) const {
+    for (int h = 0; h < group(); ++h) {
+      float* weights = scores + h * kScoreStride;
+      for (int i = 0; i < means.count; ++i) weights[i] *= means.scales[i];
+    }
+    gather_values(group(), scores, kScoreStride, means.rows, means.count, source.value_dim, values_of(piece, 0),
+                  static_cast<int>(memory.size.result));
+  }
+
+  // What the means of values add to a filtered piece's result. Pages without weight are left out.
   void sum_means(int piece) {
     const int first = first_page(piece), count = page_count(piece);
     for (int h = 0; h < group(); ++h) {
@@ -226,23 +280,19 @@ struct SparseHead {
       halves[h] = kNegligible * whole.mass * first_lane(exp(set1(whole.shift - result(piece, h).shift))) /
                   static_cast<float>(at.middle_end());
     }
+    Means means;
     for (int p = 0; p < count; ++p) {
       bool weighs = false;
       for (int h = 0; h < group(); ++h) weighs = weighs || !(masses(piece, h)[p] < halves[h]);
-      if (!weighs) continue;
-      const ValueSummary& value = index.value(page(first + p), kv_head);
-      for (int h = 0; h < group(); ++h) add_page(piece, h, value, masses(piece, h)[p], excess(piece, h)[p]);
+      for (int h = 0; h < group(); ++h) {
+        if (!weighs) masses(piece, h)[p] = 0.0f;
+        scores[h * kScoreStride + means.count] = masses(piece, h)[p];
+        logits[h * kPieceTokens + means.count] = excess(piece, h)[p];
+      }
+      if (weighs) means.list(index.value(page(first + p), kv_head));
     }
-  }
-
-  // `variance` is that of the log weights about what is known of them.
-  void add_page(int piece, int h, const ValueSummary& value, float mass, float variance) const {
-    PieceResult& own = result(piece, h);
-    own.spread += mass * value.spread;
-    own.squares += mass * value.square;
-    own.noise += mass * (first_lane(exp(set1(variance))) - 1.0f);
-    own.longest = value.longest > own.longest ? value.longest : own.longest;
-    add_mean(value, mass, values_of(piece, h));
+    for (int h = 0; h < group(); ++h) result(piece, h).mass = result(piece, h).tail = sum_of(masses(piece, h), kPiecePages);
+    add_means(piece, means);
   }
 
   // Keeps the pages whose tokens may lie above the threshold that follows from the means.
@@ -274,30 +324,41 @@ struct SparseHead {
       rotate_randomly(turned, dim);
       lookups[h] = make_lookup(turned, dim, tables + static_cast<int64_t>(h) * dim * 4);
     }
-    for (uint64_t left = mask; left; left &= left - 1) {
-      const int p = __builtin_ctzll(left), number = page(first + p);
-      if (left & (left - 1)) prefetch_index(page(first + __builtin_ctzll(left & (left - 1))));
+    int listed[kPiecePages], count = 0;
+    for (uint64_t left = mask; left; left &= left - 1) listed[count++] = __builtin_ctzll(left);
+    Means means;
+    for (int i = 0; i < count; ++i) {
+      const int p = listed[i], number = page(first + p);
+      if (i + kPagesAhead < count) prefetch_index(page(first + listed[i + kPagesAhead]));
       const KeySummary& key = index.key(number, kv_head);
-      const ValueSummary& value = index.value(number, kv_head);
       const uint8_t* codes = index.code(number, kv_head);
       score_codes(group(), codes, dim, tables, dim * 4, sums);
       for (int h = 0; h < group(); ++h) {
-        PieceResult& own = result(piece, h);
-        const float variance = min_float(2.0f * halves[h] * key.noise, kMostNoise);
-        const float base = bases(piece, h)[p] + 0.5f * variance - own.shift;
+        const float noise = 2.0f * halves[h] * key.noise, variance = min_float(noise, kMostNoise);
+        const float base = bases(piece, h)[p] + 0.5f * variance - result(piece, h).shift;
+        int8_t* own = bins(piece, h) + p * kIndexTokens;
         const float mass = weigh_codes(lookups[h], key, codes + dim / 8 * kIndexTokens, sums + h * kIndexTokens, base,
-                                       [&](int t, Vec log_weights) {
-                                         store_int8(bins(piece, h) + p * kIndexTokens + t, mul(log_weights, set1(kBinsPerNat)));
-                                       });
+                                       [&](int t, Vec log_weights) { store_int8(own + t, mul(log_weights, set1(kBinsPerNat))); });
         // Codes that tell nothing choose nothing: the page is read.
-        if (2.0f * halves[h] * key.noise > kMostNoise) std::memset(bins(piece, h) + p * kIndexTokens, kHighestBin, kIndexTokens);
-        const float more = mass - masses(piece, h)[p];
+        if (noise > kMostNoise) std::memset(own, kHighestBin, kIndexTokens);
+        scores[h * kScoreStride + i] = mass - masses(piece, h)[p];
+        logits[h * kPieceTokens + i] = variance;
         masses(piece, h)[p] = mass;
-        own.mass += more;
-        add_page(piece, h, value, more, variance);
       }
+      means.list(index.value(number, kv_head));
     }
-    for (int h = 0; h < group(); ++h) result(piece, h).tail = result(piece, h).mass;
+    for (int h = 0; h < group(); ++h) {
+      PieceResult& own = result(piece, h);
+      own.mass += sum_of(scores + h * kScoreStride, count);
+      own.tail = own.mass;
+    }
+    add_means(piece, means);
+  }
+
+  static float sum_of(const float* x, int count) {
+    float sum = 0.0f;
+    for (int i = 0; i < count; ++i) sum += x[i];
+    return sum;
   }
 
   void prefetch_index(int number) const {
@@ -305,12 +366,7 @@ struct SparseHead {
     for (size_t i = 0; i < index.code_bytes(); i += 64) _mm_prefetch(codes + i, _MM_HINT_T0);
     const char* value = reinterpret_cast<const char*>(&index.value(number, kv_head));
     for (size_t i = 0; i < index.value_bytes(); i += 64) _mm_prefetch(value + i, _MM_HINT_T0);
-  }
-
-  void add_mean(const ValueSummary& value, float weight, float* to) const {
-    const Vec w = set1(weight * value.scale);
-    const int8_t* mean = mean_of(value);
-    for (int d = 0; d < source.value_dim; d += kLanes) store(to + d, fma(w, load_int8(mean + d), load(to + d)));
+    _mm_prefetch(reinterpret_cast<const char*>(&index.key(number, kv_head)), _MM_HINT_T0);
   }
 
   // The exact part.
@@ -320,7 +376,9 @@ struct SparseHead {
     int count = 0;
     for (int t = 0; t < min_int(kIndexTokens, at.context); ++t) tokens[count++] = t;
     for (int t = end; t < at.context; ++t) tokens[count++] = t;
+    prefetch_keys(0, count);
     score_tokens(count);
+    prefetch_values(0, count);
     for (int h = 0; h < group(); ++h) {
       result(piece, h) = {};
       result(piece, h).shift = -INFINITY;
@@ -334,14 +392,19 @@ struct SparseHead {
   // Logits of the tokens in `tokens`.
   void score_tokens(int count) const {
     constexpr int kTokens = kPieceTokens + kExactTokens;
+    float scales[kIndexTokens];
     for (int begin = 0; begin < count; begin += kIndexTokens) {
       const int own = min_int(kIndexTokens, count - begin), padded = (own + kLanes - 1) / kLanes * kLanes;
-      for (int i = 0; i < padded; ++i) key_rows[i] = key_row(tokens[begin + min_int(i, own - 1)]);
-      for (int i = begin + own; i < min_int(begin + own + kIndexTokens, count); ++i) prefetch_rows(key_row(tokens[i]), source.key_dim);
+      for (int i = 0; i < padded; ++i) {
+        const int t = tokens[begin + min_int(i, own - 1)];
+        key_rows[i] = key_row(t);
+        scales[i] = key_scale(t);
+      }
+      prefetch_keys(begin + own, count);
       gather_scores<kStride>(group(), queries, key_rows, padded, source.key_dim, keys, scores);
       for (int h = 0; h < group(); ++h) {
         float* to = logits + static_cast<int64_t>(h) * kTokens + begin;
-        for (int i = 0; i < own; ++i) to[i] = scores[h * kScoreStride + i] * key_scale(tokens[begin + i]);
+        for (int i = 0; i < own; ++i) to[i] = scores[h * kScoreStride + i] * scales[i];
       }
     }
   }
@@ -383,9 +446,7 @@ struct SparseHead {
     for (int begin = 0; begin < count; begin += kIndexTokens) {
       const int own = min_int(kIndexTokens, count - begin);
       for (int i = 0; i < own; ++i) value_rows[i] = value_row(tokens[begin + i]);
-      for (int i = begin + own; i < min_int(begin + own + kIndexTokens, count); ++i) {
-        prefetch_rows(value_row(tokens[i]), source.value_dim);
-      }
+      prefetch_values(begin + own, count);
       if (sizeof(T) == 1) {
         for (int i = 0; i < own; ++i) {
           const float scale = value_scale(tokens[begin + i]);
@@ -396,8 +457,20 @@ struct SparseHead {
     }
   }
 
-  static void prefetch_rows(const T* row, int dim) {
+  // Asks for the next ones of `count` listed tokens.
+  void prefetch_keys(int begin, int count) const {
+    for (int i = begin; i < min_int(begin + kIndexTokens, count); ++i) {
+      prefetch_row(key_row(tokens[i]), source.key_dim, source.key_scales(page(tokens[i] / kIndexTokens), kv_head), tokens[i]);
+    }
+  }
+  void prefetch_values(int begin, int count) const {
+    for (int i = begin; i < min_int(begin + kIndexTokens, count); ++i) {
+      prefetch_row(value_row(tokens[i]), source.value_dim, source.value_scales(page(tokens[i] / kIndexTokens), kv_head), tokens[i]);
+    }
+  }
+  static void prefetch_row(const T* row, int dim, const float* scales, int t) {
     for (int i = 0; i < dim; i += 64 / static_cast<int>(sizeof(T))) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
+    if (scales) _mm_prefetch(reinterpret_cast<const char*>(scales + t % kIndexTokens), _MM_HINT_T0);
   }
   const T* key_row(int t) const {
     return source.keys(page(t / kIndexTokens), kv_head) + static_cast<int64_t>(t % kIndexTokens) * source.key_dim;
@@ -502,10 +575,12 @@ struct SparseHead {
         tokens[listed++] = (first + p) * kIndexTokens + __builtin_ctzll(left);
       }
     }
+    prefetch_keys(0, listed);
     load_queries();
     score_tokens(listed);
+    prefetch_values(0, listed);
+    sum_rest(piece, first, count, selected);
     for (int h = 0; h < group(); ++h) {
-      sum_rest(piece, h, first, count, selected);
       weigh_tokens(piece, h, listed);
       PieceResult& own = result(piece, h);
       own.read = static_cast<float>(listed);
@@ -517,28 +592,39 @@ struct SparseHead {
 
   // A piece's result without the selected tokens, added up anew: next to theirs the rest may be too small to be left by a
   // subtraction.
-  void sum_rest(int piece, int h, int first, int count, const uint64_t* selected) {
-    PieceResult& own = result(piece, h);
-    float* mass = masses(piece, h);
-    own.mass = 0.0f;
-    for (int d = 0; d < source.value_dim; d += kLanes) store(values_of(piece, h) + d, zero());
+  void sum_rest(int piece, int first, int count, const uint64_t* selected) {
+    for (int h = 0; h < group(); ++h) {
+      PieceResult& own = result(piece, h);
+      own.mass = 0.0f;
+      for (int d = 0; d < source.value_dim; d += kLanes) store(values_of(piece, h) + d, zero());
+    }
+    Means means;
     for (int p = 0; p < count; ++p) {
       const int left = kIndexTokens - __builtin_popcountll(selected[p]);
-      const float rest = left == kIndexTokens ? mass[p] : left ? rest_of_page(bins(piece, h) + p * kIndexTokens, selected[p]) : 0.0f;
-      own.mass += rest;
-      // The mean of those that are left is (64 mean - sum of the selected) / left; share_out_means takes the sum off.
-      mass[p] = left ? rest / static_cast<float>(left) : 0.0f;
-      if (rest != 0.0f) add_mean(index.value(page(first + p), kv_head), mass[p] * kIndexTokens, values_of(piece, h));
+      bool weighs = false;
+      for (int h = 0; h < group(); ++h) {
+        float& mass = masses(piece, h)[p];
+        if (left < kIndexTokens) mass = left ? rest_of_page(bins(piece, h) + p * kIndexTokens, selected[p]) : 0.0f;
+        result(piece, h).mass += mass;
+        // The mean of those that are left is (64 mean - sum of the selected) / left; share_out_means takes the sum off.
+        mass = left ? mass / static_cast<float>(left) : 0.0f;
+        scores[h * kScoreStride + means.count] = mass * kIndexTokens;
+        weighs = weighs || mass != 0.0f;
+      }
+      if (weighs) means.list(index.value(page(first + p), kv_head));
     }
-    own.tail = own.mass;
-    estimate_shift[h] = own.shift;
+    add_values(piece, means);
+    for (int h = 0; h < group(); ++h) {
+      result(piece, h).tail = result(piece, h).mass;
+      estimate_shift[h] = result(piece, h).shift;
+    }
   }
 
   // Estimated weights of the tokens that are not selected.
   static float rest_of_page(const int8_t* bins, uint64_t selected) {
     float weights[kIndexTokens];
     for (int t = 0; t < kIndexTokens; t += kLanes) {
-      store(weights + t, exp(mul(load_int8(bins + t), set1(1.0f / kBinsPerNat))));
+      store(weights + t, exp_roughly(mul(load_int8(bins + t), set1(1.0f / kBinsPerNat))));
     }
     for (uint64_t left = selected; left; left &= left - 1) weights[__builtin_ctzll(left)] = 0.0f;
     Vec sum = zero();
