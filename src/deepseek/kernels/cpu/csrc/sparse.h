@@ -404,7 +404,7 @@ struct SparseHead {
       gather_scores<kStride>(group(), queries, key_rows, padded, source.key_dim, keys, scores);
       for (int h = 0; h < group(); ++h) {
         float* to = logits + static_cast<int64_t>(h) * kTokens + begin;
-        for (int i = 0; i < own; ++i) to[i] = scores[h * kScoreStride + i] * scales[i];
+        for (int i = 0; i < padded; i += kLanes) store(to + i, mul(load(scores + h * kScoreStride + i), load(scales + i)));
       }
     }
   }
@@ -443,15 +443,17 @@ struct SparseHead {
   void sum_tokens(int piece, int count) const {
     constexpr int kTokens = kPieceTokens + kExactTokens;
     const int ld = static_cast<int>(memory.size.result);
+    float scales[kIndexTokens] = {};
     for (int begin = 0; begin < count; begin += kIndexTokens) {
       const int own = min_int(kIndexTokens, count - begin);
-      for (int i = 0; i < own; ++i) value_rows[i] = value_row(tokens[begin + i]);
+      for (int i = 0; i < own; ++i) {
+        value_rows[i] = value_row(tokens[begin + i]);
+        scales[i] = value_scale(tokens[begin + i]);
+      }
       prefetch_values(begin + own, count);
-      if (sizeof(T) == 1) {
-        for (int i = 0; i < own; ++i) {
-          const float scale = value_scale(tokens[begin + i]);
-          for (int h = 0; h < group(); ++h) logits[static_cast<int64_t>(h) * kTokens + begin + i] *= scale;
-        }
+      for (int h = 0; sizeof(T) == 1 && h < group(); ++h) {
+        float* weights = logits + static_cast<int64_t>(h) * kTokens + begin;
+        for (int i = 0; i < own; i += kLanes) store(weights + i, mul(load(weights + i), load(scales + i)));
       }
       gather_values(group(), logits + begin, kTokens, value_rows, own, source.value_dim, values_of(piece, 0), ld);
     }
