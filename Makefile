@@ -127,14 +127,13 @@ bench-context: $(DEV_STAMP)  ## sparse attention: recall, perplexity, errors, co
 	  --lengths 2048,4096,8192,16384,32768 --peer-lengths 4096,16384,32768 --json benchmarks/results/context_$(MODEL).json
 	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/deepseek bench context --model smollm2-135m-instruct --kv-dtype int8 \
 	  --rope-scaling yarn --lengths $(LONG),$(MILLION) --peer-lengths 4096,8192,32768 \
-	  --fill random --fill-dense-above 32768 --fill-sparse-above 131072 --json benchmarks/results/context_smollm2.json
+	  --fill-dense-above 32768 --fill-sparse-above 131072 --json benchmarks/results/context_smollm2.json
 	$(BIN)/python -m benchmarks.plot_context benchmarks/results/context_$(MODEL).json benchmarks/results/context_smollm2.json
 
 bench-million: $(DEV_STAMP)  ## one request of 1,048,576 tokens, its prompt computed with sparse attention; several hours
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/deepseek bench context --model smollm2-135m-instruct --kv-dtype int8 \
-	  --rope-scaling yarn --lengths $(MILLION) --fill random --fill-sparse-above $(MILLION) \
-	  --json benchmarks/results/million.json
+	  --rope-scaling yarn --lengths $(MILLION) --fill-dense-above 32768 --json benchmarks/results/million.json
 
 bench-serving: $(DEV_STAMP)  ## the server under load and under faults, next to other servers (see `make peers`); about 20 minutes
 	$(BIN)/deepseek pull smollm2-135m-instruct

@@ -87,11 +87,11 @@ def context(
     ] = "",
     attention: Annotated[str, typer.Option(help="what the sparse runs use: auto or sparse")] = "auto",
     attention_error: AttentionError = DEFAULT_ERROR,
-    fill: Annotated[
-        str, typer.Option(help="none, or random: decode behind made-up keys and values, without a prefill")
-    ] = "none",
-    fill_dense_above: Annotated[int, typer.Option(help="with random, compute dense prompts up to so many tokens")] = 0,
-    fill_sparse_above: Annotated[int, typer.Option(help="the same for sparse prompts")] = 0,
+    fill_dense_above: Annotated[
+        int | None,
+        typer.Option(help="of longer dense prompts compute the beginning only, and repeat its keys and values"),
+    ] = None,
+    fill_sparse_above: Annotated[int | None, typer.Option(help="the same for sparse prompts")] = None,
     output: Annotated[int, typer.Option(min=1, help="tokens to decode")] = 64,
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
     kv_dtype: KvDtype = "auto",
@@ -103,7 +103,7 @@ def context(
 ) -> None:
     """Prefill, decode, bytes read per token and memory behind contexts of each length, dense and sparse in turn.
 
-    Every run has a process of its own. Figures of filled contexts are marked: what sparse attention selects in made-up
+    Every run has a process of its own. Figures of filled contexts are marked: what sparse attention selects in repeated
     keys is not what it selects in a text.
     """
     from rich.console import Console
@@ -115,7 +115,6 @@ def context(
     contexts = Contexts(
         lengths=numbers(lengths, "--lengths"),
         peer_lengths=numbers(peer_lengths, "--peer-lengths"),
-        fill=fill,
         fill_dense_above=fill_dense_above,
         fill_sparse_above=fill_sparse_above,
         output=output,

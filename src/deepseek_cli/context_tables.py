@@ -36,7 +36,7 @@ def print_context(console: Console, result: dict[str, Any]) -> None:
     if result["ratios"]:
         console.print(ratio_table(result["ratios"]))
     if any(run["filled"] for run in result["runs"]):
-        console.print("+ behind made-up keys and values, not a computed prompt", style="dim")
+        console.print("+ the beginning of the prompt was computed, and its keys and values repeated", style="dim")
     for one in result["absent"]:
         length = f"{one['length']} tokens, " if "length" in one else ""
         console.print(

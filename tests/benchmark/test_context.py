@@ -20,7 +20,6 @@ from deepseek.benchmark.peers.llama_context import LlamaContext
 from deepseek.benchmark.process import peak_memory, peak_memory_of
 from deepseek.config import EngineConfig
 from deepseek.errors import BenchmarkError, ConfigurationError
-from deepseek.models.base import KVCache
 from tests.benchmark.test_peers import settings
 from tests.fakes import FakeModel, counting
 
@@ -54,7 +53,6 @@ def test_a_run_of_a_real_model(test_model: Path) -> None:
 
 def test_wrong_choices(test_model: Path) -> None:
     for fields, message in (
-        ({"fill": "zeros"}, "fill must be none or random"),
         ({"lengths": ()}, "nothing to measure"),
         ({"lengths": (65,)}, "at least 66"),
         ({"repeats": 0}, "at least 1"),
@@ -68,13 +66,13 @@ def test_wrong_choices(test_model: Path) -> None:
         measure_context(config, Contexts(lengths=(9000,)), print)
 
 
-def test_which_contexts_are_made_up() -> None:
+def test_which_contexts_are_filled() -> None:
     lengths = (4096, 32768, 131072)
-    contexts = Contexts(lengths=lengths, fill="random", fill_dense_above=4096, fill_sparse_above=131072)
+    contexts = Contexts(lengths=lengths, fill_dense_above=4096, fill_sparse_above=131072)
     assert [contexts.filled(length, "dense") for length in lengths] == [False, True, True]
     assert not any(contexts.filled(length, "sparse") for length in lengths)
     assert not any(Contexts(lengths=lengths).filled(length, "dense") for length in lengths)
-    assert all(Contexts(lengths=lengths, fill="random").filled(length, "sparse") for length in lengths)
+    assert all(Contexts(lengths=lengths, fill_sparse_above=0).filled(length, "sparse") for length in lengths)
 
 
 def test_bytes_of_tokens_that_were_dense_and_sparse() -> None:
@@ -110,19 +108,9 @@ def test_ratios_take_medians_and_the_better_llama() -> None:
     ]
 
 
-class FillableModel(FakeModel):
-    """Its made-up context counts up to where decoding begins."""
-
-    filled: tuple[tuple[int, ...], int, int] | None = None
-
-    def fill_cache(self, cache: KVCache, pages: Sequence[int], tokens: int, seed: int) -> None:
-        self.filled = tuple(pages), tokens, seed
-        cache.keys[0][:tokens, 0, 0] = 1.0
-
-
-@pytest.mark.parametrize("tokens", [7, 8, 9])
+@pytest.mark.parametrize("tokens", [15, 16, 17])
 @pytest.mark.parametrize("policy", [None, SparsePolicy(dense_until=4)])
-def test_decoding_behind_a_made_up_context(tokens: int, policy: SparsePolicy | None) -> None:
+def test_decoding_behind_a_beginning_that_is_repeated(tokens: int, policy: SparsePolicy | None) -> None:
     contexts: list[list[int]] = []
     script = counting(64)
 
@@ -130,19 +118,20 @@ def test_decoding_behind_a_made_up_context(tokens: int, policy: SparsePolicy | N
         contexts.append([token % 64 for token in context])
         return script([token % 64 for token in context])
 
-    model = FillableModel(recording)
-    seconds = decode_filled(model, model.new_cache(4, 4), tokens, 3, 4, policy, seed=5)
-    assert seconds > 0
-    assert model.filled == (tuple(range(-(-(tokens + 4) // 4))), tokens, 5)
-    assert [len(context) for context in contexts] == [tokens + 1, tokens + 2, tokens + 3, tokens + 4]
-    assert contexts[-1] == [1] * tokens + [0, 1, 2, 3]
-    assert model.policies == [policy] * 4
+    model = FakeModel(recording)
+    beginning = list(range(10, 23))  # three full pages of four, and one token
+    assert decode_filled(model, model.new_cache(6, 4), beginning, tokens, 3, 4, policy) > 0
+    filled = (beginning[:12] + beginning[4:12])[:tokens]
+    assert contexts[0] == beginning[:12]
+    assert contexts[-1] == [*filled, 0, 1, 2, 3]
+    assert [len(context) for context in contexts[1:]] == [tokens + 1, tokens + 2, tokens + 3, tokens + 4]
+    assert model.policies == [policy] * 5
 
 
-def test_a_cache_that_cannot_be_filled() -> None:
+def test_too_little_to_fill_from() -> None:
     model = FakeModel(counting(64))
-    with pytest.raises(BenchmarkError, match="cannot be filled"):
-        decode_filled(model, model.new_cache(4, 4), 8, 3, 4, None)
+    with pytest.raises(BenchmarkError, match="at least 8 tokens"):
+        decode_filled(model, model.new_cache(6, 4), list(range(7)), 16, 3, 4, None)
 
 
 CRASH = """\

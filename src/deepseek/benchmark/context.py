@@ -27,6 +27,8 @@ from deepseek.tokenizer.load import load_tokenizer
 Say = Callable[[str], None]
 Keep = Callable[[dict[str, Any]], None]
 OUTPUT = 64
+BEGINNING = 8192
+"""Tokens that are computed of contexts that are filled."""
 LLAMA = "llama.cpp"
 _TIMEOUT = 24 * 3600.0
 _MEMORY_SHARE = 0.9
@@ -39,23 +41,20 @@ class Contexts:
     Attributes:
         lengths: tokens of prompt and answer together.
         peer_lengths: those at which llama.cpp is measured, if it is found.
-        fill: ``random`` for contexts of made-up keys and values instead of a computed prompt, ``none`` for no such.
-        fill_dense_above, fill_sparse_above: with ``random``, shorter contexts are computed all the same.
+        fill_dense_above, fill_sparse_above: of longer prompts only the beginning is computed and then repeated, see
+            :mod:`deepseek.benchmark.filled`; None for none.
         output: tokens decoded, after a first one.
         repeats: runs of each, in turn.
     """
 
     lengths: tuple[int, ...]
     peer_lengths: tuple[int, ...] = ()
-    fill: str = "none"
-    fill_dense_above: int = 0
-    fill_sparse_above: int = 0
+    fill_dense_above: int | None = None
+    fill_sparse_above: int | None = None
     output: int = OUTPUT
     repeats: int = 1
 
     def __post_init__(self) -> None:
-        if self.fill not in ("none", "random"):
-            raise ConfigurationError(f"fill must be none or random, not {self.fill!r}.")
         if not self.lengths and not self.peer_lengths:
             raise ConfigurationError("nothing to measure: give lengths.")
         least = self.output + 2
@@ -65,9 +64,9 @@ class Contexts:
             raise ConfigurationError("output and repeats must be at least 1.")
 
     def filled(self, length: int, attention: str) -> bool:
-        """Whether this context is made up."""
+        """Whether this context is computed in part only."""
         above = self.fill_dense_above if attention == "dense" else self.fill_sparse_above
-        return self.fill == "random" and length > above
+        return above is not None and length > above
 
 
 def measure_context(
@@ -181,7 +180,8 @@ class _Bench:
                 raise BenchmarkError(f"the memory for keys and values holds {info['max_context']} tokens of {length}.")
             prompt = length - output - 1
             if filled:
-                reply = process.ask({"op": "fill", "tokens": prompt, "output": output}, _TIMEOUT)
+                question = {"beginning": list(self._text[: min(prompt, BEGINNING)]), "tokens": prompt, "output": output}
+                reply = process.ask({"op": "fill", **question}, _TIMEOUT)
                 first, seconds = None, float(reply["seconds"])
             else:
                 question = {"prompts": [list(self._text[:prompt])], "output": output + 1, "ignore_eos": True}
@@ -285,9 +285,8 @@ def _plan(contexts: Contexts, *, peer: bool) -> Iterator[tuple[int, int, str, st
 def _longest_prompt(contexts: Contexts) -> int:
     """Tokens of text that are needed."""
     computed = [
-        length
+        min(length, BEGINNING) if contexts.filled(length, "dense") and contexts.filled(length, "sparse") else length
         for length in contexts.lengths
-        if not (contexts.filled(length, "dense") and contexts.filled(length, "sparse"))
     ]
     return max((*computed, *contexts.peer_lengths), default=0)
 

@@ -1,15 +1,15 @@
-"""Decoding behind a context that was never computed: keys and values are made up.
+"""Decoding behind a context of which only the beginning was computed.
 
 How fast a token is decoded does not depend on where the keys and values of its context came from, but a prompt of a
-million tokens takes hours to compute densely. What sparse attention selects does depend on them, so figures from here
-are marked as such.
+million tokens takes hours to compute. The pages behind the beginning are copies of its pages, with their index. What
+sparse attention selects does depend on them, so figures from here are marked as such.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
@@ -18,62 +18,69 @@ from deepseek.errors import BenchmarkError
 from deepseek.kernels.paging import PagedLayout
 from deepseek.models.base import Batch, Model
 
-
-@runtime_checkable
-class Fillable(Protocol):
-    """A model whose cache can be filled without computing anything."""
-
-    def fill_cache(self, cache: Any, pages: Sequence[int], tokens: int, seed: int) -> None:
-        """Write keys and values made from ``seed`` for the first ``tokens`` tokens of a sequence on ``pages``, and the
-        index of every page that is full."""
-        ...
+_CHUNK = 512
 
 
 def decode_filled(
-    model: Model, cache: Any, tokens: int, output: int, page_size: int, policy: SparsePolicy | None, *, seed: int = 0
+    model: Model,
+    cache: Any,
+    beginning: Sequence[int],
+    tokens: int,
+    output: int,
+    page_size: int,
+    policy: SparsePolicy | None,
 ) -> float:
-    """Seconds of ``output`` decoding steps of one sequence behind ``tokens`` made-up ones, after one unmeasured step.
+    """Seconds of ``output`` decoding steps of one sequence behind ``tokens`` others, after one unmeasured step.
 
     Args:
-        model: its cache must be fillable.
+        model: computes the beginning and the steps.
         cache: nobody else's; its first pages are written over, enough for ``tokens + output + 1`` tokens.
-        policy: how sparse the steps' attention is; None is dense.
+        beginning: token ids. Its first page, whose first token many heads look at, is not repeated; the full pages
+            behind it are, in order, as often as it takes.
+        policy: how sparse attention is; None is dense.
 
     Raises:
-        BenchmarkError: the model's cache cannot be filled.
+        BenchmarkError: the beginning has less than two full pages.
     """
-    if not isinstance(model, Fillable):
+    full = min(len(beginning), tokens) // page_size
+    if full < 2:
         raise BenchmarkError(
-            "this model's cache cannot be filled with made-up keys and values: measure it with --fill none."
+            f"a context is filled from at least {2 * page_size} tokens of text: these are {len(beginning)}."
         )
     pages = range(-(-(tokens + output + 1) // page_size))
-    model.fill_cache(cache, pages, tokens, seed)
+    ids = list(beginning[: full * page_size])
     token = 0
     start = 0.0
     with torch.inference_mode():
+        for done in range(0, len(ids), _CHUNK):
+            model.forward(_rows(ids[done : done + _CHUNK], done, pages, page_size, policy), cache)
+        for page in pages[full:]:
+            cache.copy_page(1 + (page - 1) % (full - 1), page)
         for step in range(output + 1):
             if step == 1:
                 start = time.perf_counter()
-            logits = model.forward(_row(token, tokens + step, pages, page_size, policy), cache)
+            logits = model.forward(_rows([token], tokens + step, pages, page_size, policy), cache)
             token = int(logits[0].argmax())
     return time.perf_counter() - start
 
 
-def _row(token: int, position: int, pages: Sequence[int], page_size: int, policy: SparsePolicy | None) -> Batch:
-    """One row of one sequence that lies on ``pages``, the first ones of the cache."""
+def _rows(ids: Sequence[int], begin: int, pages: Sequence[int], page_size: int, policy: SparsePolicy | None) -> Batch:
+    """Consecutive rows of one sequence that lies on ``pages``, the first ones of the cache; logits of the last."""
+    positions = range(begin, begin + len(ids))
     layout = PagedLayout(
         page_size=page_size,
-        query_starts=(0, 1),
-        context_lens=(position + 1,),
+        query_starts=(0, len(ids)),
+        context_lens=(positions.stop,),
         pages=(pages,),
-        write_slots=torch.tensor([pages[position // page_size] * page_size + position % page_size]),
+        write_slots=torch.tensor([pages[at // page_size] * page_size + at % page_size for at in positions]),
     )
+    narrow = 1 if len(ids) == 1 else 0
     return Batch(
-        token_ids=torch.tensor([token]),
-        positions=torch.tensor([position]),
+        token_ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
         layout=layout,
-        logits_rows=torch.tensor([0]),
-        narrow_rows=1,
-        narrow_attention_rows=1,
+        logits_rows=torch.tensor([len(ids) - 1]),
+        narrow_rows=narrow,
+        narrow_attention_rows=narrow,
         sparse=() if policy is None else (policy,),
     )

@@ -51,7 +51,7 @@ class Worker:
             case "chat":
                 return {"prompts": [self._chat(text) for text in message["texts"]]}
             case "fill":
-                return self._fill(message["tokens"], message["output"])
+                return self._fill(message["beginning"], message["tokens"], message["output"])
             case "memory":
                 return {"peak_memory_bytes": peak_memory()}
             case "bandwidth":
@@ -107,8 +107,9 @@ class Worker:
             "read": difference(counted, engine.stats().attention),
         }
 
-    def _fill(self, tokens: int, output: int) -> dict[str, Any]:
-        """Decode ``output`` tokens behind ``tokens`` whose keys and values are made up."""
+    def _fill(self, beginning: list[int], tokens: int, output: int) -> dict[str, Any]:
+        """Decode ``output`` tokens behind ``tokens``, of which ``beginning`` is computed and then repeated. ``read`` is
+        what sparse attention did decoding."""
         from deepseek.benchmark.filled import decode_filled
         from deepseek.engine.engine import Engine
 
@@ -117,7 +118,7 @@ class Worker:
             raise BenchmarkError("an encoder does not decode.")
         policy = policy_of(self._config.attention, self._config.attention_error)
         counted = engine.stats().attention
-        seconds = decode_filled(engine.model, engine.cache, tokens, output, engine.page_size, policy)
+        seconds = decode_filled(engine.model, engine.cache, beginning, tokens, output, engine.page_size, policy)
         return {"seconds": seconds, "tokens": output, "read": difference(counted, engine.stats().attention)}
 
     def _chat(self, text: str) -> list[int]:

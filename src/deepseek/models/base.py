@@ -45,6 +45,13 @@ class KVCache:
             for spec in specs
         ]
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy what a page holds, in all layers, to another one."""
+        size = self.page_size
+        for array in (*self.keys, *self.values):
+            if array is not None:
+                array[target * size : (target + 1) * size] = array[source * size : (source + 1) * size]
+
 
 @dataclass(frozen=True, slots=True)
 class SpillSpace:
