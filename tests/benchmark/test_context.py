@@ -122,9 +122,9 @@ def test_decoding_behind_a_beginning_that_is_repeated(tokens: int, policy: Spars
     beginning = list(range(10, 23))  # three full pages of four, and one token
     assert decode_filled(model, model.new_cache(6, 4), beginning, tokens, 3, 4, policy) > 0
     filled = (beginning[:12] + beginning[4:12])[:tokens]
-    assert contexts[0] == beginning[:12]
+    assert contexts[:12] == [beginning[: i + 1] for i in range(12)]
     assert contexts[-1] == [*filled, 0, 1, 2, 3]
-    assert [len(context) for context in contexts[1:]] == [tokens + 1, tokens + 2, tokens + 3, tokens + 4]
+    assert [len(context) for context in contexts[12:]] == [tokens + 1, tokens + 2, tokens + 3, tokens + 4]
     assert model.policies == [policy] * 5
 
 
