@@ -21,7 +21,7 @@ from deepseek.attention import policy
 from deepseek.config import EngineConfig
 from deepseek.engine import spill_file
 from deepseek.engine.block_pool import BlockPool
-from deepseek.engine.engine import Engine
+from deepseek.engine.engine import MOST_RECOMPUTED, Engine
 from deepseek.engine.events import EngineEvent, GenerateRequest, TokenEvent
 from deepseek.engine.memory import PagePlan, SpillPlan, plan_pages
 from deepseek.engine.spill import least_resident
@@ -176,6 +176,24 @@ def test_a_corrupt_prefix_is_computed_again(disk: Path, caplog: pytest.LogCaptur
     assert next(e.cached_tokens for e in events if isinstance(e, TokenEvent)) < 500
     assert served.stats().kv_spill_corrupt >= 1
     assert "corrupt" in caplog.text
+
+
+@needs_native
+def test_a_disk_that_damages_everything_fails_a_request(disk: Path) -> None:
+    served, file = spilled_engine(model(), disk)
+    served.add(wanted("a", 1000, answer=400))
+    events: list[EngineEvent] = []
+    for _ in range(5000):
+        events += served.step()
+        if not served.has_work:
+            break
+        damage(file)
+    last = events[-1]
+    assert isinstance(last, TokenEvent)
+    assert last.finish_reason == "error"
+    assert "spill file damaged" in str(last.error)
+    assert served.stats().kv_spill_corrupt > MOST_RECOMPUTED
+    assert served.stats().pages_free == TOTAL
 
 
 @needs_native

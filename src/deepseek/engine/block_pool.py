@@ -50,6 +50,7 @@ class BlockPool:
         self.resident = num_pages if resident is None else resident
         self.prefix_cache = prefix_cache
         self._holders = [0] * num_pages
+        self._allocations = [0] * num_pages
         self._digests: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()  # in memory
@@ -91,6 +92,7 @@ class BlockPool:
         for remaining in range(count, 0, -1):
             page = self._next_page(after, remaining)
             self._holders[page] = 1
+            self._allocations[page] += 1
             pages.append(page)
             after = page
         return pages
@@ -138,6 +140,10 @@ class BlockPool:
 
     def is_held(self, page: int) -> bool:
         return self._holders[page] > 0
+
+    def allocations(self, page: int) -> int:
+        """How often the page was given out anew: what it held before is nobody's."""
+        return self._allocations[page]
 
     def forget(self, pages: Sequence[int]) -> None:
         """Let nobody find the content of these pages any more."""

@@ -38,6 +38,12 @@ from deepseek.kernels.sampling import finite_rows
 from deepseek.models.base import Model, SpillSpace
 
 _COMPILE_WAIT = 0.005  # seconds
+MOST_RECOMPUTED = 3
+"""Times that a request is started anew because the spill file was corrupt."""
+_CORRUPT = (
+    f"the spill file damaged the keys and values of this request {MOST_RECOMPUTED + 1} times. The disk may be failing: "
+    "start the server with another kv_spill_dir, or without kv_spill_bytes."
+)
 _NOT_FINITE = (
     "the model produced NaN or infinite logits for this request, so no token can be chosen. "
     "The weights may be damaged or overflow in this dtype: try --dtype fp32."
@@ -154,7 +160,9 @@ class Engine:
             self._take_prepared()
         events, self._pending = self._pending, []
         if self._spill is not None and (corrupt := self._spill.check_next()) is not None:
-            self.scheduler.recompute(corrupt)
+            for sequence in self.scheduler.recompute(corrupt):
+                if sequence.recomputed > MOST_RECOMPUTED:
+                    events.append(self._end(sequence, "error", _CORRUPT))
         chunks = self.scheduler.schedule()
         isolated = [chunk for chunk in chunks if chunk.sequence.isolated]
         mixed = self._with_drafts([chunk for chunk in chunks if not chunk.sequence.isolated])

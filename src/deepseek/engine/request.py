@@ -49,6 +49,7 @@ class Sequence:
         charged: tokens on the tenant's account, or found in the cache: what a preemption makes compute again is free.
         cached_tokens: tokens found in the prefix cache when first admitted; None before.
         scheduled_at: when it was first admitted, as ``time.monotonic`` has it.
+        recomputed: times it was started anew because a page in the spill file was corrupt.
         sparse: which of its tokens are attended to sparsely; None if all are dense.
         pooler: makes the vector that an embedding request wants; None for others.
         matcher: keeps the answer to its constraint; None without one.
@@ -76,6 +77,7 @@ class Sequence:
     charged: int = 0
     cached_tokens: int | None = None
     scheduled_at: float = 0.0
+    recomputed: int = 0
     sparse: SparsePlan | None = None
     pooler: Pooler | None = None
     matcher: Matcher | None = None

@@ -155,11 +155,14 @@ class Scheduler:
                 self.pool.seal(sequence.pages[index], sequence.digests[index])
             sequence.sealed = full
 
-    def recompute(self, page: int) -> None:
-        """Start the running sequences that hold a page anew, without it and what lies behind it."""
-        for sequence in [sequence for sequence in self.running if page in sequence.pages]:
+    def recompute(self, page: int) -> list[Sequence]:
+        """Start the running sequences that hold a page anew, without it and what lies behind it. Returns them."""
+        holders = [sequence for sequence in self.running if page in sequence.pages]
+        for sequence in holders:
             self.pool.forget(sequence.pages[sequence.pages.index(page) :])
             self._preempt(sequence)
+            sequence.recomputed += 1
+        return holders
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> None:
         """Plan the next tokens of a running sequence, with pages for them; nothing if it has been preempted for a page

@@ -65,7 +65,8 @@ class Spill:
         self._cache = cache
         self._pool = pool
         self._page_size = page_size
-        self._checksums: OrderedDict[int, int] = OrderedDict()  # in the order in which they are checked
+        # With the number of allocations at which they were taken, in the order in which they are checked.
+        self._checksums: OrderedDict[int, tuple[int, int]] = OrderedDict()
         self.moved = self.checked = self.corrupt = 0
 
     @property
@@ -119,8 +120,9 @@ class Spill:
         return None
 
     def _check(self, page: int) -> bool:
-        expected = self._checksums.get(page)
-        if expected is None:
+        expected, allocations = self._checksums.get(page, (0, -1))
+        if allocations != self._pool.allocations(page):
+            self._checksums.pop(page, None)  # of what the page held before it was given out anew
             return True
         self.checked += 1
         if self._cache.checksum(page) == expected:
@@ -132,7 +134,7 @@ class Spill:
 
     def _move(self, page: int, spilled: int) -> None:
         self._cache.copy_page(page, spilled)
-        self._checksums[spilled] = self._cache.checksum(page)
+        self._checksums[spilled] = self._cache.checksum(page), self._pool.allocations(spilled)
         self.moved += 1
 
     def _victims(self, running: Collection[Sequence], ends: dict[Sequence, int]) -> Iterator[_Victim]:

@@ -32,8 +32,8 @@ def context_reason(limit: ContextLimit) -> str:
             return "The limit is the engine's max_context; start it with a larger one."
         case "kv_cache":
             return (
-                "The limit is the memory for keys and values; a larger kv_cache_bytes holds more tokens, and kv_dtype "
-                "int8 twice as many as fp16."
+                "The limit is the memory for keys and values; a larger kv_cache_bytes holds more tokens, kv_dtype "
+                "int8 twice as many as fp16, and kv_spill_bytes adds those that fit into a file."
             )
 
 
