@@ -58,8 +58,8 @@ test-sanitized: $(DEV_STAMP)  ## the native kernels' tests under address and und
 	cmake --build build/sanitized -j 2
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
 	  DEEPSEEK_NATIVE=$(CURDIR)/build/sanitized \
-	  $(BIN)/python -m pytest tests/kernels/test_native_matrix.py tests/kernels/test_native_attention.py tests/kernels/test_native_moe.py \
-	  tests/models/test_native.py --timeout 3600
+	  $(BIN)/python -m pytest tests/kernels/test_native_matrix.py tests/kernels/test_native_attention.py tests/kernels/test_native_sparse.py \
+	  tests/kernels/test_native_moe.py tests/models/test_native.py --timeout 3600
 
 FUZZ_SECONDS ?= 60
 
