@@ -158,7 +158,7 @@ def _weight_only_kernel(
             group = k // GROUP
         a = tl.load(x_start + k + step, mask=k + step < depth, other=0.0)
         if BITS == 4:
-            value = tl.load(q + (panel.to(tl.int64) * outs + near)[:, None] * DEPTH + step)
+            value = tl.load(q + (panel * outs + near).to(tl.int64)[:, None] * DEPTH + step)
             total = _add_group(total, a, value & 15, scale, minimum, group, outs, near, 0, PRESCALE)
             k += DEPTH
             a = tl.load(x_start + k + step, mask=k + step < depth, other=0.0)
