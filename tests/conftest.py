@@ -9,17 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from deepseek.errors import HubError
 from deepseek.hub.resolve import resolve
 from deepseek.threads import wait_politely
 
 wait_politely()
-
-# Triton reads this when it is imported: without a GPU its kernels run on CPU tensors, in an interpreter.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # `make test-sanitized` puts another build of the extension in place. An editable installation finds its own first, so
 # the other one must be there before anybody asks.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +16,7 @@ _WIDE_BLOCK = 4096
 
 
 @triton.jit
-def activate(gate: Any, KIND: tl.constexpr) -> Any:
+def activate(gate: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
     """The activation of fp32 ``gate``; KIND is one of :data:`KINDS`."""
     if KIND == "silu":
         result = gate * (1.0 / (1.0 + tl.exp(-gate)))
@@ -30,7 +28,7 @@ def activate(gate: Any, KIND: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _gated(gate_up: Any, column: Any, DIM: tl.constexpr, KIND: tl.constexpr) -> Any:
+def _gated(gate_up: tl.tensor, column: tl.tensor, DIM: tl.constexpr, KIND: tl.constexpr) -> tl.tensor:
     """fp32 values of some columns of one row, 0 behind its end."""
     gate = tl.load(gate_up + column, mask=column < DIM, other=0.0).to(tl.float32)
     up = tl.load(gate_up + DIM + column, mask=column < DIM, other=0.0).to(tl.float32)
@@ -39,15 +37,15 @@ def _gated(gate_up: Any, column: Any, DIM: tl.constexpr, KIND: tl.constexpr) -> 
 
 @triton.jit
 def _activation_kernel(
-    gate_up: Any,
-    out: Any,
-    inner: Any,
-    stride_outer: Any,
-    stride_inner: Any,
+    gate_up: tl.tensor,
+    out: tl.tensor,
+    inner: tl.tensor,
+    stride_outer: tl.tensor,
+    stride_inner: tl.tensor,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     KIND: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     start = gate_up + row // inner * stride_outer + row % inner * stride_inner
@@ -57,16 +55,16 @@ def _activation_kernel(
 
 @triton.jit
 def _activation_int8_kernel(
-    gate_up: Any,
-    q: Any,
-    scales: Any,
-    inner: Any,
-    stride_outer: Any,
-    stride_inner: Any,
+    gate_up: tl.tensor,
+    q: tl.tensor,
+    scales: tl.tensor,
+    inner: tl.tensor,
+    stride_outer: tl.tensor,
+    stride_inner: tl.tensor,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     KIND: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """A row is computed twice, once for its scale: the second time it lies in the cache."""
     row = tl.program_id(0).to(tl.int64)
     start = gate_up + row // inner * stride_outer + row % inner * stride_inner

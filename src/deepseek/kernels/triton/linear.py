@@ -1,14 +1,12 @@
 """Matrix products: 16-bit weights go to cuBLAS, quantized ones to the kernels here.
 
-Three forms of quantized products. *W8A8*: both sides INT8, sums exact in INT32, so that a row's result does not depend on
-the rows around it or on how its depth is cut. *W8A16* and *W4A16*: weights become 16-bit floats in registers; for few rows
-their scales are applied to the sums of each group, exactly as they are stored, for many rows to the weights. Where few rows
-meet a small matrix, the depth is cut into parts that a second kernel adds up.
+Three forms of quantized products. *W8A8*: both sides INT8, sums exact in INT32, so that a row's result does not depend
+on the rows around it or on how its depth is cut. *W8A16* and *W4A16*: weights become 16-bit floats in registers; for
+few rows their scales are applied to the sums of each group, exactly as they are stored, for many rows to the weights.
+Where few rows meet a small matrix, the depth is cut into parts that a second kernel adds up.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,25 +24,25 @@ _REDUCE_BLOCK = 1024
 
 @triton.jit
 def _int8_kernel(
-    x: Any,
-    x_scale: Any,
-    q: Any,
-    q_scale: Any,
-    bias: Any,
-    out: Any,
-    rows: Any,
-    outs: Any,
-    depth: Any,
-    part: Any,
+    x: tl.tensor,
+    x_scale: tl.tensor,
+    q: tl.tensor,
+    q_scale: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    outs: tl.tensor,
+    depth: tl.tensor,
+    part: tl.tensor,
     ROWS: tl.constexpr,
     OUTS: tl.constexpr,
     DEPTH: tl.constexpr,
     BAND: tl.constexpr,
     EVEN: tl.constexpr,
     SPLIT: tl.constexpr,
-) -> Any:
-    """``part`` columns of the depth in each program along axis 1. SPLIT: ``out`` is int32 [splits, rows, outs], else the
-    finished result. EVEN: ``part`` is a multiple of DEPTH and divides the depth."""
+) -> tl.tensor:
+    """``part`` columns of the depth in each program along axis 1. SPLIT: ``out`` is int32 [splits, rows, outs], else
+    the finished result. EVEN: ``part`` is a multiple of DEPTH and divides the depth."""
     row_tile, out_tile = place_of(tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(outs, OUTS), BAND)
     row = row_tile * ROWS + tl.arange(0, ROWS)
     column = out_tile * OUTS + tl.arange(0, OUTS)
@@ -76,30 +74,29 @@ def _int8_kernel(
 
 
 @triton.jit
-def _whole(value: Any, OFFSET: tl.constexpr, DTYPE: tl.constexpr) -> Any:
-    """uint8 ``value - OFFSET`` as DTYPE, exactly. The bytes become the last bits of a mantissa whose exponent makes them
-    count whole numbers: converting instructions are eight times slower than these."""
-    if DTYPE == tl.float16:
+def _whole(value: tl.tensor, OFFSET: tl.constexpr, DTYPE: tl.constexpr) -> tl.tensor:
+    """uint8 ``value - OFFSET`` as DTYPE, exactly. The bytes become the last bits of a mantissa whose exponent makes
+    them count whole numbers: converting instructions are eight times slower than these."""
+    if tl.float16 == DTYPE:
         return (value.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + OFFSET)
-    elif DTYPE == tl.bfloat16 and OFFSET == 0:  # nibbles only: bf16 counts to 256 from 128 on
+    if tl.bfloat16 == DTYPE and OFFSET == 0:  # nibbles only: bf16 counts to 256 from 128 on
         return (value.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True) - 128.0
-    else:
-        return ((value.to(tl.uint32) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + OFFSET)).to(DTYPE)
+    return ((value.to(tl.uint32) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + OFFSET)).to(DTYPE)
 
 
 @triton.jit
 def _add_group(
-    total: Any,
-    x: Any,
-    value: Any,
-    scale: Any,
-    minimum: Any,
-    group: Any,
-    outs: Any,
-    column: Any,
+    total: tl.tensor,
+    x: tl.tensor,
+    value: tl.tensor,
+    scale: tl.tensor,
+    minimum: tl.tensor,
+    group: tl.tensor,
+    outs: tl.tensor,
+    column: tl.tensor,
     OFFSET: tl.constexpr,
     PRESCALE: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """``total`` [rows, outs] plus ``x`` [rows, depth] times the weights of uint8 ``value`` [outs, depth], all of one
     group."""
     scales = tl.load(scale + group * outs + column).to(tl.float32)
@@ -119,17 +116,17 @@ def _add_group(
 
 @triton.jit
 def _weight_only_kernel(
-    x: Any,
-    q: Any,
-    scale: Any,
-    minimum: Any,
-    bias: Any,
-    out: Any,
-    rows: Any,
-    outs: Any,
-    depth: Any,
-    x_stride: Any,
-    part: Any,
+    x: tl.tensor,
+    q: tl.tensor,
+    scale: tl.tensor,
+    minimum: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    outs: tl.tensor,
+    depth: tl.tensor,
+    x_stride: tl.tensor,
+    part: tl.tensor,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -138,9 +135,10 @@ def _weight_only_kernel(
     BAND: tl.constexpr,
     PRESCALE: tl.constexpr,
     SPLIT: tl.constexpr,
-) -> Any:
-    """DEPTH columns at a time (twice as many of 4 bits), ``part`` such steps in each program along axis 1. DEPTH divides
-    GROUP, unless that is 0: one group. SPLIT: ``out`` is fp32 [splits, rows, outs], else the finished result."""
+) -> tl.tensor:
+    """DEPTH columns at a time (twice as many of 4 bits), ``part`` such steps in each program along axis 1. DEPTH
+    divides GROUP, unless that is 0: one group. SPLIT: ``out`` is fp32 [splits, rows, outs], else the finished
+    result."""
     row_tile, out_tile = place_of(tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(outs, OUTS), BAND)
     row = row_tile * ROWS + tl.arange(0, ROWS)
     column = out_tile * OUTS + tl.arange(0, OUTS)
@@ -179,17 +177,18 @@ def _weight_only_kernel(
 
 @triton.jit
 def _reduce_kernel(
-    parts: Any,
-    x_scale: Any,
-    q_scale: Any,
-    bias: Any,
-    out: Any,
-    outs: Any,
-    splits: Any,
-    size: Any,
+    parts: tl.tensor,
+    x_scale: tl.tensor,
+    q_scale: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    outs: tl.tensor,
+    splits: tl.tensor,
+    size: tl.tensor,
     BLOCK: tl.constexpr,
-) -> Any:
-    """Adds ``parts`` [splits, rows, outs] up in order, ``size`` being rows * outs; int32 parts get their scales here."""
+) -> tl.tensor:
+    """Adds ``parts`` [splits, rows, outs] up in order, ``size`` being rows * outs; int32 parts get their scales
+    here."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < outs

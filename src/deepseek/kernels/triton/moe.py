@@ -1,12 +1,12 @@
 """Mixture of experts as two grouped matrix products over rows that are sorted by expert.
 
-Nothing here waits for the device: how many rows an expert has is never known to the host. The grid is as large as the worst
-distribution could need, and a plan on the device tells each program its rows, or that there are none.
+Nothing here waits for the device: how many rows an expert has is never known to the host. The grid is as large as the
+worst distribution could need, and a plan on the device tells each program its rows, or that there are none.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -52,25 +52,25 @@ def plan(expert_ids: Tensor, experts: int, tile_rows: int) -> Plan:
 
 @triton.jit
 def _gate_up_kernel(
-    x: Any,
-    weight: Any,
-    out: Any,
-    order: Any,
-    expert_of: Any,
-    start_of: Any,
-    stop_of: Any,
-    tiles: Any,
-    experts: Any,
-    inner: Any,
-    depth: Any,
-    choices: Any,
-    x_stride: Any,
+    x: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    order: tl.tensor,
+    expert_of: tl.tensor,
+    start_of: tl.tensor,
+    stop_of: tl.tensor,
+    tiles: tl.tensor,
+    experts: tl.tensor,
+    inner: tl.tensor,
+    depth: tl.tensor,
+    choices: tl.tensor,
+    x_stride: tl.tensor,
     ROWS: tl.constexpr,
     OUTS: tl.constexpr,
     DEPTH: tl.constexpr,
     BAND: tl.constexpr,
     KIND: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """``act(gate) * up`` [pairs, inner] in the plan's order, of rows ``order // choices`` of ``x``."""
     tile, out_tile = place_of(tl.program_id(0), tiles, tl.cdiv(inner, OUTS), BAND)
     expert = tl.load(expert_of + tile)
@@ -83,7 +83,7 @@ def _gate_up_kernel(
         step = tl.arange(0, DEPTH)[None, :]
         x_start = x + row[:, None] * x_stride
         gate_start = weight + (expert * 2 * inner + near)[:, None] * depth
-        up_start = gate_start + inner.to(tl.int64) * depth
+        up_start = weight + (expert * 2 * inner + inner + near)[:, None] * depth
         gate = tl.zeros([ROWS, OUTS], dtype=tl.float32)
         up = tl.zeros([ROWS, OUTS], dtype=tl.float32)
         for k in range(0, depth, DEPTH):
@@ -103,22 +103,22 @@ def _gate_up_kernel(
 
 @triton.jit
 def _down_kernel(
-    hidden: Any,
-    weight: Any,
-    out: Any,
-    order: Any,
-    expert_of: Any,
-    start_of: Any,
-    stop_of: Any,
-    tiles: Any,
-    experts: Any,
-    outs: Any,
-    depth: Any,
+    hidden: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    order: tl.tensor,
+    expert_of: tl.tensor,
+    start_of: tl.tensor,
+    stop_of: tl.tensor,
+    tiles: tl.tensor,
+    experts: tl.tensor,
+    outs: tl.tensor,
+    depth: tl.tensor,
     ROWS: tl.constexpr,
     OUTS: tl.constexpr,
     DEPTH: tl.constexpr,
     BAND: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """``hidden`` [pairs, depth] in the plan's order times its experts' matrices; row ``order[i]`` of ``out``."""
     tile, out_tile = place_of(tl.program_id(0), tiles, tl.cdiv(outs, OUTS), BAND)
     expert = tl.load(expert_of + tile)
@@ -143,14 +143,14 @@ def _down_kernel(
 
 @triton.jit
 def _combine_kernel(
-    results: Any,
-    weights: Any,
-    out: Any,
-    dim: Any,
-    weights_stride: Any,
+    results: tl.tensor,
+    weights: tl.tensor,
+    out: tl.tensor,
+    dim: tl.tensor,
+    weights_stride: tl.tensor,
     CHOICES: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """``sum_k weights[t, k] * results[t, k]`` in fp32 and in the order of choice."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

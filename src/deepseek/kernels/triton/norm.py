@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -15,23 +13,23 @@ from deepseek.kernels.triton.rows import Rows, rows_of, warps_for
 
 @triton.jit
 def _norm_kernel(
-    x: Any,
-    residual: Any,
-    weight: Any,
-    out: Any,
-    scales: Any,
-    rows: Any,
-    inner: Any,
-    stride_outer: Any,
-    stride_inner: Any,
-    residual_stride: Any,
-    eps: Any,
+    x: tl.tensor,
+    residual: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    scales: tl.tensor,
+    rows: tl.tensor,
+    inner: tl.tensor,
+    stride_outer: tl.tensor,
+    stride_inner: tl.tensor,
+    residual_stride: tl.tensor,
+    eps: tl.tensor,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
     QUANTIZE: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (column < DIM)[None, :]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +10,7 @@ _COUNT = 32
 
 
 @triton.jit
-def _count_kernel(out: Any, COUNT: tl.constexpr) -> Any:
+def _count_kernel(out: tl.tensor, COUNT: tl.constexpr) -> tl.tensor:
     index = tl.arange(0, COUNT)
     tl.store(out + index, index)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -33,13 +33,13 @@ def empty_int8_rows(rows: int, dim: int, device: torch.device) -> Int8Rows:
 
 
 @triton.jit
-def row_scale(largest: Any, total: Any) -> Any:
+def row_scale(largest: tl.tensor, total: tl.tensor) -> tl.tensor:
     """fp32 scale from a row's largest magnitude and its sum times zero, which is NaN where any value is not finite."""
     return largest / 127.0 + total
 
 
 @triton.jit
-def to_int8(value: Any, scale: Any) -> Any:
+def to_int8(value: tl.tensor, scale: tl.tensor) -> tl.tensor:
     """``value / scale`` to the nearest integer, ties to even; 0 where the scale is 0 or NaN."""
     steps = value / tl.where(scale > 0.0, scale, 1.0)
     # Adding 1.5 * 2^23 leaves no bits behind the point of any fp32 up to 2^22.
@@ -50,17 +50,17 @@ def to_int8(value: Any, scale: Any) -> Any:
 
 @triton.jit
 def _quantize_kernel(
-    x: Any,
-    q: Any,
-    scales: Any,
-    rows: Any,
-    inner: Any,
-    stride_outer: Any,
-    stride_inner: Any,
+    x: tl.tensor,
+    q: tl.tensor,
+    scales: tl.tensor,
+    rows: tl.tensor,
+    inner: tl.tensor,
+    stride_outer: tl.tensor,
+    stride_inner: tl.tensor,
     DIM: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, BLOCK)
     start = row // inner * stride_outer + row % inner * stride_inner
@@ -72,7 +72,8 @@ def _quantize_kernel(
 
 
 def quantize(x: Tensor) -> Int8Rows:
-    """``x`` [..., dim] of any floating dtype as :class:`Int8Rows` [T, dim], T being the product of the leading sizes."""
+    """``x`` [..., dim] of any floating dtype as :class:`Int8Rows` [T, dim], T being the product of the leading
+    sizes."""
     rows = rows_of(x)
     out = empty_int8_rows(rows.count, rows.dim, x.device)
     if rows.count:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,19 +13,19 @@ _TILE = 1024
 
 @triton.jit
 def _rotary_kernel(
-    x: Any,
-    cos: Any,
-    sin: Any,
-    heads: Any,
-    stride_row: Any,
-    stride_head: Any,
-    stride_cos: Any,
-    stride_sin: Any,
+    x: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    heads: tl.tensor,
+    stride_row: tl.tensor,
+    stride_head: tl.tensor,
+    stride_cos: tl.tensor,
+    stride_sin: tl.tensor,
     HALF: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERLEAVED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     pair = tl.arange(0, BLOCK)

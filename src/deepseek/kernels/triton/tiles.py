@@ -4,7 +4,6 @@ first requests slow and results depend on how busy the machine was."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -36,7 +35,8 @@ class Tile:
 
 
 BAND = 8
-"""Tiles of rows that are computed for one tile of weights before the next is read, so that both stay in the L2 cache."""
+"""Tiles of rows that are computed for one tile of weights before the next is read, so that both stay in the L2
+cache."""
 
 
 def int8_tile(rows: int, outs: int, processors: int) -> Tile:
@@ -70,7 +70,7 @@ def splits_for(tile: Tile, rows: int, outs: int, depth: int, processors: int) ->
 
 
 @triton.jit
-def place_of(program: Any, row_tiles: Any, out_tiles: Any, BAND: tl.constexpr) -> Any:
+def place_of(program: tl.tensor, row_tiles: tl.tensor, out_tiles: tl.tensor, BAND: tl.constexpr) -> tl.tensor:
     """(row tile, out tile) of a program: bands of BAND row tiles, down the band first."""
     band = program // (BAND * out_tiles)
     first = band * BAND

@@ -43,10 +43,10 @@ class Int8Weight:
 class Int4Weight:
     """``scale[c // group, r] * q[r, c] - minimum[c // group, r]`` with q in 0 ... 15, two to a byte.
 
-    The columns stand in panels of ``2 * width``. Byte b of row r in panel p holds column ``2 * p * width + b`` in its low
-    half and column ``2 * p * width + width + b`` in its high half, so that unpacking gives two tiles of neighbouring columns
-    without a shuffle, and a tile of rows of one panel is one stretch of memory. Padding behind the last column has the
-    scale 0.
+    The columns stand in panels of ``2 * width``. Byte b of row r in panel p holds column ``2 * p * width + b`` in its
+    low half and column ``2 * p * width + width + b`` in its high half, so that unpacking gives two tiles of
+    neighbouring columns without a shuffle, and a tile of rows of one panel is one stretch of memory. Padding behind the
+    last column has the scale 0.
 
     Attributes:
         q: uint8 [panels, out, width].
@@ -74,8 +74,8 @@ def pack_quantized(matrix: QuantizedMatrix, device: torch.device | str) -> Quant
     """``matrix`` on ``device`` in the layout of its number of bits. INT4 scales and minima are rounded to fp16, which
     changes a value by less than a hundredth of its step unless they are below 1e-5.
 
-    Raises ConfigurationError for INT4 in groups other than 32, 64 or 128 columns, for INT8 in groups that are no multiple
-    of 16, and for INT8 with minima.
+    Raises ConfigurationError for INT4 in groups other than 32, 64 or 128 columns, for INT8 in groups that are no
+    multiple of 16, and for INT8 with minima.
     """
     if matrix.bits == 4:
         return _pack_int4(matrix, device)
