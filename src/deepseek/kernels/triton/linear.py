@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deepseek.kernels.triton.quantize import Int8Rows, quantize
-from deepseek.kernels.triton.support import multiprocessors
+from deepseek.kernels.triton.support import chip_of
 from deepseek.kernels.triton.tiles import BAND, FEW_ROWS, Tile, int8_tile, place_of, splits_for, weight_only_tile
 from deepseek.kernels.triton.weights import Int4Weight, Int8Weight, QuantizedWeight
 
@@ -60,7 +60,7 @@ def _int8_kernel(
         else:
             a = tl.load(x_start + k + step, mask=k + step < stop, other=0)
             b = tl.load(q_start + k + step, mask=k + step < stop, other=0)
-        total = tl.dot(a, tl.trans(b), total)
+        total = tl.dot(a, tl.trans(b), total, out_dtype=tl.int32)
     mask = (row < rows)[:, None] & (column < outs)[None, :]
     place = row.to(tl.int64)[:, None] * outs + column[None, :]
     if SPLIT:
@@ -241,10 +241,10 @@ def linear_int8(
     out = torch.empty(rows, outs, dtype=dtype, device=x.q.device)
     if not rows:
         return out
-    processors = multiprocessors(out.device)
-    tile = tile or int8_tile(rows, outs, processors)
+    chip = chip_of(out.device)
+    tile = tile or int8_tile(rows, outs, chip)
     if splits is None:
-        splits = splits_for(tile, rows, outs, depth, processors)
+        splits = splits_for(tile, rows, outs, depth, chip)
     part = triton.cdiv(triton.cdiv(depth, splits), tile.depth) * tile.depth
     splits = triton.cdiv(depth, part)
     target = out if splits == 1 else torch.empty(splits, rows, outs, dtype=torch.int32, device=out.device)
@@ -293,9 +293,10 @@ def linear_weight_only(
         bits, group, minimum = 8, 0 if weight.per_channel else weight.group, None
         step = min(128, group & -group) if group else 128
     panel = step * (8 // bits)
-    tile = tile or weight_only_tile(rows, step)
+    chip = chip_of(out.device)
+    tile = tile or weight_only_tile(rows, step, bits, chip)
     if splits is None:
-        splits = splits_for(tile, rows, outs, depth, multiprocessors(out.device))
+        splits = splits_for(tile, rows, outs, depth, chip)
     panels = triton.cdiv(depth, panel)
     part = triton.cdiv(panels, splits)
     splits = triton.cdiv(panels, part)

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from deepseek.kernels.triton.activation import activate, check_kind
-from deepseek.kernels.triton.tiles import BAND, Tile, place_of
+from deepseek.kernels.triton.support import chip_of
+from deepseek.kernels.triton.tiles import BAND, Tile, experts_tile, place_of
 
 _COMBINE_BLOCK = 1024
 
@@ -162,20 +163,18 @@ def _combine_kernel(
     tl.store(out + row * dim + column, total.to(out.dtype.element_ty), mask=mask)
 
 
-def tile_for(pairs: int, experts: int) -> Tile:
-    """By how many pairs an expert has on average."""
-    average = pairs // experts
-    if average <= 16:
-        return Tile(16, 64, 128, warps=4, stages=4)
-    if average <= 32:
-        return Tile(32, 64, 128, warps=4, stages=3)
-    if average <= 64:
-        return Tile(64, 128, 64, warps=4, stages=3)
-    return Tile(128, 128, 64, warps=8, stages=3)
-
-
-def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_weights: Tensor, kind: str) -> Tensor:
-    """As :meth:`deepseek.kernels.ops.Ops.moe`. Raises ValueError for an unknown ``kind``.
+def moe(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    expert_ids: Tensor,
+    expert_weights: Tensor,
+    kind: str,
+    *,
+    tile: Tile | None = None,
+) -> Tensor:
+    """As :meth:`deepseek.kernels.ops.Ops.moe`; None for ``tile`` chooses it by shape. Raises ValueError for an unknown
+    ``kind``.
 
     Sums run over a row's experts in the order of choice, so they do not depend on the rows around it.
     """
@@ -187,7 +186,7 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_wei
     x = x if x.stride(1) == 1 else x.contiguous()
     gate_up, down = gate_up.contiguous(), down.contiguous()
     pairs = rows * choices
-    tile = tile_for(pairs, experts)
+    tile = tile or experts_tile(pairs, experts, x.element_size(), chip_of(x.device))
     own = plan(expert_ids, experts, tile.rows)
     tiles = own.expert.shape[0]
     sizes = {"ROWS": tile.rows, "OUTS": tile.outs, "DEPTH": tile.depth, "BAND": BAND}

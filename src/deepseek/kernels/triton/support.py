@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -50,12 +51,26 @@ def obstacle() -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What decides how work is cut.
+
+    Attributes:
+        processors: streaming multiprocessors.
+        shared_memory: bytes that one program may have.
+    """
+
+    processors: int
+    shared_memory: int
+
+
 @cache
-def multiprocessors(device: torch.device) -> int:
-    """Programs that ``device`` runs side by side at least; 4 for a CPU, where kernels run in the interpreter."""
+def chip_of(device: torch.device) -> Chip:
+    """The chip of ``device``; for a CPU, where kernels run in the interpreter, a small one."""
     if device.type == "cpu":
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count
+        return Chip(4, 99 * 1024)
+    properties = torch.cuda.get_device_properties(device)
+    return Chip(properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
 def _dotted(version: tuple[int, int]) -> str:
