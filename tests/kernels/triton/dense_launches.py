@@ -49,7 +49,7 @@ def w8a8(rows: int, outs: int, columns: int, dtype: torch.dtype, bias: bool = Fa
 
 def weight_only(rows: int, weight: QuantizedWeight, dtype: torch.dtype, bias: bool = False) -> None:
     outs, columns = weight.shape
-    depth, bits = (weight.q.shape[2], 4) if isinstance(weight, Int4Weight) else (128, 8)
+    depth, bits = (weight.q.shape[2], 4) if isinstance(weight, Int4Weight) else (64, 8)
     tile = weight_only_tile(rows, depth, bits, H100)
     splits = splits_for(tile, rows, outs, columns, H100)
     b = empty(outs, dtype=dtype) if bias else None

@@ -17,7 +17,8 @@ NAN, INF = float("nan"), float("inf")
 
 
 def assert_quantized(actual: Int8Rows, expected: Tensor) -> None:
-    """Largest magnitude 127, every value within half a step of fp32 ``expected`` [T, dim], and a little for rounding."""
+    """Largest magnitude 127, every value within half a step of fp32 ``expected`` [T, dim], and a little for
+    rounding."""
     assert actual.q.dtype == torch.int8
     assert_same(actual.scale, expected.abs().amax(dim=1) / 127)
     steps = expected / torch.where(actual.scale > 0, actual.scale, 1.0)[:, None]
@@ -63,7 +64,8 @@ def test_add_rms_norm(rows: int, dim: int, dtype: torch.dtype) -> None:
     x, residual, weight = (randn(*s, seed=i, dtype=dtype).to(DEVICE) for i, s in enumerate(shapes))
     expected, total = reference.add_rms_norm(x, residual, weight, 1e-6)
     normed, added = norm.add_rms_norm(x, residual, weight, 1e-6)
-    assert torch.equal(added, total)
+    # The interpreter cuts off what bf16 has no bits for, where the compiler rounds.
+    assert_same(added, total, tolerance=1e-2 if dtype == torch.bfloat16 and DEVICE.type == "cpu" else 1e-12)
     assert added.data_ptr() == residual.data_ptr()
     assert_same(normed, expected, tolerance=TOLERANCE[dtype])
 

@@ -75,13 +75,17 @@ def _int8_kernel(
 
 @triton.jit
 def _whole(value: tl.tensor, OFFSET: tl.constexpr, DTYPE: tl.constexpr) -> tl.tensor:
-    """uint8 ``value - OFFSET`` as DTYPE, exactly. The bytes become the last bits of a mantissa whose exponent makes
-    them count whole numbers: converting instructions are eight times slower than these."""
+    """uint8 ``value - OFFSET`` as DTYPE, exactly.
+
+    The bytes become the last bits of a mantissa whose exponent makes them count whole numbers: instructions that
+    convert integers run at an eighth of the rate of these.
+    """
     if tl.float16 == DTYPE:
-        return (value.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + OFFSET)
-    if tl.bfloat16 == DTYPE and OFFSET == 0:  # nibbles only: bf16 counts to 256 from 128 on
-        return (value.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True) - 128.0
-    return ((value.to(tl.uint32) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + OFFSET)).to(DTYPE)
+        result = (value.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + OFFSET)
+    else:
+        wide = (value.to(tl.uint32) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + OFFSET)
+        result = wide.to(DTYPE)
+    return result
 
 
 @triton.jit
@@ -98,7 +102,7 @@ def _add_group(
     PRESCALE: tl.constexpr,
 ) -> tl.tensor:
     """``total`` [rows, outs] plus ``x`` [rows, depth] times the weights of uint8 ``value`` [outs, depth], all of one
-    group."""
+    group. PRESCALE: scales are applied to the weights, not to the sums."""
     scales = tl.load(scale + group * outs + column).to(tl.float32)
     if PRESCALE:
         weight = _whole(value, OFFSET, tl.float32) * scales[:, None]
@@ -106,11 +110,19 @@ def _add_group(
             weight -= tl.load(minimum + group * outs + column).to(tl.float32)[:, None]
         total = tl.dot(x, tl.trans(weight.to(x.dtype)), total, input_precision="ieee")
     else:
-        sums = tl.dot(x, tl.trans(_whole(value, OFFSET, x.dtype)), input_precision="ieee")
-        total += sums * scales[None, :]
-        if minimum is not None:
-            minima = tl.load(minimum + group * outs + column).to(tl.float32)
-            total -= tl.sum(x.to(tl.float32), axis=1)[:, None] * minima[None, :]
+        # bf16 counts whole numbers from 128 to 255. Four bits stay 128 too large there: to take that from the sums,
+        # with the minimum, is cheaper than to take it from each weight.
+        RAISED: tl.constexpr = OFFSET == 0 and x.dtype == tl.bfloat16
+        if RAISED:
+            weight = (value.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True)
+        else:
+            weight = _whole(value, OFFSET, x.dtype)
+        total += tl.dot(x, tl.trans(weight), input_precision="ieee") * scales[None, :]
+        if RAISED or minimum is not None:
+            lowered = scales * (128.0 if RAISED else 0.0)
+            if minimum is not None:
+                lowered += tl.load(minimum + group * outs + column).to(tl.float32)
+            total -= tl.sum(x.to(tl.float32), axis=1)[:, None] * lowered[None, :]
     return total
 
 
@@ -291,7 +303,8 @@ def linear_weight_only(
         bits, group, step, minimum = 4, weight.group, weight.q.shape[2], weight.minimum
     else:
         bits, group, minimum = 8, 0 if weight.per_channel else weight.group, None
-        step = min(128, group & -group) if group else 128
+        step = 128 if rows <= FEW_ROWS else 64
+        step = min(step, group & -group) if group else step
     panel = step * (8 // bits)
     chip = chip_of(out.device)
     tile = tile or weight_only_tile(rows, step, bits, chip)
