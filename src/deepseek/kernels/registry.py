@@ -10,6 +10,8 @@ from typing import Any
 
 from deepseek.errors import BackendUnavailableError
 from deepseek.kernels.ops import Binding, Ops
+from deepseek.kernels.triton.support import no_device
+from deepseek.kernels.triton.support import obstacle as triton_obstacle
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ OPS = (
     "mla_attention",
     "moe",
 )
+
+TRITON_OPS = frozenset({"pack_linear", "linear", "rms_norm", "add_rms_norm", "rotary", "gated_activation", "moe"})
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -66,8 +70,9 @@ class Registry:
     def bind(self, device: str, backend: str = "auto") -> dict[str, Binding]:
         """One binding per op for ``device`` (``cpu``, ``cuda:0``).
 
-        ``backend`` is ``auto`` or the name of one that must serve all ops. Raises BackendUnavailableError, naming
-        what exists, for an unknown device or backend, one that lacks an op, and one that cannot run here.
+        ``backend`` is ``auto`` or the name of one that must serve all ops. Under ``auto``, a backend that cannot run
+        here is passed over with a warning that says why. Raises BackendUnavailableError, naming what exists, for an
+        unknown device or backend, one that lacks an op, one that cannot run here, and where none can.
         """
         device_type = device.split(":")[0]
         here = [b for b in self.backends if b.device == device_type]
@@ -78,7 +83,12 @@ class Registry:
             here = [self._named(backend, here, device_type)]
         obstacles = {b.name: b.obstacle() for b in here}
         loaded: dict[str, Functions] = {}
-        return {op: self._bind_op(op, here, obstacles, loaded, asked=backend != "auto") for op in OPS}
+        bindings = {op: self._bind_op(op, here, obstacles, loaded, asked=backend != "auto") for op in OPS}
+        for name, obstacle in obstacles.items():
+            if obstacle:
+                instead = ", ".join(sorted({binding.backend for binding in bindings.values()}))
+                logger.warning("%s kernels cannot run on %s, so %s is used: %s.", name, device, instead, obstacle)
+        return bindings
 
     def _named(self, name: str, here: Sequence[Backend], device_type: str) -> Backend:
         names = ", ".join(b.name for b in here)
@@ -126,6 +136,16 @@ REGISTRY = Registry(
     [
         Backend("torch", "cpu", priority=10, load=_module("deepseek.kernels.torch_ops")),
         Backend("reference", "cpu", priority=0, load=_module("deepseek.kernels.reference")),
+        Backend(
+            "triton",
+            "cuda",
+            priority=20,
+            load=_module("deepseek.kernels.triton.ops"),
+            ops=TRITON_OPS,
+            obstacle=triton_obstacle,
+        ),
+        Backend("torch", "cuda", priority=10, load=_module("deepseek.kernels.torch_ops"), obstacle=no_device),
+        Backend("reference", "cuda", priority=0, load=_module("deepseek.kernels.reference"), obstacle=no_device),
     ]
 )
 

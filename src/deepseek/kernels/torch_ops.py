@@ -1,4 +1,5 @@
-"""The tuned plain-torch backend for CPUs: few dispatches, no copies of the cache where a view will do.
+"""The plain-torch backend, tuned for CPUs: few dispatches, no copies of the cache where a view will do. On a GPU it is
+what remains where Triton cannot run.
 
 Numbers behind the choices are in docs/log.md; the shapes were SmolLM2's, one token and 32 and 256 rows.
 """
@@ -19,7 +20,7 @@ from deepseek.kernels.torch_attention import mla_attention, paged_attention
 
 def pack_linear(weight: Tensor) -> Tensor:
     # oneDNN multiplies bf16 on AMX tiles, and otherwise rearranges the matrix for them again in every call.
-    if weight.dtype == torch.bfloat16 and _has_amx():
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_amx():
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
         return packed
     return weight
@@ -40,17 +41,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     # A few small kernels, half the time of F.rms_norm's: x / hypot(|x| / sqrt(n), sqrt(eps)) * weight.
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).mul_(1.0 / math.sqrt(x.shape[-1]))
-    return torch.div(x, norm.hypot_(_scalar(math.sqrt(eps)))).mul_(weight).to(x.dtype)
+    return torch.div(x, norm.hypot_(_scalar(math.sqrt(eps), x.device))).mul_(weight).to(x.dtype)
 
 
-_SCALARS: dict[float, Tensor] = {}
+_SCALARS: dict[tuple[float, torch.device], Tensor] = {}
 
 
-def _scalar(value: float) -> Tensor:
+def _scalar(value: float, device: torch.device) -> Tensor:
     """A one-element tensor of a constant: hypot takes no Python number."""
-    tensor = _SCALARS.get(value)
+    tensor = _SCALARS.get((value, device))
     if tensor is None:
-        tensor = _SCALARS[value] = torch.tensor(value, dtype=torch.float32)
+        tensor = _SCALARS[value, device] = torch.full((), value, dtype=torch.float32, device=device)
     return tensor
 
 

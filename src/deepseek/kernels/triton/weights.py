@@ -1,0 +1,109 @@
+"""Quantized weights in the layouts that the kernels of :mod:`deepseek.kernels.triton.linear` read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepseek.errors import ConfigurationError
+from deepseek.hub.checkpoint import QuantizedMatrix
+
+INT4_GROUPS = (32, 64, 128)
+_WIDEST_PANEL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """``scale[c // group, r] * q[r, c]``.
+
+    Attributes:
+        q: int8 [out, in].
+        scale: fp32 [in / group, out]; neighbouring outputs lie together, as a program reads many of them at once.
+        group: columns that share a scale; ``in`` for one scale per output.
+    """
+
+    q: Tensor
+    scale: Tensor
+    group: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        outs, columns = self.q.shape
+        return outs, columns
+
+    @property
+    def per_channel(self) -> bool:
+        return self.group == self.q.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Weight:
+    """``scale[c // group, r] * q[r, c] - minimum[c // group, r]`` with q in 0 ... 15, two to a byte.
+
+    The columns stand in panels of ``2 * width``. Byte b of row r in panel p holds column ``2 * p * width + b`` in its
+    low half and column ``2 * p * width + width + b`` in its high half, so that unpacking gives two tiles of
+    neighbouring columns without a shuffle, and a tile of rows of one panel is one stretch of memory. Padding behind the
+    last column has the scale 0.
+
+    Attributes:
+        q: uint8 [panels, out, width].
+        scale: fp16 [2 * panels * width / group, out].
+        minimum: fp16 like ``scale``, or None for zero.
+        group: columns that share a scale.
+        columns: the true number of columns.
+    """
+
+    q: Tensor
+    scale: Tensor
+    minimum: Tensor | None
+    group: int
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.q.shape[1], self.columns
+
+
+QuantizedWeight = Int8Weight | Int4Weight
+
+
+def pack_quantized(matrix: QuantizedMatrix, device: torch.device | str) -> QuantizedWeight:
+    """``matrix`` on ``device`` in the layout of its number of bits. INT4 scales and minima are rounded to fp16, which
+    changes a value by less than a hundredth of its step unless they are below 1e-5.
+
+    Raises ConfigurationError for INT4 in groups other than 32, 64 or 128 columns, for INT8 in groups that are no
+    multiple of 16, and for INT8 with minima.
+    """
+    if matrix.bits == 4:
+        return _pack_int4(matrix, device)
+    if matrix.minimum is not None:
+        raise ConfigurationError("INT8 weights with zero points have no GPU kernel; use symmetric INT8.")
+    if matrix.group % 16 and matrix.group != matrix.shape[1]:
+        raise ConfigurationError(
+            f"INT8 weights in groups of {matrix.group} columns have no GPU kernel; use a multiple of 16, or whole rows."
+        )
+    return Int8Weight(matrix.q.to(device).contiguous(), matrix.scale.to(device).t().contiguous(), matrix.group)
+
+
+def _pack_int4(matrix: QuantizedMatrix, device: torch.device | str) -> Int4Weight:
+    if matrix.group not in INT4_GROUPS:
+        raise ConfigurationError(
+            f"INT4 weights in groups of {matrix.group} columns have no GPU kernel; use 32, 64 or 128."
+        )
+    outs, columns = matrix.shape
+    width = min(matrix.group, _WIDEST_PANEL)
+    panels = -(-columns // (2 * width))
+    groups = 2 * panels * width // matrix.group
+    q = F.pad(matrix.q.to(device), (0, 2 * panels * width - columns)).view(outs, panels, 2, width)
+    packed = (q[:, :, 0] | (q[:, :, 1] << 4)).transpose(0, 1).contiguous()
+    scale = _by_group(matrix.scale, groups, device)
+    minimum = None if matrix.minimum is None else _by_group(matrix.minimum, groups, device)
+    return Int4Weight(packed, scale, minimum, matrix.group, columns)
+
+
+def _by_group(values: Tensor, groups: int, device: torch.device | str) -> Tensor:
+    """fp32 [out, few groups] -> fp16 [groups, out], zeros behind."""
+    return F.pad(values.to(device), (0, groups - values.shape[1])).t().to(torch.float16).contiguous()

@@ -1,0 +1,123 @@
+"""Launches of everything but attention at the shapes of real models, to be compiled (see :mod:`.compiling`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deepseek.kernels.sampling import GREEDY
+from deepseek.kernels.triton import linear, norm, sampling
+from deepseek.kernels.triton.activation import gated_activation, gated_activation_int8
+from deepseek.kernels.triton.moe import moe
+from deepseek.kernels.triton.quantize import empty_int8_rows, quantize
+from deepseek.kernels.triton.rotary import rotary
+from deepseek.kernels.triton.support import Chip
+from deepseek.kernels.triton.tiles import experts_tile, int8_tile, splits_for, weight_only_tile
+from deepseek.kernels.triton.weights import Int4Weight, Int8Weight, QuantizedWeight
+
+H100 = Chip(132, 227 * 1024)
+CPU = torch.device("cpu")
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def int8_weight(outs: int, columns: int, group: int | None = None) -> Int8Weight:
+    group = group or columns
+    scale = empty(columns // group, outs, dtype=torch.float32)
+    return Int8Weight(empty(outs, columns, dtype=torch.int8), scale, group)
+
+
+def int4_weight(outs: int, columns: int, group: int, zero_points: bool = True) -> Int4Weight:
+    width = min(group, 64)
+    panels = -(-columns // (2 * width))
+    scale = empty(2 * panels * width // group, outs, dtype=torch.float16)
+    q = empty(panels, outs, width, dtype=torch.uint8)
+    return Int4Weight(q, scale, scale.clone() if zero_points else None, group, columns)
+
+
+def w8a8(rows: int, outs: int, columns: int, dtype: torch.dtype, bias: bool = False) -> None:
+    tile = int8_tile(rows, outs, H100)
+    splits = splits_for(tile, rows, outs, columns, H100)
+    x, b = empty_int8_rows(rows, columns, CPU), empty(outs, dtype=dtype) if bias else None
+    linear.linear_int8(x, int8_weight(outs, columns), b, dtype, tile=tile, splits=splits)
+
+
+def weight_only(rows: int, weight: QuantizedWeight, dtype: torch.dtype, bias: bool = False) -> None:
+    outs, columns = weight.shape
+    depth, bits = (weight.q.shape[2], 4) if isinstance(weight, Int4Weight) else (64, 8)
+    tile = weight_only_tile(rows, depth, bits, H100)
+    splits = splits_for(tile, rows, outs, columns, H100)
+    b = empty(outs, dtype=dtype) if bias else None
+    linear.linear_weight_only(empty(rows, columns, dtype=dtype), weight, b, tile=tile, splits=splits)
+
+
+def experts(rows: int, count: int, choices: int, dim: int, inner: int, dtype: torch.dtype) -> None:
+    gate_up = empty(count, 2 * inner, dim, dtype=dtype)
+    down = empty(count, dim, inner, dtype=dtype)
+    ids = torch.zeros(rows, choices, dtype=torch.int64)
+    tile = experts_tile(rows * choices, count, dtype.itemsize, H100)
+    moe(empty(rows, dim, dtype=dtype), gate_up, down, ids, torch.zeros(rows, choices), "silu", tile=tile)
+
+
+def norms(rows: int, dim: int, dtype: torch.dtype) -> None:
+    x, residual, weight = empty(rows, dim, dtype=dtype), empty(rows, dim, dtype=dtype), empty(dim, dtype=dtype)
+    norm.rms_norm(x, weight, 1e-6)
+    norm.rms_norm_int8(x, weight, 1e-6)
+    norm.add_rms_norm(x, residual, weight, 1e-6)
+    norm.add_rms_norm_int8(x, residual, weight, 1e-6)
+    quantize(x)
+
+
+def head_norms(rows: int, heads: int, dim: int, dtype: torch.dtype) -> None:
+    norm.rms_norm(empty(rows, heads + 8, dim, dtype=dtype)[:, :heads], empty(dim, dtype=dtype), 1e-6)
+
+
+def turns(rows: int, heads: int, dim: int, half: int, interleaved: bool, dtype: torch.dtype) -> None:
+    angles = empty(rows, half, dtype=torch.float32)
+    rotary(empty(rows, heads, dim, dtype=dtype), angles, angles, interleaved)
+
+
+def activations(rows: int, dim: int, kind: str, dtype: torch.dtype) -> None:
+    gate_up = empty(rows, 2 * dim, dtype=dtype)
+    gated_activation(gate_up, kind)
+    gated_activation_int8(gate_up, kind)
+
+
+def samples(rows: int, vocab: int, dtype: torch.dtype) -> None:
+    sampling.choose_tokens(empty(rows, vocab, dtype=dtype), sampling.Choices.of([GREEDY] * rows, "cpu"))
+
+
+def launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    yield "norms, 7B", partial(norms, 5, 3584, bf16)
+    yield "norms, 405B", partial(norms, 1, 16384, fp16)
+    yield "norms, 135M", partial(norms, 3, 576, fp32)
+    yield "norms of heads", partial(head_norms, 3, 32, 128, bf16)
+    yield "rotary", partial(turns, 3, 28, 128, 64, False, bf16)
+    yield "rotary of pairs, a part", partial(turns, 1, 16, 192, 32, True, bf16)
+    yield "rotary, 96 wide", partial(turns, 7, 1, 96, 48, False, fp16)
+    yield "activation, 7B", partial(activations, 3, 18944, "silu", bf16)
+    yield "activation, gemma", partial(activations, 3, 2048, "gelu_tanh", fp16)
+    for rows in (1, 17, 64, 100, 8192):
+        yield f"W8A8, {rows} rows", partial(w8a8, rows, 4608, 3584, bf16, True)
+    yield "W8A8, 1 row, narrow", partial(w8a8, 1, 3584, 18944, bf16)
+    yield "W8A8, 300 rows, odd sizes", partial(w8a8, 300, 1001, 577, fp16)
+    for group in (32, 64, 128):
+        for rows in (1, 17, 64, 2048):
+            yield f"W4A16, {rows} rows, group {group}", partial(weight_only, rows, int4_weight(4608, 3584, group), bf16)
+    yield "W4A16, fp16, symmetric", partial(weight_only, 16, int4_weight(37888, 3584, 32, False), fp16, True)
+    yield "W8A16, 1 row", partial(weight_only, 1, int8_weight(3584, 18944), bf16)
+    yield "W8A16, 16 rows, fp16", partial(weight_only, 16, int8_weight(4608, 3584), fp16, True)
+    yield "W8A16, groups, 1 row", partial(weight_only, 1, int8_weight(3584, 3584, 64), bf16)
+    yield "W8A16, groups, 500 rows", partial(weight_only, 500, int8_weight(576, 576, 192), bf16)
+    for rows in (1, 400, 700, 3000):
+        yield f"deepseek-v2-lite experts, {rows} rows", partial(experts, rows, 64, 6, 2048, 1408, bf16)
+    yield "mixtral experts", partial(experts, 3, 8, 2, 512, 1024, fp16)
+    yield "experts in fp32", partial(experts, 3, 4, 2, 96, 72, fp32)
+    yield "sampling, qwen", partial(samples, 3, 152064, fp32)
+    yield "sampling, bf16", partial(samples, 1, 32000, bf16)
