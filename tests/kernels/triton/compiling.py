@@ -99,7 +99,7 @@ def _described(launch: str, name: str, kernel: Any) -> Compiled:
 
 
 def compiled_elsewhere(module: str) -> list[Compiled]:
-    """What ``module.launches()`` compiles, in a process that has Triton's compiler. Skips the test where it has none."""
+    """What ``module.launches()`` compiles, in a process that has Triton's compiler. Skips the test without one."""
     from triton import knobs
 
     try:
