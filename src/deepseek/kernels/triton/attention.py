@@ -6,8 +6,6 @@ tensor cores even with few queries, and keys are read once for the whole group.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -39,7 +37,9 @@ _LAUNCH_ARGUMENTS = {
 
 
 @triton.jit
-def _sequence_of_block(query_starts: Any, block: Any, num_sequences: Any, QUERIES: tl.constexpr) -> Any:
+def _sequence_of_block(
+    query_starts: tl.tensor, block: tl.tensor, num_sequences: tl.tensor, QUERIES: tl.constexpr
+) -> tl.tensor:
     """The sequence that a block of QUERIES queries belongs to, by bisection.
 
     Sequence i begins at block ``(starts[i] - starts[0]) // QUERIES + i``: the i before it have at most that many, so
@@ -58,32 +58,32 @@ def _sequence_of_block(query_starts: Any, block: Any, num_sequences: Any, QUERIE
 
 @triton.jit(**_LAUNCH_ARGUMENTS)
 def _prefill_kernel(
-    output: Any,
-    query_main: Any,
-    query_rest: Any,
-    key_cache: Any,
-    value_cache: Any,
-    key_scales: Any,
-    value_scales: Any,
-    query_starts: Any,
-    context_lens: Any,
-    pages: Any,
-    num_sequences: Any,
-    pages_stride: Any,
-    skip_up_to: Any,
-    window: Any,
-    scale_log2: Any,
-    main_row: Any,
-    main_head: Any,
-    rest_row: Any,
-    rest_head: Any,
-    output_row: Any,
-    output_head: Any,
-    key_slot: Any,
-    key_head: Any,
-    value_slot: Any,
-    value_head: Any,
-    scale_slot: Any,
+    output: tl.tensor,
+    query_main: tl.tensor,
+    query_rest: tl.tensor,
+    key_cache: tl.tensor,
+    value_cache: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    query_starts: tl.tensor,
+    context_lens: tl.tensor,
+    pages: tl.tensor,
+    num_sequences: tl.tensor,
+    pages_stride: tl.tensor,
+    skip_up_to: tl.tensor,
+    window: tl.tensor,
+    scale_log2: tl.tensor,
+    main_row: tl.tensor,
+    main_head: tl.tensor,
+    rest_row: tl.tensor,
+    rest_head: tl.tensor,
+    output_row: tl.tensor,
+    output_head: tl.tensor,
+    key_slot: tl.tensor,
+    key_head: tl.tensor,
+    value_slot: tl.tensor,
+    value_head: tl.tensor,
+    scale_slot: tl.tensor,
     GROUP: tl.constexpr,
     MAIN: tl.constexpr,
     REST: tl.constexpr,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -113,8 +112,13 @@ def check_heads(heads: Heads) -> None:
 
 @triton.jit
 def load_rows(
-    base: Any, offsets: Any, valid: Any, WIDTH: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr
-) -> Any:
+    base: tl.tensor,
+    offsets: tl.tensor,
+    valid: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
     """Rows at ``base + offsets`` [N] of WIDTH elements, as [N, BLOCK]; zero right of them, and where not ``valid``."""
     columns = tl.arange(0, BLOCK)
     pointers = base + offsets[:, None] + columns[None, :]
@@ -131,8 +135,14 @@ def load_rows(
 
 @triton.jit
 def slots_of(
-    pages: Any, first: Any, tokens: Any, valid: Any, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr
-) -> Any:
+    pages: tl.tensor,
+    first: tl.tensor,
+    tokens: tl.tensor,
+    valid: tl.tensor,
+    PAGE_SIZE: tl.constexpr,
+    KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
     """int64 slots [KEYS] of ``tokens`` = first .. first + KEYS - 1, where ``first`` is a multiple of KEYS."""
     if PAGE_SIZE % KEYS == 0:  # one page has them all
         page = tl.load(pages + first // PAGE_SIZE).to(tl.int64)
@@ -148,25 +158,25 @@ def slots_of(
 
 @triton.jit
 def attend(
-    accumulator: Any,
-    maximum: Any,
-    total: Any,
-    query_main: Any,
-    query_rest: Any,
-    key_cache: Any,
-    value_cache: Any,
-    key_scales: Any,
-    value_scales: Any,
-    pages: Any,
-    position: Any,
-    begin: Any,
-    end: Any,
-    context: Any,
-    scale_log2: Any,
-    window: Any,
-    key_stride: Any,
-    value_stride: Any,
-    scale_stride: Any,
+    accumulator: tl.tensor,
+    maximum: tl.tensor,
+    total: tl.tensor,
+    query_main: tl.tensor,
+    query_rest: tl.tensor,
+    key_cache: tl.tensor,
+    value_cache: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    pages: tl.tensor,
+    position: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    context: tl.tensor,
+    scale_log2: tl.tensor,
+    window: tl.tensor,
+    key_stride: tl.tensor,
+    value_stride: tl.tensor,
+    scale_stride: tl.tensor,
     MAIN: tl.constexpr,
     REST: tl.constexpr,
     VALUE: tl.constexpr,
@@ -180,7 +190,7 @@ def attend(
     QUANTIZED: tl.constexpr,
     LATENT: tl.constexpr,
     PRECISION: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Continue the softmax of M rows over the tokens ``begin`` .. ``end`` - 1 of a context.
 
     ``accumulator`` [M, VALUE_BLOCK], ``maximum`` and ``total`` [M]; ``query_main`` [M, MAIN_BLOCK] and ``query_rest``

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,25 +13,25 @@ _QUERY_HEADS = 8
 
 
 @triton.jit
-def _round(x: Any) -> Any:
+def _round(x: tl.tensor) -> tl.tensor:
     """To the nearest integer, halves to even, for |x| < 2^22: at 1.5 * 2^23 an fp32 number has no fraction."""
     return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit
-def _scale_of(highest: Any, scales: Any) -> Any:
+def _scale_of(highest: tl.tensor, scales: tl.tensor) -> tl.tensor:
     """fp32 scale for heads whose largest element is ``highest``, as ``scales`` will store it."""
     return (highest / 127.0).to(scales.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
-def _magnitude(x: Any) -> Any:
+def _magnitude(x: tl.tensor) -> tl.tensor:
     """|x| of a fp32 tile [heads, columns], largest per head. NaN counts as infinity: what is broken stays broken."""
     return tl.max(tl.where(x == x, tl.abs(x), float("inf")), 1)
 
 
 @triton.jit
-def _to_int8(x: Any, scale: Any) -> Any:
+def _to_int8(x: tl.tensor, scale: tl.tensor) -> tl.tensor:
     """``x`` [heads, columns] in units of ``scale`` [heads]; a scale of zero is that of a head of zeros."""
     whole = _round(tl.div_rn(x, tl.where(scale == 0.0, 1.0, scale)[:, None]))
     return tl.minimum(tl.maximum(whole, -127.0), 127.0).to(tl.int8)
@@ -41,13 +39,13 @@ def _to_int8(x: Any, scale: Any) -> Any:
 
 @triton.jit
 def _write_rows(
-    source: Any,
-    cache: Any,
-    scales: Any,
-    slot: Any,
-    source_head: Any,
-    cache_slot: Any,
-    cache_head: Any,
+    source: tl.tensor,
+    cache: tl.tensor,
+    scales: tl.tensor,
+    slot: tl.tensor,
+    source_head: tl.tensor,
+    cache_slot: tl.tensor,
+    cache_head: tl.tensor,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     HEADS_BLOCK: tl.constexpr,
@@ -71,21 +69,21 @@ def _write_rows(
 
 @triton.jit
 def _write_kernel(
-    key: Any,
-    value: Any,
-    key_cache: Any,
-    value_cache: Any,
-    key_scales: Any,
-    value_scales: Any,
-    slots: Any,
-    key_row: Any,
-    key_head: Any,
-    value_row: Any,
-    value_head: Any,
-    key_cache_slot: Any,
-    key_cache_head: Any,
-    value_cache_slot: Any,
-    value_cache_head: Any,
+    key: tl.tensor,
+    value: tl.tensor,
+    key_cache: tl.tensor,
+    value_cache: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    slots: tl.tensor,
+    key_row: tl.tensor,
+    key_head: tl.tensor,
+    value_row: tl.tensor,
+    value_head: tl.tensor,
+    key_cache_slot: tl.tensor,
+    key_cache_head: tl.tensor,
+    value_cache_slot: tl.tensor,
+    value_cache_head: tl.tensor,
     HEADS: tl.constexpr,
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
@@ -112,7 +110,7 @@ def _write_kernel(
 
 
 @triton.jit
-def _pair_columns(pairs: Any, HALF: tl.constexpr, INTERLEAVED: tl.constexpr) -> Any:
+def _pair_columns(pairs: tl.tensor, HALF: tl.constexpr, INTERLEAVED: tl.constexpr) -> tl.tensor:
     """Where the two elements of each rotary pair lie."""
     if INTERLEAVED:
         first = 2 * pairs
@@ -125,27 +123,27 @@ def _pair_columns(pairs: Any, HALF: tl.constexpr, INTERLEAVED: tl.constexpr) -> 
 
 @triton.jit
 def _rotary_write_kernel(
-    query: Any,
-    key: Any,
-    value: Any,
-    cos: Any,
-    sin: Any,
-    key_cache: Any,
-    value_cache: Any,
-    key_scales: Any,
-    value_scales: Any,
-    slots: Any,
-    query_row: Any,
-    query_head: Any,
-    key_row: Any,
-    key_head: Any,
-    value_row: Any,
-    value_head: Any,
-    angle_row: Any,
-    key_cache_slot: Any,
-    key_cache_head: Any,
-    value_cache_slot: Any,
-    value_cache_head: Any,
+    query: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    key_cache: tl.tensor,
+    value_cache: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    slots: tl.tensor,
+    query_row: tl.tensor,
+    query_head: tl.tensor,
+    key_row: tl.tensor,
+    key_head: tl.tensor,
+    value_row: tl.tensor,
+    value_head: tl.tensor,
+    angle_row: tl.tensor,
+    key_cache_slot: tl.tensor,
+    key_cache_head: tl.tensor,
+    value_cache_slot: tl.tensor,
+    value_cache_head: tl.tensor,
     QUERY_HEADS: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
