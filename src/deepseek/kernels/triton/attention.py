@@ -168,17 +168,17 @@ def _prefill_kernel(
 
 
 def _tile(heads: Heads, dtype: torch.dtype) -> Tile:
-    """For 227 KiB of shared memory (Hopper), which hold the queries and ``stages`` tiles of keys and values."""
-    width = max(block_of(heads.main) + (block_of(heads.rest) if heads.rest else 0), block_of(heads.value))
+    """For 227 KiB of shared memory (Hopper), which hold the queries and up to three tiles of keys and values."""
+    width = heads.width
     if dtype == torch.float32:
-        return Tile(rows=64, keys=32, warps=4, stages=2) if width <= 128 else Tile(rows=32, keys=16, warps=4, stages=1)
+        return Tile(rows=32, keys=32, warps=4, stages=3) if width <= 128 else Tile(rows=16, keys=16, warps=4, stages=2)
     if width <= 64:
-        return Tile(rows=128, keys=64, warps=4, stages=3)
-    if width <= 128:
-        return Tile(rows=128, keys=64, warps=8, stages=3)
+        return Tile(rows=128, keys=64, warps=4, stages=5)
+    if width <= 192:
+        return Tile(rows=128, keys=64, warps=8, stages=5)
     if width <= 256:
-        return Tile(rows=128, keys=64, warps=8, stages=2)
-    return Tile(rows=64, keys=32, warps=8, stages=2)
+        return Tile(rows=128, keys=64, warps=8, stages=3)
+    return Tile(rows=64, keys=32, warps=8, stages=3)
 
 
 def prefill_attention(

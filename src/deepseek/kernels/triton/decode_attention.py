@@ -214,16 +214,15 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def _tile(heads: Heads, rows: int, dtype: torch.dtype) -> Tile:
-    """Decoding waits for memory: several stages in flight, and two programs to a multiprocessor where they fit."""
-    width = max(block_of(heads.main) + (block_of(heads.rest) if heads.rest else 0), block_of(heads.value))
+    """Decoding waits for memory: two tiles of keys in flight, and two programs to a multiprocessor where they fit."""
     rows = min(64, block_of(rows))
     if dtype == torch.float32:
-        return Tile(rows=min(rows, 16), keys=16, warps=4, stages=2)
-    if width <= 128:
-        return Tile(rows, keys=64, warps=4, stages=3)
-    if width <= 256:
-        return Tile(rows, keys=32, warps=4, stages=3)
-    return Tile(rows, keys=32, warps=4 if rows <= 16 else 8, stages=2)
+        return Tile(rows=16, keys=16, warps=4, stages=3)
+    if heads.width <= 128:
+        return Tile(rows, keys=64, warps=4, stages=5)
+    if heads.width <= 256:
+        return Tile(rows, keys=32, warps=4, stages=5)
+    return Tile(rows, keys=32, warps=4 if rows <= 16 else 8, stages=5)
 
 
 def decode_attention(

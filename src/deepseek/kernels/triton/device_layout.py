@@ -105,10 +105,11 @@ class DeviceLayout:
         )
 
     def fill(self, layout: PagedLayout) -> None:
-        """Overwrite the buffers with ``layout``, in the order of the current stream, and let :meth:`of` find them there.
+        """Overwrite the buffers with ``layout``, in the current stream's order, and let :meth:`of` find them there.
 
         A smaller batch is padded by sequences without a context, which own the rows that are left over, so that every
-        row has a defined result. The layout must lie within the bounds of the buffers.
+        row has a defined result: buffers for as many sequences as rows always have enough of them. The layout must lie
+        within the bounds of the buffers.
         """
         rows, sequences = layout.query_starts[-1], layout.num_sequences
         assert layout.page_size == self.page_size

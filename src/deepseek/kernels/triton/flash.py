@@ -29,7 +29,11 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows of queries by keys that a program works on, and how it is run."""
+    """Rows of queries by keys that a program works on, and how it is run.
+
+    Page numbers are fetched before keys and take half of the pipeline: of 3 stages one is a tile of keys and values
+    under way, of 5 two. Where the warp group's matrix instructions run (64 rows or more) another tile is in use.
+    """
 
     rows: int
     keys: int
@@ -45,6 +49,11 @@ class Heads:
     rest: int
     value: int
     group: int
+
+    @property
+    def width(self) -> int:
+        """Elements of a key or of a value as they lie in a tile, whichever is wider."""
+        return max(block_of(self.main) + (block_of(self.rest) if self.rest else 0), block_of(self.value))
 
     @property
     def constants(self) -> dict[str, int]:
