@@ -9,10 +9,18 @@ process of its own because the other tests have Triton's interpreter in place of
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from importlib import import_module
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
+
+import pytest
 
 CAPABILITY = 90
 """Hopper."""
@@ -21,8 +29,30 @@ SHARED_MEMORY = 227 * 1024
 """Bytes that one program may have on Hopper."""
 
 
-def compiled(launches: Iterator[tuple[str, Callable[[], object]]]) -> Iterator[dict[str, Any]]:
-    """What each launch compiles: its name, the kernel, bytes of shared memory, warps, registers it spills."""
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel in machine code.
+
+    Attributes:
+        launch, kernel: whose it is.
+        warps: of a program.
+        shared: bytes of shared memory.
+        registers: of a thread.
+        stack: bytes of a thread that did not fit its registers.
+        units: of wgmma.mma_async, mma.sync and cp.async those that it uses.
+    """
+
+    launch: str
+    kernel: str
+    warps: int
+    shared: int
+    registers: int
+    stack: int
+    units: tuple[str, ...] | list[str]
+
+
+def compiled(launches: Iterable[tuple[str, Callable[[], object]]]) -> Iterator[Compiled]:
+    """What each launch compiles, in order. To be called where Triton's compiler is, and not its interpreter."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -49,18 +79,44 @@ def compiled(launches: Iterator[tuple[str, Callable[[], object]]]) -> Iterator[d
             kernels.clear()
             launch()
             for kernel, result in kernels:
-                yield {"launch": name, "kernel": kernel, "shared": result.metadata.shared, **_resources(result)}
+                yield _described(name, kernel, result)
     finally:
         JITFunction.run = run
 
 
-def _resources(kernel: Any) -> dict[str, Any]:
-    """From the machine code: registers per thread, bytes of registers spilled, which matrix instructions."""
-    ptx = kernel.asm["ptx"]
-    units = {name: name in ptx for name in ("wgmma.mma_async", "mma.sync", "cp.async")}
-    return {"warps": kernel.metadata.num_warps, "units": [name for name, used in units.items() if used]}
+def _described(launch: str, name: str, kernel: Any) -> Compiled:
+    from triton import knobs
+
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", report)}
+    units = tuple(unit for unit in ("wgmma.mma_async", "mma.sync", "cp.async") if unit in kernel.asm["ptx"])
+    warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
+    return Compiled(launch, name, warps, shared, usage["REG"], usage["STACK"], units)
+
+
+def compiled_elsewhere(module: str) -> list[Compiled]:
+    """What ``module.launches()`` compiles, in a process that has Triton's compiler. Skips the test without one."""
+    from triton import knobs
+
+    try:
+        tools = (knobs.nvidia.ptxas.path, knobs.nvidia.cuobjdump.path)
+    except (RuntimeError, AttributeError) as error:
+        pytest.skip(f"this Triton cannot compile for NVIDIA GPUs: {error}")
+    assert all(tools)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with TemporaryDirectory() as cache:
+        environment["TRITON_CACHE_DIR"] = cache
+        command = [sys.executable, "-m", __name__, module]
+        root = Path(__file__).parents[3]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=280)
+    assert result.returncode == 0, result.stderr
+    return [Compiled(**json.loads(line)) for line in result.stdout.splitlines()]
 
 
 if __name__ == "__main__":
     for result in compiled(import_module(sys.argv[1]).launches()):
-        print(json.dumps(result), flush=True)
+        print(json.dumps(asdict(result)), flush=True)

@@ -39,3 +39,11 @@ if find_spec("triton") and os.environ.get("TRITON_INTERPRET") == "1":
         return _dot(self, _wide(a), _wide(b), *others)
 
     interpreter.InterpreterBuilder.create_dot = _dot_of_bf16
+
+    def _integer_to_float(self, source, to):
+        """Triton 3.6 makes the bits of a bf16 of an integer's value."""
+        if to.scalar != tl.bfloat16:
+            return self.cast_impl(source, to)
+        return self.cast_impl(self.cast_impl(source, tl.float32), to)
+
+    interpreter.InterpreterBuilder.create_si_to_fp = _integer_to_float

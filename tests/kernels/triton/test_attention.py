@@ -99,6 +99,26 @@ def test_int8_cache(name: str, scale_dtype: torch.dtype, window: int | None) -> 
     assert_same(actual.cpu(), expected)
 
 
+@pytest.mark.parametrize("dtype", HALF)
+def test_int8_cache_of_small_weights(dtype: torch.dtype) -> None:
+    """One key has nearly all the weight, many share the rest, and scales are small: products below fp16's range."""
+    case = Ragged(((192, 1), (180, 20)), page=64)
+    keys = torch.zeros(case.slots, 1, 16, dtype=torch.int8)
+    values = torch.full((case.slots, 1, 16), 100, dtype=torch.int8)
+    layout = case.layout()
+    for sequence in range(2):
+        first = reference.context_slots(layout, sequence)[0]
+        keys[first], values[first] = 127, 0
+    scales = torch.full((case.slots, 1), 1e-3, dtype=torch.float16)
+    query = torch.full((case.rows, 2, 16), 1.0, dtype=dtype)
+    scale = 10.0 / (127 * float(scales[0, 0]) * 16)  # the other keys weigh e^-10 of the first
+    wide = scales.float()[..., None]
+    expected = reference.paged_attention(query.float(), keys.float() * wide, values.float() * wide, layout, scale)
+    there = KVScales(scales.to(DEVICE), scales.to(DEVICE))
+    actual = paged_attention(query.to(DEVICE), keys.to(DEVICE), values.to(DEVICE), layout, scale, None, there)
+    assert ((actual.cpu().float() - expected).abs() < 1e-2 * expected.abs()).all()
+
+
 @pytest.mark.usefixtures("split")
 def test_large_scores() -> None:
     case = STEPS["mixed"]

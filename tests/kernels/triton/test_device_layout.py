@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,8 +56,9 @@ def test_buffers_stay_where_they_are() -> None:
     before = static.pages.data_ptr(), static.write_slots.data_ptr(), static.query_starts.data_ptr()
     for sequences in (((14, 1), (15, 1), (32, 1)), ((3, 1),), ((1, 1), (2, 1), (3, 1), (63, 1))):
         layout = Ragged(sequences, page=16).layout()
-        static.fill(layout)
-        assert DeviceLayout.of(layout, DEVICE) is static
+        filled = static.fill(layout)
+        assert DeviceLayout.of(layout, DEVICE) is DeviceLayout.of(filled, DEVICE) is static
+        assert filled.write_slots is static.write_slots
         count = len(sequences)
         assert static.context_lens.tolist() == [*layout.context_lens, *[0] * (4 - count)]
         assert static.query_starts.tolist() == [0, 1, 2, 3, 4]
@@ -68,6 +71,19 @@ def test_rows_that_are_left_over_have_owners() -> None:
     static = allocate(sequences=3, rows=9, max_query=4)
     static.fill(Ragged(((0, 4),), page=16).layout())
     assert static.query_starts.tolist() == [0, 4, 8, 9]
+
+
+def test_slots_may_be_on_the_device_already() -> None:
+    layout = STEPS["mixed"].layout()
+    there = replace(layout, write_slots=layout.write_slots.to(DEVICE, copy=True))
+    assert DeviceLayout.of(there, DEVICE).write_slots.tolist() == layout.write_slots.tolist()
+
+
+def test_buffers_are_not_filled_from_themselves() -> None:
+    static = allocate()
+    filled = static.fill(Ragged(((0, 1),), page=16).layout())
+    with pytest.raises(AssertionError):
+        static.fill(filled)
 
 
 @pytest.mark.parametrize(

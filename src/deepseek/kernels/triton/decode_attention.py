@@ -202,9 +202,9 @@ def num_splits(programs: int, max_context: int, multiprocessors: int) -> int:
     context. A function of sizes and not of data: a CUDA graph's bucket has one number. Rows of different batches are
     the same to the bit as long as this number is.
     """
-    wanted = -(-PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // max(1, programs))
+    wanted: int = triton.next_power_of_2(-(-PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // max(1, programs)))
     useful = max(1, max_context // MIN_SPLIT)
-    return min(triton.next_power_of_2(wanted), useful, MAX_SPLITS)
+    return min(wanted, useful, MAX_SPLITS)
 
 
 @cache

@@ -88,9 +88,9 @@ class DeviceLayout:
         ``max_decode`` follows from ``max_query`` unless more is known about the batches.
         """
         max_pages = max(1, -(-max_context // page_size))
-        sizes = (2 * rows, sequences + 1, sequences, sequences * max_pages)  # slots are 64 bits wide
+        sizes = [2 * rows, sequences + 1, sequences, sequences * max_pages]  # slots are 64 bits wide
         block = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
-        slots, starts, lens, pages = block.split(sizes)
+        slots, starts, lens, pages = torch.split(block, sizes)
         return cls(
             query_starts=starts,
             context_lens=lens,
@@ -104,8 +104,10 @@ class DeviceLayout:
             block=block,
         )
 
-    def fill(self, layout: PagedLayout) -> None:
+    def fill(self, layout: PagedLayout) -> PagedLayout:
         """Overwrite the buffers with ``layout``, in the current stream's order, and let :meth:`of` find them there.
+
+        Returns the layout for a model that runs on the buffers: the same but for ``write_slots``, which are theirs.
 
         A smaller batch is padded by sequences without a context, which own the rows that are left over, so that every
         row has a defined result: buffers for as many sequences as rows always have enough of them. The layout must lie
@@ -113,6 +115,7 @@ class DeviceLayout:
         """
         rows, sequences = layout.query_starts[-1], layout.num_sequences
         assert layout.page_size == self.page_size
+        assert layout.write_slots.data_ptr() != self.write_slots.data_ptr() or not rows
         assert rows <= self.num_rows and sequences <= self.num_sequences
         assert max(layout.context_lens, default=0) <= self.max_context
         slots_size = 2 * self.num_rows
@@ -135,7 +138,9 @@ class DeviceLayout:
         self.block.copy_(staging, non_blocking=True)
         if not here:
             self.write_slots[:rows].copy_(layout.write_slots)
-        layout.memo[_memo_key(device)] = self
+        filled = replace(layout, write_slots=self.write_slots)
+        layout.memo[_memo_key(device)] = filled.memo[_memo_key(device)] = self
+        return filled
 
     def _padded_starts(self, starts: tuple[int, ...]) -> list[int]:
         padded = list(starts)

@@ -79,7 +79,8 @@ class KVScales:
 
 def block_of(size: int) -> int:
     """The power of two that holds ``size``, and at least 16, which is the least that tensor cores take."""
-    return max(16, triton.next_power_of_2(size))
+    power: int = triton.next_power_of_2(size)
+    return max(16, power)
 
 
 def split_query(query: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,7 +244,11 @@ def attend(
             values = keys
         else:
             values = load_rows(value_cache, slots * value_stride, valid, VALUE, VALUE_BLOCK, MASKED)
-        values = values.to(query_main.dtype)
-        accumulator = tl.dot(weights.to(query_main.dtype), values, accumulator, input_precision=PRECISION)
+        if QUANTIZED and query_main.dtype == tl.float16:
+            # A small weight times a small scale is below what fp16 can say. Integers are exact in bf16.
+            accumulator = tl.dot(weights.to(tl.bfloat16), values.to(tl.bfloat16), accumulator)
+        else:
+            values = values.to(query_main.dtype)
+            accumulator = tl.dot(weights.to(query_main.dtype), values, accumulator, input_precision=PRECISION)
         maximum = highest
     return accumulator, maximum, total
