@@ -39,14 +39,20 @@ def check(
 
 
 @pytest.mark.usefixtures("split")
-@pytest.mark.parametrize("name", ["one token", "decode", "mixed", "pages of 48"])
+@pytest.mark.parametrize("name", ["one token", "decode", "pages of 48"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decoding(name: str, shape: tuple[int, ...]) -> None:
+    check(STEPS[name], shape, "auto")
+
+
 @pytest.mark.parametrize("mode", ["auto", "absorbed"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_absorbed(name: str, mode: str, shape: tuple[int, ...]) -> None:
-    check(STEPS[name], shape, mode)
+def test_prompts_and_decoding(mode: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_attention, "MIN_SPLIT", 8)
+    check(STEPS["mixed"], shape, mode)
 
 
-@pytest.mark.parametrize("name", ["decode", "prompts", "mixed", "pages of 32"])
+@pytest.mark.parametrize("name", ["decode", "prompts", "pages of 32"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_expanded(name: str, shape: tuple[int, ...]) -> None:
     check(STEPS[name], shape, "expanded")

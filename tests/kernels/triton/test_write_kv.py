@@ -13,6 +13,9 @@ from deepseek.kernels.triton.write_kv import rotary_write_kv, write_kv
 from tests.kernels.cases import assert_same, randn
 from tests.kernels.triton.steps import DEVICE, STEPS
 
+# NaN is meant.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning:triton.*")
+
 SLOTS = 23
 
 
