@@ -7,6 +7,7 @@ of one KV head are read once for all its query heads; in MLA one latent is keys 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -199,21 +200,36 @@ def num_splits(programs: int, max_context: int, multiprocessors: int) -> int:
     """Into how many parts a context is split, when ``programs`` would run without splitting.
 
     As many as fill the GPU twice, rounded up to a power of two, but none shorter than :data:`MIN_SPLIT` in the longest
-    context. A function of sizes and not of data: a CUDA graph's bucket has one number. Rows of different batches are
-    the same to the bit as long as this number is.
+    context. A function of sizes and not of data: a CUDA graph's bucket has one number. A row is the same to the bit in
+    all batches that have one number, and one number of rows in a tile, which follows from the most query rows that a
+    decoded sequence has.
     """
     wanted: int = triton.next_power_of_2(-(-PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // max(1, programs)))
     useful = max(1, max_context // MIN_SPLIT)
     return min(wanted, useful, MAX_SPLITS)
 
 
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What launches depend on; ``generation`` is the major number of the compute capability."""
+
+    multiprocessors: int
+    generation: int
+
+
+H100 = Chip(multiprocessors=132, generation=9)
+
+
 @cache
-def multiprocessors(device: torch.device) -> int:
-    """Of the GPU; on a CPU, where kernels are interpreted, those of an H100."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+def chip_of(device: torch.device) -> Chip:
+    """The GPU's; on a CPU, where kernels are interpreted, that of an H100."""
+    if device.type != "cuda":
+        return H100
+    properties = torch.cuda.get_device_properties(device)
+    return Chip(properties.multi_processor_count, properties.major)
 
 
-def _tile(heads: Heads, rows: int, dtype: torch.dtype) -> Tile:
+def _tile(heads: Heads, rows: int, dtype: torch.dtype, chip: Chip) -> Tile:
     """Decoding waits for memory: two tiles of keys in flight, and two programs to a multiprocessor where they fit."""
     rows = min(64, block_of(rows))
     if dtype == torch.float32:
@@ -222,7 +238,10 @@ def _tile(heads: Heads, rows: int, dtype: torch.dtype) -> Tile:
         return Tile(rows, keys=64, warps=4, stages=5)
     if heads.width <= 256:
         return Tile(rows, keys=32, warps=4, stages=5)
-    return Tile(rows, keys=32, warps=4 if rows <= 16 else 8, stages=5)
+    if rows <= 16:
+        return Tile(rows, keys=32, warps=4, stages=5)
+    # Blackwell keeps the weights in shared memory too: with 5 stages an MLA latent would take 245 KiB.
+    return Tile(rows, keys=32, warps=8, stages=5 if chip.generation < 10 else 3)
 
 
 def decode_attention(
@@ -251,10 +270,11 @@ def decode_attention(
     heads = Heads(main.shape[2], rest.shape[2], main.shape[2] if latent else values.shape[2], num_heads // kv_heads)
     check_heads(heads)
     max_rows = layout.max_decode if max_rows is None else max_rows
-    tile = _tile(heads, max_rows * heads.group, main.dtype)
+    chip = chip_of(main.device)
+    tile = _tile(heads, max_rows * heads.group, main.dtype, chip)
     row_blocks = -(-max_rows * heads.group // tile.rows)
     sequences = layout.num_sequences
-    splits = num_splits(sequences * row_blocks * kv_heads, layout.max_context, multiprocessors(main.device))
+    splits = num_splits(sequences * row_blocks * kv_heads, layout.max_context, chip.multiprocessors)
     partial, log_sums = output, output
     if splits > 1:
         partial = output.new_empty(sequences * max_rows * num_heads * splits * heads.value, dtype=torch.float32)
