@@ -1,0 +1,98 @@
+"""Launches of attention kernels at the shapes of real models, to be compiled (see :mod:`.compiling`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.triton.attention import paged_attention
+from deepseek.kernels.triton.flash import KVScales
+from deepseek.kernels.triton.mla import mla_attention
+from deepseek.kernels.triton.write_kv import rotary_write_kv, write_kv
+
+# Caches are never read: the memory of a launch that is not made need not exist.
+SLOTS = 64
+
+
+def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def layout(*sequences: tuple[int, int], page: int = 64) -> PagedLayout:
+    """(cached, new) tokens per sequence."""
+    starts = [0]
+    for _, new in sequences:
+        starts.append(starts[-1] + new)
+    contexts = tuple(cached + new for cached, new in sequences)
+    pages = tuple(range(-(-context // page)) for context in contexts)
+    return PagedLayout(page, tuple(starts), contexts, pages, torch.zeros(starts[-1], dtype=torch.int64))
+
+
+STEPS = {
+    "decode": ((4096, 1), (100, 1)),
+    "prompt": ((0, 300),),
+    "mixed": ((4096, 1), (64, 200), (2000, 4)),
+}
+
+
+def attention(
+    heads: int, kv_heads: int, key: int, value: int, dtype: torch.dtype, step: str, window: int | None, int8: bool,
+    page: int = 64,
+) -> None:  # fmt: skip
+    batch = layout(*STEPS[step], page=page)
+    stored = torch.int8 if int8 else dtype
+    query = empty(batch.query_starts[-1], heads, key, dtype=dtype)
+    keys, values = (empty(SLOTS, kv_heads, width, dtype=stored) for width in (key, value))
+    scales = KVScales(*(empty(SLOTS, kv_heads, dtype=torch.float16) for _ in range(2))) if int8 else None
+    paged_attention(query, keys, values, batch, 0.1, window, scales)
+
+
+def latent(heads: int, nope: int, rope: int, value: int, rank: int, dtype: torch.dtype, step: str, mode: str) -> None:
+    batch = layout(*STEPS[step])
+    rows = batch.query_starts[-1]
+    mla_attention(
+        empty(rows, heads, nope, dtype=dtype),
+        empty(rows, heads, rope, dtype=dtype),
+        empty(8192, 1, rank + rope, dtype=dtype),
+        empty(heads, nope, rank, dtype=dtype),
+        empty(heads, value, rank, dtype=dtype),
+        batch,
+        0.1,
+        mode,
+    )
+
+
+def write(kv_heads: int, width: int, dtype: torch.dtype, rotate: bool, int8: bool, interleaved: bool) -> None:
+    rows = 5
+    query, key, value = (empty(rows, n, width, dtype=dtype) for n in (4 * kv_heads, kv_heads, kv_heads))
+    caches = [empty(SLOTS, kv_heads, width, dtype=torch.int8 if int8 else dtype) for _ in range(2)]
+    scales = KVScales(*(empty(SLOTS, kv_heads, dtype=torch.float16) for _ in range(2))) if int8 else None
+    slots = torch.arange(rows)
+    if rotate:
+        angles = empty(rows, width // 2, dtype=torch.float32)
+        rotary_write_kv(query, key, value, angles, angles, caches[0], caches[1], slots, interleaved, scales)
+    else:
+        write_kv(key, value, caches[0], caches[1], slots, scales)
+
+
+def launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    for step in STEPS:
+        yield f"qwen2.5-7b {step}", partial(attention, 28, 4, 128, 128, bf16, step, None, False)
+    yield "llama-3.1-8b prompt, INT8", partial(attention, 32, 8, 128, 128, fp16, "prompt", None, True)
+    yield "llama-3.1-8b decode, INT8", partial(attention, 32, 8, 128, 128, bf16, "decode", None, True)
+    yield "smollm2-135m mixed, pages of 16", partial(attention, 9, 3, 64, 64, bf16, "mixed", None, False, 16)
+    yield "gemma-3 mixed, window", partial(attention, 8, 4, 256, 256, bf16, "mixed", 512, False)
+    yield "phi-3 mixed, 96 wide", partial(attention, 32, 32, 96, 96, fp16, "mixed", 2047, False)
+    yield "fp32 mixed", partial(attention, 8, 2, 64, 64, fp32, "mixed", None, False)
+    yield "deepseek-v2-lite decode", partial(latent, 16, 128, 64, 128, 512, bf16, "decode", "auto")
+    yield "deepseek-v2-lite prompt", partial(latent, 16, 128, 64, 128, 512, bf16, "prompt", "expanded")
+    yield "deepseek-v2-lite prompt, absorbed", partial(latent, 16, 128, 64, 128, 512, bf16, "prompt", "absorbed")
+    yield "deepseek-v2 decode", partial(latent, 128, 128, 64, 128, 512, bf16, "decode", "auto")
+    for int8 in (False, True):
+        yield f"write, INT8 {int8}", partial(write, 8, 128, bf16, False, int8, False)
+        yield f"rotate and write, INT8 {int8}", partial(write, 4, 128, bf16, True, int8, False)
+    yield "rotate pairs and write", partial(write, 8, 64, fp16, True, False, True)
