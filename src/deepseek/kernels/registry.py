@@ -28,8 +28,6 @@ OPS = (
     "moe",
 )
 
-TRITON_OPS = frozenset({"pack_linear", "linear", "rms_norm", "add_rms_norm", "rotary", "gated_activation", "moe"})
-
 Functions = Mapping[str, Callable[..., Any]]
 
 
@@ -141,7 +139,6 @@ REGISTRY = Registry(
             "cuda",
             priority=20,
             load=_module("deepseek.kernels.triton.ops"),
-            ops=TRITON_OPS,
             obstacle=triton_obstacle,
         ),
         Backend("torch", "cuda", priority=10, load=_module("deepseek.kernels.torch_ops"), obstacle=no_device),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deepseek.errors import BackendUnavailableError
-from deepseek.kernels.registry import OPS, REGISTRY, TRITON_OPS, Backend, Registry, bind
+from deepseek.kernels.registry import OPS, REGISTRY, Backend, Registry, bind
 from deepseek.kernels.triton import ops, probe, support
 from tests.kernels.triton.devices import DEVICE
 
@@ -48,7 +48,7 @@ def backend(name: str, priority: int, obstacle: str | None = None) -> Backend:
 
 
 def test_the_ops_are_those_that_the_registry_knows() -> None:
-    assert set(ops.functions()) == TRITON_OPS
+    assert set(ops.functions()) == set(OPS)
 
 
 def test_triton_is_preferred_to_torch_and_torch_to_the_reference() -> None:
@@ -137,4 +137,4 @@ def test_the_probe_counts() -> None:
 @on_gpu
 def test_a_gpu_gets_triton() -> None:
     bindings = bind("cuda").bindings
-    assert {op for op, binding in bindings.items() if binding.backend == "triton"} == TRITON_OPS
+    assert {op for op, binding in bindings.items() if binding.backend == "triton"} == set(OPS)
