@@ -52,8 +52,8 @@ class Encoder:
     Args:
         tokenizer: the model's. Without a chat template, a prompt and its answer are joined as plain text.
         max_tokens: of one example.
-        over_long: what becomes of longer ones. ``truncate`` cuts away the beginning of the prompt (and earlier turns) and
-            cuts a plain text into pieces; what does not fit without cutting the last answer is left out. ``drop``
+        over_long: what becomes of longer ones. ``truncate`` cuts off the beginning of the prompt (and earlier turns);
+            what does not fit without cutting the last answer is left out; a plain text is cut into pieces. ``drop``
             leaves all of them out, ``error`` makes them bad rows.
     """
 
