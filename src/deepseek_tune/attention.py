@@ -2,8 +2,8 @@
 
 transformers' own way to pack needs a kernel for variable lengths (FlashAttention, on GPUs), or a [tokens, tokens] mask
 with which SDPA computes every pair of tokens and throws most away. Here each run of equally long examples of a row is
-one call of causal SDPA: the work is that of the examples alone, and there is no mask. Packed rows hold their examples by
-falling length, so that runs are long.
+one call of causal SDPA: the work is that of the examples alone, and there is no mask. Packed rows hold their examples
+by falling length, so that runs are long.
 """
 
 from __future__ import annotations
