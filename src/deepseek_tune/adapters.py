@@ -115,10 +115,8 @@ def add_adapter(model: Any, plan: AdapterPlan, base_name: str) -> Any:
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_name,
     )
-    wrapped = peft.get_peft_model(model, config)
-    # peft takes the name from the model's own config, which is empty for a GGUF file.
-    wrapped.peft_config["default"].base_model_name_or_path = base_name
-    return wrapped
+    model.name_or_path = base_name  # which peft prefers to the config's; a GGUF file has none
+    return peft.get_peft_model(model, config)
 
 
 def parameter_groups(wrapped: Any, plan: AdapterPlan) -> list[dict[str, Any]]:

@@ -95,3 +95,11 @@ class PackedModel:
                 f"{type(self._model).__name__}: packed examples give other logits than single ones (relative error "
                 f"{error:.1e}): the model does something that packed training does not know."
             )
+
+
+def recompute_activations(model: Any) -> None:
+    """Keep only the input of each layer, and compute it once more in the backward pass."""
+    if hasattr(model, "activation_checkpointing_enable"):  # the older name leaves in transformers 6
+        model.activation_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -238,10 +238,9 @@ class LoRATuner:
         """The model with its adapter, ready to be trained."""
         import torch
 
-        from deepseek_tune import adapters
+        from deepseek_tune import adapters, forward
         from deepseek_tune.base import load_base
         from deepseek_tune.data.problems import beginning
-        from deepseek_tune.forward import PackedModel
         from deepseek_tune.loop import Trainer, make_batches
 
         settings, base, cache = self.settings, data.base, data.cache
@@ -251,13 +250,13 @@ class LoRATuner:
         _check_sizes(model, base.tokenizer.vocab_size, int(cache.lengths.max()))
         plan = adapters.make_plan(model, settings)
         start = settings.start_from and adapters.read_adapter(Path(settings.start_from).expanduser(), model)
-        packed = PackedModel(model)
+        packed = forward.PackedModel(model)
         torch.manual_seed(settings.seed)
         wrapped = adapters.add_adapter(model, plan, base.files.name)
         if start:
             adapters.put_weights(wrapped, start)
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            forward.recompute_activations(model)
         batches = make_batches(cache.lengths, settings)
         trainer = Trainer(
             packed,

@@ -86,7 +86,7 @@ class LoRASettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     schedule: str = "cosine"
     warmup: float = 0.03
     batch_tokens: int | None = None
-    row_tokens: int = 2048
+    row_tokens: int = 1024
     max_grad_norm: float = 1.0
     validation: float = 0.05
     evals_per_epoch: int = 1

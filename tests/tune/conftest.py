@@ -47,7 +47,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:  # as large as trained ones: with the initial ones no adapter could change much
+                weight.normal_(0.0, 0.3 if "embed" in name else weight.shape[1] ** -0.5)
+    model.save_pretrained(folder)
     write_tokenizer(metadata, "tiny", folder)
     return folder
 
