@@ -55,6 +55,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
     import safetensors.torch
 
     final = folder / f"{_PREFIX}{step:08d}"
+    while final.exists():  # judged since then, say: it stays until this one is whole
+        final = final.with_name(f"{final.name}+")
     partial = final.with_name(final.name + _PARTIAL)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +64,6 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
         partial.mkdir()
         write_file(partial / _TENSORS, safetensors.torch.save(dict(tensors)))
         write_file(partial / _VALUES, json.dumps(values).encode())
-        if final.exists():  # of the same step, by a run that was told to start over
-            shutil.rmtree(final)
         partial.rename(final)
         sync_folder(folder)
     except OSError as error:

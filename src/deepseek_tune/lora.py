@@ -124,6 +124,7 @@ class LoRATuner:
         if self.settings.resume and (done := _finished(output)):
             _check_identity(done["identity"], data.identity, output)
             reporter.note(f"{output} is finished already; resume=False starts over")
+            shutil.rmtree(output / _CHECKPOINTS, ignore_errors=True)  # of a run that was cut off while it did the same
             return msgspec.convert(done["result"], TuningResult)
         return self._train(self._load(data, reporter), reporter, output)
 
