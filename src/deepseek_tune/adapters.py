@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,10 @@ def add_adapter(model: Any, plan: AdapterPlan, base_name: str) -> Any:
         base_model_name_or_path=base_name,
     )
     model.name_or_path = base_name  # which peft prefers to the config's; a GGUF file has none
-    return peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft 0.21 asks for an attribute that transformers 5.23 has renamed, and works all the same.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return peft.get_peft_model(model, config)
 
 
 def parameter_groups(wrapped: Any, plan: AdapterPlan) -> list[dict[str, Any]]:

@@ -78,9 +78,10 @@ class Tokenizer:
         parts = self._parts
         digest = hashlib.sha256(parts.first.to_str().encode())
         digest.update(parts.later.to_str().encode())
-        rest = (sorted((t.text, t.id, t.lstrip, t.rstrip) for t in parts.special), parts.prefix, parts.suffix)
-        rest += (sorted(parts.eos_token_ids), sorted(parts.templates.items()), sorted(parts.variables.items()))
-        digest.update(repr(rest).encode("utf-8", "backslashreplace"))
+        special = sorted((token.text, token.id, token.lstrip, token.rstrip) for token in parts.special)
+        around = parts.prefix, parts.suffix, sorted(parts.eos_token_ids)
+        chats = sorted(parts.templates.items()), sorted(parts.variables.items())
+        digest.update(repr((special, around, chats)).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
 
     # Text to ids
