@@ -44,7 +44,7 @@ ROOMS = [
 CONTRACTS = {"deepseek.engine.events", "deepseek.attention.policy", "deepseek.models.base", "deepseek.kernels.paging"}
 HEAVY = (
     *("torch", "transformers", "fastapi", "uvicorn", "numpy", "tokenizers", "huggingface_hub", "zmq", "gguf"),
-    *("llguidance", "openai"),
+    *("llguidance", "openai", "peft", "pyarrow", "accelerate"),
 )
 
 
@@ -93,7 +93,11 @@ def test_the_product_never_unpickles() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["deepseek", "deepseek_cli.main", "deepseek.config", "deepseek.constraints", "deepseek.engine.events"]
+    "module",
+    [
+        *("deepseek", "deepseek_cli.main", "deepseek.config", "deepseek.constraints", "deepseek.engine.events"),
+        "deepseek_tune",
+    ],
 )
 def test_light_imports_stay_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"

@@ -13,6 +13,8 @@ DeepSeekError
 ├── TokenizerError               a tokenizer that cannot be built or used
 │   └── ChatTemplateError        a chat template that fails, loops or writes without end
 ├── BenchmarkError               a measurement that could not be made
+├── DataError                    training data that cannot be used; carries what was wrong with which rows
+├── TrainingError                a training run that cannot go on
 ├── InvalidRequestError          a request's value that cannot be served; names the parameter
 │   └── ContextLengthError       prompt and answer do not fit the context
 ├── EngineError                  the engine cannot go on with a request
@@ -103,6 +105,14 @@ class ChatTemplateError(TokenizerError):
 
 class BenchmarkError(DeepSeekError):
     """A measurement could not be made: the message names the engine or program and what it did."""
+
+
+class DataError(DeepSeekError, ValueError):
+    """Training data that cannot be used: the message names the file, the rows and what to do."""
+
+
+class TrainingError(DeepSeekError):
+    """A training run cannot go on: the loss is no number. The message names the step and the rows of its batch."""
 
 
 class InvalidRequestError(DeepSeekError, ValueError):

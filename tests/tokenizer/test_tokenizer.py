@@ -47,3 +47,18 @@ def test_many_threads_get_the_same_answers() -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda i: TOKENIZER.encode(text, parse_special=bool(i % 2)), range(400)))
     assert all(ids == (special if i % 2 else plain) for i, ids in enumerate(results))
+
+
+def test_fingerprints_tell_what_ids_depend_on() -> None:
+    tokens = tiny.byte_level()["tokenizer.ggml.tokens"]
+    others = [
+        tiny.byte_level() | {"tokenizer.chat_template": "{{ messages }}"},
+        tiny.byte_level(eos_token_id=tokens.index("<|endoftext|>")),
+        tiny.byte_level(token_type=[1] * 258 + [3] * 3),
+        tiny.byte_level(pre="qwen2"),
+        tiny.sentencepiece(),
+        tiny.sentencepiece(add_bos_token=False),
+    ]
+    prints = [tiny.build(metadata).fingerprint() for metadata in (tiny.byte_level(), *others)]
+    assert len(set(prints)) == len(prints)
+    assert tiny.build(tiny.byte_level()).fingerprint() == prints[0]

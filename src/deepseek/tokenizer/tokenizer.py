@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,17 @@ class Tokenizer:
         self.vocab_size = parts.vocabulary.size
         self.bos_token_id = parts.bos_token_id
         self.eos_token_ids = parts.eos_token_ids
+
+    def fingerprint(self) -> str:
+        """A digest of all that ids depend on, chat templates included: the key of stored token ids."""
+        parts = self._parts
+        digest = hashlib.sha256(parts.first.to_str().encode())
+        digest.update(parts.later.to_str().encode())
+        special = sorted((token.text, token.id, token.lstrip, token.rstrip) for token in parts.special)
+        around = parts.prefix, parts.suffix, sorted(parts.eos_token_ids)
+        chats = sorted(parts.templates.items()), sorted(parts.variables.items())
+        digest.update(repr((special, around, chats)).encode("utf-8", "backslashreplace"))
+        return digest.hexdigest()
 
     # Text to ids
 
