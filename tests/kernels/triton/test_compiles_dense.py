@@ -41,12 +41,12 @@ def test_they_fit_the_chip(everything: list[Compiled]) -> None:
 def test_products_run_on_the_matrix_unit_and_are_fetched_ahead(everything: list[Compiled]) -> None:
     products = [kernel for kernel in everything if kernel.shared > 16 * 1024]
     products = [k for k in products if k.kernel.startswith(("_int8", "_weight", "_gate", "_down"))]
-    assert len(products) > 20
+    assert len(products) > 10
     for kernel in products:
         if "fp32" in kernel.launch or "odd sizes" in kernel.launch:
             continue
         assert "cp.async" in kernel.units, kernel
         assert {"wgmma.mma_async", "mma.sync"} & set(kernel.units), kernel
     many = [kernel for kernel in products if "8192 rows" in kernel.launch or "2048 rows" in kernel.launch]
-    assert len(many) == 4
+    assert len(many) == 2
     assert all("wgmma.mma_async" in kernel.units for kernel in many)

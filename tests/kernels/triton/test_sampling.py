@@ -97,7 +97,7 @@ def test_without_filters_the_token_is_that_of_torch(kind: str, vocab: int) -> No
 def test_evenly_spaced_draws_hit_what_is_kept_as_often_as_it_is_likely(kind: str, filters: dict[str, float]) -> None:
     """Inverting a distribution at points of equal distance: counts differ from their expectations by less than one,
     which no test of random draws could show."""
-    x, count = logits_of(kind, 40), 16
+    x, count = logits_of(kind, 40), 12
     choices = [choice(0.9, (i + 0.5) / count, **filters) for i in range(count)]
     expected = kept_probabilities(x, choices[0])
     observed = np.bincount(run(x.expand(count, 40), choices), minlength=40)

@@ -52,4 +52,5 @@ def rows_of(x: Tensor) -> Rows:
 
 def warps_for(elements: int) -> int:
     """Warps for a tile of so many elements: eight for each thread, between 1 and 16 warps."""
-    return max(1, min(16, triton.next_power_of_2(elements) // 256))
+    warps: int = triton.next_power_of_2(elements) // 256
+    return max(1, min(16, warps))

@@ -70,7 +70,8 @@ def chip_of(device: torch.device) -> Chip:
     if device.type == "cpu":
         return Chip(4, 99 * 1024)
     properties = torch.cuda.get_device_properties(device)
-    return Chip(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    shared: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stubs lack it
+    return Chip(properties.multi_processor_count, shared)
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -36,7 +36,8 @@ class Tile:
     stages: int
 
     def programs(self, rows: int, outs: int) -> int:
-        return triton.cdiv(rows, self.rows) * triton.cdiv(outs, self.outs)
+        count: int = triton.cdiv(rows, self.rows) * triton.cdiv(outs, self.outs)
+        return count
 
 
 BAND = 8
