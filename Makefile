@@ -126,7 +126,7 @@ bench-context: $(DEV_STAMP)  ## sparse attention: recall, perplexity, errors, co
 	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/deepseek bench context --model $(MODEL) --kv-dtype int8 \
 	  --lengths 2048,4096,8192,16384,32768 --peer-lengths 4096,16384,32768 --json benchmarks/results/context_$(MODEL).json
 	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/deepseek bench context --model smollm2-135m-instruct --kv-dtype int8 \
-	  --rope-scaling yarn --lengths $(LONG),$(MILLION) --peer-lengths 4096,8192,32768 \
+	  --rope-scaling yarn --lengths $(LONG),$(MILLION) --peer-lengths 4096,8192 \
 	  --fill-dense-above 32768 --fill-sparse-above 131072 --json benchmarks/results/context_smollm2.json
 	$(BIN)/python -m benchmarks.plot_context benchmarks/results/context_$(MODEL).json benchmarks/results/context_smollm2.json
 

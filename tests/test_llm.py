@@ -199,14 +199,14 @@ def test_settings_that_cannot_work(test_model: Path) -> None:
         LLM(str(test_model), dtype="int3")
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_seeds_hold_to_the_last_bit(test_model: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "context", "tokens"), [("fp32", 256, 60), ("bf16", 512, 120)])
+def test_seeds_hold_to_the_last_bit(test_model: Path, dtype: str, context: int, tokens: int) -> None:
     """With a crowd around, with a warm prefix cache, and after preemptions."""
-    llm = LLM(str(test_model), dtype=dtype, kv_cache_bytes=2**26 if dtype == "fp32" else 2**25, max_context=512)
+    llm = LLM(str(test_model), dtype=dtype, kv_cache_bytes=2**25, max_context=context)
     prompt = "Tell me something about " + "the history and the future of " * 12 + "bread."
     params = SamplingParams(seed=7, max_tokens=40, ignore_eos=True, logprobs=0)
     (alone,) = llm.generate(prompt, params)
-    free = SamplingParams(max_tokens=120, ignore_eos=True)
+    free = SamplingParams(max_tokens=tokens, ignore_eos=True)
     prompts = [*(f"{i} {prompt}" for i in range(9)), prompt, prompt]
     crowd = llm.generate(prompts, [*[free] * 9, params, params])
     assert llm.stats().preemptions > 0

@@ -52,8 +52,9 @@ def checkpoint(name: str) -> tiny.MemoryCheckpoint:
 
 
 @cache
-def truth(name: str) -> Decoder:
-    return load_model(checkpoint(name), ops=bind("cpu", "reference"), dtype=torch.float32, device="cpu")
+def truth(name: str, backend: str = "reference") -> Decoder:
+    """``torch`` is as exact, and fast enough for long contexts."""
+    return load_model(checkpoint(name), ops=bind("cpu", backend), dtype=torch.float32, device="cpu")
 
 
 def load(
@@ -244,7 +245,7 @@ def test_a_long_context_of_latents() -> None:
             start += count
         rows.append(last)
     assert torch.equal(*rows)
-    reference = Driver(truth("deepseek-v2-wide"), page_size=64, num_pages=30)
+    reference = Driver(truth("deepseek-v2-wide", "torch"), page_size=64, num_pages=30)
     for start in range(0, 1500, 500):
         expected = reference.step([(0, prompt[start : start + 500])], last_only=True)[0]
     assert distance(rows[0], expected) < 5e-3
@@ -258,13 +259,13 @@ def test_selected_rows() -> None:
 
 def test_positions_beyond_the_first_table() -> None:
     """Rotation tables grow; both ends of a long prompt are right."""
-    prompt = [i % tiny.VOCAB for i in range(5000)]
+    prompt = [i % tiny.VOCAB for i in range(4200)]
     model = Driver(load("llama-wide", threads=2), page_size=64, num_pages=100)
     model.step([(0, prompt[:10])])
-    native_rows = torch.cat([model.step([(0, prompt[10:4990])], last_only=True)[0], *model.step([(0, prompt[4990:])])])
-    reference = Driver(truth("llama-wide"), page_size=64, num_pages=100)
-    reference.step([(0, prompt[:4990])], last_only=True)
-    assert distance(native_rows[1:], torch.cat(reference.step([(0, prompt[4990:])]))) < 5e-3
+    native_rows = torch.cat([model.step([(0, prompt[10:4190])], last_only=True)[0], *model.step([(0, prompt[4190:])])])
+    reference = Driver(truth("llama-wide", "torch"), page_size=64, num_pages=100)
+    reference.step([(0, prompt[:4190])], last_only=True)
+    assert distance(native_rows[1:], torch.cat(reference.step([(0, prompt[4190:])]))) < 5e-3
 
 
 def test_page_sizes_that_do_not_fit() -> None:
