@@ -1,7 +1,7 @@
 """Our engine as a benchmark worker: `python -m deepseek.benchmark.worker` (see :mod:`deepseek.benchmark.process`).
 
 Questions, each with an ``op``: ``load`` (the fields of an EngineConfig), ``run`` (prompts as token ids), ``fill``
-(decode behind made-up keys and values), ``chat`` (texts to token ids), ``memory``, ``bandwidth``, ``export`` (the
+(decode behind repeated keys and values), ``chat`` (texts to token ids), ``memory``, ``bandwidth``, ``export`` (the
 weights as a Hugging Face folder for other engines).
 """
 

@@ -272,7 +272,8 @@ struct SparseHead {
                   static_cast<int>(memory.size.result));
   }
 
-  // What the means of values add to a filtered piece's result. Pages without weight are left out.
+  // What the means of values add to a filtered piece's result. Pages without weight are left out. The piece's mass keeps
+  // them: all threads read the masses of all pieces in this phase.
   void sum_means(int piece) {
     const int first = first_page(piece), count = page_count(piece);
     for (int h = 0; h < group(); ++h) {
@@ -291,7 +292,6 @@ struct SparseHead {
       }
       if (weighs) means.list(index.value(page(first + p), kv_head));
     }
-    for (int h = 0; h < group(); ++h) result(piece, h).mass = result(piece, h).tail = sum_of(masses(piece, h), kPiecePages);
     add_means(piece, means);
   }
 
