@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -73,6 +74,24 @@ class TorchExecution:
 
 
 @dataclass(frozen=True)
+class ParallelExecution(TorchExecution):
+    """The same, divided over processes."""
+
+    config: EngineConfig
+    path: Path
+
+    def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
+        from deepseek.engine.parallel import load_parallel
+
+        threads = max(1, self.threads // self.config.tensor_parallel_size)
+        ops = self._prepare(checkpoint, model_name)
+        torch.set_num_threads(threads)
+        return load_parallel(
+            checkpoint, self.config, self.path, ops=ops, dtype=self.dtype, threads=threads, progress=progress
+        )
+
+
+@dataclass(frozen=True)
 class NativeExecution:
     """A whole step in one call of the native extension."""
 
@@ -103,8 +122,8 @@ class NativeExecution:
         return {"model": f"native ({model.isa})"}
 
 
-def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) -> Execution:
-    """How the checkpoint, whose config was parsed to ``parsed``, is computed under ``config``.
+def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any, path: Path) -> Execution:
+    """How the checkpoint at ``path``, whose config was parsed to ``parsed``, is computed under ``config``.
 
     Native kernels run quantized and fp16 matrices on CPUs; torch runs everything else, and what they cannot, in fp32 or
     bf16. Under ``auto`` a quantized checkpoint keeps its integers, and a floating one is bf16 where the device
@@ -114,7 +133,10 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
     asked for, by name, by precision or for sparse attention, and cannot run.
     """
     threads = config.threads or len(os.sched_getaffinity(0))
-    if config.backend == "native" or (config.backend == "auto" and config.device == "cpu"):
+    divided = config.tensor_parallel_size > 1
+    if divided and config.backend == "native":
+        raise ConfigurationError("tensor_parallel_size above 1 needs torch kernels, and backend native has others.")
+    if config.backend == "native" or (config.backend == "auto" and config.device == "cpu" and not divided):
         scheme = _native_scheme(config, checkpoint)
         reason = "no native kernel for this precision" if scheme is None else obstacle() or native_obstacle(parsed)
         if reason is None and scheme is not None:
@@ -128,7 +150,8 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
     if config.dtype in ("int8", "int4") or config.kv_dtype == "int8":
         raise ConfigurationError(
             f"dtype {config.dtype} with kv_dtype {config.kv_dtype} needs native kernels, which run on a CPU with "
-            f"backend auto or native, not with device {config.device!r} and backend {config.backend!r}."
+            f"backend auto or native, not with device {config.device!r}, backend {config.backend!r} and "
+            f"tensor_parallel_size {config.tensor_parallel_size}."
         )
     if config.attention == "sparse":
         raise BackendUnavailableError(
@@ -137,7 +160,10 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
         )
     if config.attention == "auto":
         logger.info("attention is dense: torch kernels have no sparse form")
-    return TorchExecution(config.device, config.backend, _torch_dtype(config.dtype, config.device), threads)
+    dtype = _torch_dtype(config.dtype, config.device)
+    if divided:
+        return ParallelExecution(config.device, config.backend, dtype, threads, config, path)
+    return TorchExecution(config.device, config.backend, dtype, threads)
 
 
 def _indexed(config: EngineConfig) -> bool:
@@ -159,10 +185,10 @@ def encoder_execution(config: EngineConfig) -> TorchExecution:
     if config.backend == "native":
         raise BackendUnavailableError(f"native kernels cannot run {config.model}: they have no encoders.")
     without = config.kv_dtype != "auto" or config.draft_model is not None or config.attention == "sparse"
-    if config.dtype in ("int8", "int4") or without:
+    if config.dtype in ("int8", "int4") or without or config.tensor_parallel_size > 1:
         raise ConfigurationError(
-            f"{config.model} is an encoder: it runs in fp32, bf16 or fp16, and has neither a cache (kv_dtype) nor a "
-            "draft_model nor sparse attention."
+            f"{config.model} is an encoder: it runs in fp32, bf16 or fp16 in one process, and has neither a cache "
+            "(kv_dtype) nor a draft_model nor sparse attention."
         )
     dtype = torch.float32 if config.dtype == "auto" else _DTYPES[config.dtype]
     return TorchExecution(config.device, config.backend, dtype, config.threads or len(os.sched_getaffinity(0)))

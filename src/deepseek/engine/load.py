@@ -70,7 +70,7 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
             checkpoint = stretched(checkpoint, config.model, config.max_context, config.rope_scaling)
             parsed = parse_config(checkpoint.config)
             max_context = config.max_context or trained
-            execution = choose_execution(config, checkpoint, parsed)
+            execution = choose_execution(config, checkpoint, parsed, files.path)
             model = execution.load(checkpoint, files.name, progress)
         finally:
             checkpoint.close()
@@ -282,9 +282,10 @@ def _load_draft(config: EngineConfig, tokenizer: Tokenizer) -> Model:
             f"{files.name} cannot draft for {config.model}: {difference}. Choose a draft model of the same family."
         )
     checkpoint = open_checkpoint(files.path)
-    dense = msgspec.structs.replace(config, attention="dense")  # drafts are checked anyway, and need no index
+    # Drafts are checked anyway, and need no index; they are small.
+    dense = msgspec.structs.replace(config, attention="dense", tensor_parallel_size=1)
     try:
-        execution = choose_execution(dense, checkpoint, parse_config(checkpoint.config))
+        execution = choose_execution(dense, checkpoint, parse_config(checkpoint.config), files.path)
         return execution.load(checkpoint, files.name, None)
     finally:
         checkpoint.close()
