@@ -21,6 +21,7 @@ from deepseek.kernels.ops import Ops
 from deepseek.kernels.registry import bind
 from deepseek.models.base import Model
 from deepseek.models.bert import Bert, load_bert
+from deepseek.models.decoder import Decoder
 from deepseek.models.native import NativeDecoder, native_obstacle
 from deepseek.models.native_weights import native_bytes
 from deepseek.models.registry import load_model, load_native_model
@@ -57,7 +58,8 @@ class TorchExecution:
 
     def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
         ops = self._prepare(checkpoint, model_name)
-        return load_model(checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), progress=progress)
+        device = torch.device(self.device)
+        return on_device(load_model(checkpoint, ops=ops, dtype=self.dtype, device=device, progress=progress), ops)
 
     def load_encoder(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Bert:
         ops = self._prepare(checkpoint, model_name)
@@ -71,6 +73,15 @@ class TorchExecution:
 
     def backends(self, model: Model | Bert) -> Mapping[str, str]:
         return {name: binding.backend for name, binding in bind(self.device, self.backend).bindings.items()}
+
+
+def on_device(model: Decoder, ops: Ops) -> Model:
+    """The model as its device runs it best: on a GPU with Triton's kernels, in CUDA graphs."""
+    if model.device.type != "cuda" or any(binding.backend != "triton" for binding in ops.bindings.values()):
+        return model
+    from deepseek.models.graphed import GraphedDecoder, cuda_recorder
+
+    return GraphedDecoder(model, cuda_recorder(model.device))
 
 
 @dataclass(frozen=True)
