@@ -10,6 +10,7 @@ Nothing in a step makes the host wait for the GPU; it waits once, for the tokens
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,8 @@ from deepseek.kernels.triton.device_layout import DeviceLayout
 from deepseek.kernels.triton.sampling import Choices, choose_tokens
 from deepseek.models.base import Batch, KVCache, SpillSpace
 from deepseek.models.decoder import Decoder
+
+logger = logging.getLogger(__name__)
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Rows that steps are padded to. Larger steps are not recorded: their kernels take longer than their launches."""
@@ -85,7 +88,7 @@ class GraphedDecoder:
     def __init__(self, own: Decoder, record: Record) -> None:
         self._own = own
         self._record = record
-        self._recordings: dict[tuple[int, int], _Recording] = {}
+        self._recordings: dict[tuple[int, int], _Recording | None] = {}
         self._cache: KVCache | None = None
         self.graph_bytes = 0
         self.architecture = own.architecture
@@ -116,11 +119,12 @@ class GraphedDecoder:
         size = _size(batch)
         if size is None:
             return self._own.forward(self._brought(batch), cache)
-        recording = self._recordings.get(size)
+        if size not in self._recordings:
+            self._recordings[size] = self._new_recording(size, batch, cache)
+        recording = self._recordings[size]
         if recording is None:
-            recording = self._recordings[size] = self._new_recording(size, batch, cache)
-        else:
-            _fill(recording.rows, recording.layout, batch)
+            return self._own.forward(self._brought(batch), cache)
+        _fill(recording.rows, recording.layout, batch)
         recording.replay()
         return recording.logits[: len(batch.token_ids)]
 
@@ -137,7 +141,8 @@ class GraphedDecoder:
         chosen = choose_tokens(logits, Choices.of(choices, logits.device))
         return [token if token >= 0 else None for token in chosen.tolist()]
 
-    def _new_recording(self, size: tuple[int, int], batch: Batch, cache: KVCache) -> _Recording:
+    def _new_recording(self, size: tuple[int, int], batch: Batch, cache: KVCache) -> _Recording | None:
+        """None where the GPU has no room for it: such steps run kernel by kernel."""
         count, context = size
         device = self._own.device
         before = _reserved(device)
@@ -152,7 +157,12 @@ class GraphedDecoder:
         )
         filled = _fill(rows, layout, batch)
         whole = Batch(rows[0], rows[1], filled, None)
-        replay, logits = self._record(lambda: self._own.forward(whole, cache))
+        try:
+            replay, logits = self._record(lambda: self._own.forward(whole, cache))
+        except torch.OutOfMemoryError as error:
+            logger.warning("steps of %d rows are not recorded, and slower: %s", count, error)
+            torch.cuda.empty_cache()
+            return None
         self.graph_bytes += _reserved(device) - before
         return _Recording(rows, layout, replay, logits)
 
