@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-context bench-million bench-peers bench-quality bench-serving \
+.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-context bench-million bench-peers bench-quality bench-serving bench-gpu gpu-wheels \
         peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
 
 help:  ## this list
@@ -134,6 +134,13 @@ bench-million: $(DEV_STAMP)  ## one request of 1,048,576 tokens, its prompt comp
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/deepseek bench context --model smollm2-135m-instruct --kv-dtype int8 \
 	  --rope-scaling yarn --lengths $(MILLION) --fill-dense-above 32768 --json benchmarks/results/million.json
+
+gpu-wheels: $(DEV_STAMP)  ## packages that benchmarks/gpu/run.sh needs on a machine without a network, into build/gpu-wheels
+	$(BIN)/python -m pip download -q -d build/gpu-wheels -c constraints.txt --only-binary :all: --python-version 3.12 \
+	  -r benchmarks/gpu/requirements.txt
+
+bench-gpu:  ## kernels and engine on an NVIDIA GPU, with nothing installed but torch and Triton; 8 minutes
+	benchmarks/gpu/run.sh
 
 bench-serving: $(DEV_STAMP)  ## the server under load and under faults, next to other servers (see `make peers`); about 20 minutes
 	$(BIN)/deepseek pull smollm2-135m-instruct

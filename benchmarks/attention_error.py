@@ -166,7 +166,7 @@ def capture(name: str, tokens: int, count: int) -> Capture:
     config = EngineConfig(model=name, backend="torch", dtype="fp32")
     files = resolve(name, offline=True)
     checkpoint = open_checkpoint(files.path)
-    execution = choose_execution(config, checkpoint, parse_config(checkpoint.config))
+    execution = choose_execution(config, checkpoint, parse_config(checkpoint.config), files.path)
     model: Any = execution.load(checkpoint, name, None)
     ids = torch.tensor(prompt(load_tokenizer(files.path), tokens))
     n = len(ids)

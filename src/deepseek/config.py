@@ -25,8 +25,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             floating dtype that the device multiplies best; ``int8`` and ``int4`` quantize floats when they are loaded.
         kv_dtype: precision of cached keys and values: ``fp16``, or ``int8`` for half the memory; ``auto`` is ``fp16``
             with native kernels and the model's dtype with others.
-        device: ``cpu`` (``cuda`` comes with its kernels).
+        device: ``cpu`` or ``cuda``.
         backend: kernels to use: ``auto``, or a backend's name for all ops.
+        tensor_parallel_size: processes that the model is divided over, each with a GPU of this node; on a CPU they
+            share its cores, which is for tests.
         max_context: tokens per request, prompt and answer; None takes the model's own, as far as the cache holds it.
         rope_scaling: what a ``max_context`` beyond the model's own does. ``auto`` stretches the rotations of families
             whose publishers document that (:mod:`deepseek.models.stretch`) as far as they do and refuses the rest;
@@ -57,6 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_dtype: str = "auto"
     device: str = "cpu"
     backend: str = "auto"
+    tensor_parallel_size: int = 1
     max_context: int | None = None
     rope_scaling: str = "auto"
     max_running: int = 64
@@ -101,7 +104,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if (self.kv_spill_bytes is None) != (self.kv_spill_dir is None):
             raise ConfigurationError("kv_spill_bytes and kv_spill_dir go together: give both, or neither.")
         sizes = ("kv_cache_bytes", "kv_spill_bytes", "page_size")
-        for name in ("max_context", "max_running", "max_batch_tokens", *sizes, "threads"):
+        for name in ("max_context", "max_running", "max_batch_tokens", *sizes, "threads", "tensor_parallel_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {value}.")

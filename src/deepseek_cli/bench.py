@@ -17,12 +17,15 @@ from deepseek_cli.bench_options import (
     DTYPE_HELP,
     Attention,
     AttentionError,
+    Device,
     JsonFile,
     KvDtype,
     Model,
     Quick,
     Repeats,
+    Shape,
     Threads,
+    model_of,
 )
 from deepseek_cli.bench_tables import engine_table, peers_table, print_contenders, say, write
 
@@ -42,6 +45,8 @@ def root() -> None:
 @bench.command()
 def engine(
     model: Model = DEFAULT_MODEL,
+    shape: Shape = None,
+    device: Device = "cpu",
     dtype: Annotated[str | None, typer.Option(help=f"{DTYPE_HELP} (auto; with a profile int8)")] = None,
     kv_dtype: KvDtype = "auto",
     threads: Threads = None,
@@ -62,7 +67,8 @@ def engine(
     from deepseek.benchmark.engine import measure_engine, measure_profiles, profile_configs
 
     console = Console()
-    options: dict[str, Any] = {"threads": threads, "max_batch_tokens": max_batch_tokens}
+    model = model_of(model, shape)
+    options: dict[str, Any] = {"device": device, "threads": threads, "max_batch_tokens": max_batch_tokens}
     reading: dict[str, Any] = {"attention": attention, "attention_error": attention_error}
     result: dict[str, Any]
     if profile is None:
@@ -81,6 +87,7 @@ def engine(
 @bench.command()
 def peers(
     model: Model = DEFAULT_MODEL,
+    device: Annotated[str, typer.Option(help="where ours runs: cpu or cuda")] = "cpu",
     dtype: Annotated[list[str] | None, typer.Option(help=f"ours: {DTYPE_HELP}; repeat for several")] = None,
     kv_dtype: KvDtype = "auto",
     scenario: Annotated[
@@ -106,7 +113,7 @@ def peers(
 
     console = Console()
     result = compare(
-        EngineConfig(model=model, kv_dtype=kv_dtype, threads=threads),
+        EngineConfig(model=model, kv_dtype=kv_dtype, device=device, threads=threads),
         dtypes=dtype or ["auto"],
         scenarios=scenario or [],
         peers=peer or [],

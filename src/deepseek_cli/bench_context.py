@@ -12,11 +12,14 @@ from deepseek_cli.bench_options import (
     DTYPE_HELP,
     AttentionError,
     Data,
+    Device,
     JsonFile,
     KvDtype,
     Model,
     RopeScaling,
+    Shape,
     Threads,
+    model_of,
     names,
     numbers,
 )
@@ -81,6 +84,8 @@ def recall(
 
 def context(
     model: Model = DEFAULT_MODEL,
+    shape: Shape = None,
+    device: Device = "cpu",
     lengths: Annotated[str, typer.Option(help="tokens of prompt and answer, with commas")] = "4096,32768,131072",
     peer_lengths: Annotated[
         str, typer.Option(help="those at which llama.cpp is measured too, if `make peer-llama-cpp` put it there")
@@ -121,7 +126,8 @@ def context(
         repeats=repeats,
     )
     config = EngineConfig(
-        model=model,
+        model=model_of(model, shape),
+        device=device,
         dtype=dtype,
         kv_dtype=kv_dtype,
         rope_scaling=rope_scaling,

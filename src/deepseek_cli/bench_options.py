@@ -10,6 +10,11 @@ import typer
 from deepseek.errors import ConfigurationError
 
 Model = Annotated[str, typer.Option(help="folder, .gguf file, built-in name or Hugging Face id")]
+Shape = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="instead of a model, random weights of this shape, such as qwen2.5-7b"),
+]
+Device = Annotated[str, typer.Option(help="where the engine runs: cpu or cuda")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")]
 Repeats = Annotated[int, typer.Option(min=1, help="rounds; the median is reported")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write all figures to this file")]
@@ -23,6 +28,11 @@ Data = Annotated[
     typer.Option(help="folder of real text (xquad, cmrc2018); else that of DEEPSEEK_BENCH_DATA; else text is made up"),
 ]
 DTYPE_HELP = "auto, fp32, bf16, fp16, int8 or int4"
+
+
+def model_of(model: str, shape: str | None) -> str:
+    """The name of what is measured."""
+    return model if shape is None else f"shape:{shape}"
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -48,7 +48,10 @@ def serve(
     reasoning_parser: Annotated[str, typer.Option(help="how models think: auto, none or think")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or int4")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="keys and values: auto, fp16 or int8")] = "auto",
-    device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
+    device: Annotated[str, typer.Option(help="where the model runs: cpu or cuda")] = "cpu",
+    tensor_parallel_size: Annotated[
+        int, typer.Option(help="processes that each model is divided over, a GPU for each")
+    ] = 1,
     backend: Annotated[str, typer.Option(help="kernels: auto, native, torch or reference")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="tokens per request, prompt and answer")] = None,
     rope_scaling: Annotated[
@@ -125,6 +128,7 @@ def serve(
         dtype=dtype,
         kv_dtype=kv_dtype,
         device=device,
+        tensor_parallel_size=tensor_parallel_size,
         backend=backend,
         max_context=max_context,
         rope_scaling=rope_scaling,

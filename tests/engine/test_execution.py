@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from deepseek.quant.schemes import quantize
 from tests.fakes import greedy, make_engine, run, tokens_of
 from tests.parity import tiny
 from tests.parity.driver import Driver
+
+NOWHERE = Path()
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native kernels: {obstacle()}")
 
@@ -59,7 +62,7 @@ def narrow_answer(model: Model, prompt: list[int], count: int) -> list[int]:
 def test_experts_and_latents_run_natively(name: str, dtype: str) -> None:
     stored = checkpoint(name)
     config = EngineConfig(model=name, dtype=dtype, threads=2, page_size=16)
-    execution = choose_execution(config, stored, parse_config(stored.config))
+    execution = choose_execution(config, stored, parse_config(stored.config), NOWHERE)
     assert isinstance(execution, NativeExecution)
     assert execution.scheme == dtype
     model = execution.load(stored, name, None)
@@ -76,7 +79,7 @@ def test_experts_and_latents_run_natively(name: str, dtype: str) -> None:
 def test_latents_in_int8_are_refused_before_anything_is_loaded() -> None:
     stored = checkpoint("deepseek-v2-wide")
     config = EngineConfig(model="m", dtype="int8", kv_dtype="int8")
-    execution = choose_execution(config, stored, parse_config(stored.config))
+    execution = choose_execution(config, stored, parse_config(stored.config), NOWHERE)
     heard: list[int] = []
     with pytest.raises(ConfigurationError, match="kv_dtype fp16 or auto"):
         execution.load(stored, "m", lambda done, _: heard.append(done))
@@ -88,9 +91,9 @@ def test_widths_without_native_kernels(caplog: pytest.LogCaptureFixture) -> None
     stored = checkpoint("deepseek-v3")
     parsed = parse_config(stored.config)
     with pytest.raises(BackendUnavailableError, match=r"latents of 24 \+ 8 dimensions"):
-        choose_execution(EngineConfig(model="m", dtype="int8"), stored, parsed)
+        choose_execution(EngineConfig(model="m", dtype="int8"), stored, parsed, NOWHERE)
     with caplog.at_level(logging.WARNING):
-        assert isinstance(choose_execution(EngineConfig(model="m"), stored, parsed), TorchExecution)
+        assert isinstance(choose_execution(EngineConfig(model="m"), stored, parsed, NOWHERE), TorchExecution)
     assert "latents of 24 + 8" in caplog.text
 
 
@@ -104,10 +107,10 @@ def test_sparse_attention_is_refused_where_it_cannot_be(caplog: pytest.LogCaptur
         ({"page_size": 32}, ConfigurationError, "page_size of 64, not 32"),
     ]:
         with pytest.raises(error, match=match):
-            choose_execution(EngineConfig(model="m", attention="sparse", **options), stored, parsed)  # type: ignore[arg-type]
+            choose_execution(EngineConfig(model="m", attention="sparse", **options), stored, parsed, NOWHERE)  # type: ignore[arg-type]
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            execution = choose_execution(EngineConfig(model="m", **options), stored, parsed)  # type: ignore[arg-type]
+            execution = choose_execution(EngineConfig(model="m", **options), stored, parsed, NOWHERE)  # type: ignore[arg-type]
         assert [record.message for record in caplog.records if "attention is dense" in record.message]
         assert not getattr(execution, "indexed", False)
 
@@ -116,5 +119,5 @@ def test_sparse_attention_is_refused_where_it_cannot_be(caplog: pytest.LogCaptur
 def test_an_index_is_kept_unless_attention_is_dense(attention: str, sparse: bool) -> None:
     stored = checkpoint("qwen3-moe-mixed")
     config = EngineConfig(model="m", attention=attention, threads=2)
-    model = choose_execution(config, stored, parse_config(stored.config)).load(stored, "m", None)
+    model = choose_execution(config, stored, parse_config(stored.config), NOWHERE).load(stored, "m", None)
     assert model.sparse == sparse

@@ -90,6 +90,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-dynamic-rope": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
     "llama-wide": ("Llama", {"head_dim": 16, "num_key_value_heads": 2}),
     "llama-large": ("Llama", {"hidden_size": 576, "intermediate_size": 1376, "head_dim": 64, "num_key_value_heads": 2}),
+    "llama-groups": ("Llama", {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "attention_bias": True}),
     "llama-wide-biases": ("Llama", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
     "qwen2-wide-window": (
         "Qwen2",

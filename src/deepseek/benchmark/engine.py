@@ -106,11 +106,11 @@ def time_in_worker(process: WorkerProcess, scenario: Scenario, prompts: Sequence
     return timing
 
 
-def measured_bandwidth(threads: int | None) -> float:
-    """Bytes per second that ``threads`` threads read, from a process of its own."""
+def measured_bandwidth(threads: int | None, device: str = "cpu") -> float:
+    """Bytes per second that ``threads`` threads read, or that a GPU copies, from a process of its own."""
     process = start_worker("the bandwidth test")
     try:
-        return float(process.ask({"op": "bandwidth", "threads": threads}, 120)["bandwidth"])
+        return float(process.ask({"op": "bandwidth", "threads": threads, "device": device}, 120)["bandwidth"])
     finally:
         process.close()
 
@@ -243,7 +243,8 @@ def _measure(
     finally:
         for engine in engines:
             engine.close()
-    bandwidth = measured_bandwidth(next(iter(configs.values())).threads)
+    first = next(iter(configs.values()))
+    bandwidth = measured_bandwidth(first.threads, first.device)
     machine = describe_machine()
     return {
         engine.name: {

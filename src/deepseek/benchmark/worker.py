@@ -55,13 +55,14 @@ class Worker:
             case "memory":
                 return {"peak_memory_bytes": peak_memory()}
             case "bandwidth":
-                return {"bandwidth": _bandwidth(message["threads"])}
+                return {"bandwidth": _bandwidth(message["threads"], message["device"])}
             case "export":
                 return _export(Path(message["model"]), message["dtype"], Path(message["folder"]))
         raise BenchmarkError(f"unknown question {message.get('op')!r}.")
 
     @property
-    def _engine(self) -> LoadedEngine:
+    def loaded(self) -> LoadedEngine:
+        """Raises BenchmarkError before an engine is loaded."""
         if self._loaded is None:
             raise BenchmarkError("no engine is loaded.")
         return self._loaded
@@ -78,7 +79,7 @@ class Worker:
     def _run(self, prompts: list[list[int]], output: int, *, ignore_eos: bool) -> dict[str, Any]:
         """Send all prompts at once and read the clock after every step. ``read`` is what sparse attention did since all
         had their first token."""
-        engine = self._engine.engine
+        engine = self.loaded.engine
         params = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=ignore_eos)
         for prompt in prompts:
             self._count += 1
@@ -113,7 +114,7 @@ class Worker:
         from deepseek.benchmark.filled import decode_filled
         from deepseek.engine.engine import Engine
 
-        engine = self._engine.engine
+        engine = self.loaded.engine
         if not isinstance(engine, Engine):
             raise BenchmarkError("an encoder does not decode.")
         policy = policy_of(self._config.attention, self._config.attention_error)
@@ -122,7 +123,7 @@ class Worker:
         return {"seconds": seconds, "tokens": output, "read": difference(counted, engine.stats().attention)}
 
     def _chat(self, text: str) -> list[int]:
-        tokenizer = self._engine.tokenizer
+        tokenizer = self.loaded.tokenizer
         if tokenizer.has_chat_template:
             return tokenizer.encode_chat([{"role": "user", "content": text}])
         return tokenizer.encode(text)
@@ -149,9 +150,13 @@ def difference(before: AttentionStats, after: AttentionStats) -> dict[str, float
     return {field.name: getattr(after, field.name) - getattr(before, field.name) for field in fields(AttentionStats)}
 
 
-def _bandwidth(threads: int | None) -> float:
+def _bandwidth(threads: int | None, device: str) -> float:
     import torch
 
+    if device != "cpu":
+        from deepseek.benchmark.gpu_rates import copy_bandwidth
+
+        return copy_bandwidth(device)
     from deepseek.machine import measure_bandwidth
 
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

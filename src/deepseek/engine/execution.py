@@ -7,12 +7,13 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from deepseek.config import PAGE_SIZE, EngineConfig
-from deepseek.engine.memory import available_memory
+from deepseek.engine.memory import free_memory
 from deepseek.errors import BackendUnavailableError, ConfigurationError
 from deepseek.hub.checkpoint import Checkpoint
 from deepseek.kernels.cpu.extension import obstacle
@@ -20,6 +21,7 @@ from deepseek.kernels.ops import Ops
 from deepseek.kernels.registry import bind
 from deepseek.models.base import Model
 from deepseek.models.bert import Bert, load_bert
+from deepseek.models.decoder import Decoder
 from deepseek.models.native import NativeDecoder, native_obstacle
 from deepseek.models.native_weights import native_bytes
 from deepseek.models.registry import load_model, load_native_model
@@ -27,6 +29,7 @@ from deepseek.models.registry import load_model, load_native_model
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BITS = {"int8": 8, "int4": 4}
 Progress = Callable[[int, int], None] | None
 
 
@@ -43,33 +46,81 @@ class Execution(Protocol):
 
 @dataclass(frozen=True)
 class TorchExecution:
-    """Layer by layer, with the ops of the kernel registry."""
+    """Layer by layer, with the ops of the kernel registry. ``bits`` are those of the matrices, None for ``dtype``'s."""
 
     device: str
     backend: str
     dtype: torch.dtype
     threads: int
+    bits: int | None = None
 
     @property
     def name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return str(self.dtype).removeprefix("torch.") if self.bits is None else f"int{self.bits}"
 
     def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
-        ops = self._prepare(checkpoint, model_name)
-        return load_model(checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), progress=progress)
+        ops = self.prepare(checkpoint, model_name)
+        model = load_model(
+            checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), bits=self.bits, progress=progress
+        )
+        return on_device(model, ops)
 
     def load_encoder(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Bert:
-        ops = self._prepare(checkpoint, model_name)
+        ops = self.prepare(checkpoint, model_name)
         return load_bert(checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), progress=progress)
 
-    def _prepare(self, checkpoint: Checkpoint, model_name: str) -> Ops:
+    def prepare(self, checkpoint: Checkpoint, model_name: str, processes: int = 1) -> Ops:
+        """The ops, once it is known that a process's share of the weights fits. Raises ConfigurationError and
+        BackendUnavailableError."""
         torch.set_num_threads(self.threads)
         elements = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-        _check_room(elements * self.dtype.itemsize, model_name, self.name)
-        return bind(self.device, self.backend)
+        needed = elements * self.dtype.itemsize if self.bits is None else elements * self.bits // 8
+        on_gpu = self.device != "cpu"
+        _check_room(needed // processes if on_gpu else needed, model_name, self.name, self.device)
+        ops = bind(self.device, self.backend)
+        if self.bits is not None and ops.bindings["linear"].backend != "triton":
+            raise BackendUnavailableError(
+                f"dtype {self.name} on {self.device} needs Triton's kernels: {ops.bindings['linear'].reason}."
+            )
+        return ops
 
     def backends(self, model: Model | Bert) -> Mapping[str, str]:
         return {name: binding.backend for name, binding in bind(self.device, self.backend).bindings.items()}
+
+
+def on_device(model: Decoder, ops: Ops) -> Model:
+    """The model as its device runs it best: on a GPU with Triton's kernels, in CUDA graphs."""
+    if model.device.type != "cuda" or any(binding.backend != "triton" for binding in ops.bindings.values()):
+        return model
+    from deepseek.models.graphed import GraphedDecoder, cuda_recorder
+
+    return GraphedDecoder(model, cuda_recorder(model.device))
+
+
+@dataclass(frozen=True)
+class ParallelExecution:
+    """The same, divided over processes."""
+
+    whole: TorchExecution
+    config: EngineConfig
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.whole.name
+
+    def backends(self, model: Model) -> Mapping[str, str]:
+        return self.whole.backends(model)
+
+    def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
+        from deepseek.engine.parallel import load_parallel
+
+        threads = max(1, self.whole.threads // self.config.tensor_parallel_size)
+        ops = self.whole.prepare(checkpoint, model_name, self.config.tensor_parallel_size)
+        torch.set_num_threads(threads)
+        return load_parallel(
+            checkpoint, self.config, self.path, ops=ops, dtype=self.whole.dtype, threads=threads, progress=progress
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +139,7 @@ class NativeExecution:
     def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
         # One pool of threads per process: torch keeps to what is small.
         torch.set_num_threads(1)
-        _check_room(native_bytes(checkpoint, self.scheme), model_name, self.name)
+        _check_room(native_bytes(checkpoint, self.scheme), model_name, self.name, "cpu")
         return load_native_model(
             checkpoint,
             scheme=self.scheme,
@@ -103,8 +154,8 @@ class NativeExecution:
         return {"model": f"native ({model.isa})"}
 
 
-def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) -> Execution:
-    """How the checkpoint, whose config was parsed to ``parsed``, is computed under ``config``.
+def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any, path: Path) -> Execution:
+    """How the checkpoint at ``path``, whose config was parsed to ``parsed``, is computed under ``config``.
 
     Native kernels run quantized and fp16 matrices on CPUs; torch runs everything else, and what they cannot, in fp32 or
     bf16. Under ``auto`` a quantized checkpoint keeps its integers, and a floating one is bf16 where the device
@@ -114,7 +165,10 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
     asked for, by name, by precision or for sparse attention, and cannot run.
     """
     threads = config.threads or len(os.sched_getaffinity(0))
-    if config.backend == "native" or (config.backend == "auto" and config.device == "cpu"):
+    divided = config.tensor_parallel_size > 1
+    if divided and config.backend == "native":
+        raise ConfigurationError("tensor_parallel_size above 1 needs torch kernels, and backend native has others.")
+    if config.backend == "native" or (config.backend == "auto" and config.device == "cpu" and not divided):
         scheme = _native_scheme(config, checkpoint)
         reason = "no native kernel for this precision" if scheme is None else obstacle() or native_obstacle(parsed)
         if reason is None and scheme is not None:
@@ -125,10 +179,12 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
             raise BackendUnavailableError(f"native kernels cannot run {config.model} in {config.dtype}: {reason}.")
         if scheme is not None:
             logger.warning("%s runs with torch kernels, which are slower: %s", config.model, reason)
-    if config.dtype in ("int8", "int4") or config.kv_dtype == "int8":
+    bits = _BITS.get(config.dtype)
+    if config.kv_dtype == "int8" or (bits is not None and (config.device == "cpu" or divided)):
         raise ConfigurationError(
             f"dtype {config.dtype} with kv_dtype {config.kv_dtype} needs native kernels, which run on a CPU with "
-            f"backend auto or native, not with device {config.device!r} and backend {config.backend!r}."
+            f"backend auto or native, not with device {config.device!r}, backend {config.backend!r} and "
+            f"tensor_parallel_size {config.tensor_parallel_size}."
         )
     if config.attention == "sparse":
         raise BackendUnavailableError(
@@ -137,7 +193,9 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any) 
         )
     if config.attention == "auto":
         logger.info("attention is dense: torch kernels have no sparse form")
-    return TorchExecution(config.device, config.backend, _torch_dtype(config.dtype, config.device), threads)
+    dtype = _torch_dtype("auto" if bits else config.dtype, config.device)
+    execution = TorchExecution(config.device, config.backend, dtype, threads, bits)
+    return ParallelExecution(execution, config, path) if divided else execution
 
 
 def _indexed(config: EngineConfig) -> bool:
@@ -159,10 +217,10 @@ def encoder_execution(config: EngineConfig) -> TorchExecution:
     if config.backend == "native":
         raise BackendUnavailableError(f"native kernels cannot run {config.model}: they have no encoders.")
     without = config.kv_dtype != "auto" or config.draft_model is not None or config.attention == "sparse"
-    if config.dtype in ("int8", "int4") or without:
+    if config.dtype in ("int8", "int4") or without or config.tensor_parallel_size > 1:
         raise ConfigurationError(
-            f"{config.model} is an encoder: it runs in fp32, bf16 or fp16, and has neither a cache (kv_dtype) nor a "
-            "draft_model nor sparse attention."
+            f"{config.model} is an encoder: it runs in fp32, bf16 or fp16 in one process, and has neither a cache "
+            "(kv_dtype) nor a draft_model nor sparse attention."
         )
     dtype = torch.float32 if config.dtype == "auto" else _DTYPES[config.dtype]
     return TorchExecution(config.device, config.backend, dtype, config.threads or len(os.sched_getaffinity(0)))
@@ -189,10 +247,10 @@ def _torch_dtype(name: str, device: str) -> torch.dtype:
     return torch.bfloat16 if device != "cpu" or _multiplies_bf16() else torch.float32
 
 
-def _check_room(needed: int, name: str, precision: str) -> None:
+def _check_room(needed: int, name: str, precision: str, device: str) -> None:
     """Refuse weights that cannot fit before the system kills the process half-way."""
-    if needed > (free := available_memory()):
+    if needed > (free := free_memory(device)):
         raise ConfigurationError(
-            f"the weights of {name} take {needed / 2**30:.1f} GiB in {precision}, and "
-            f"{free / 2**30:.1f} GiB of memory are free. Choose a smaller model or dtype, or free some memory."
+            f"the weights of {name} take {needed / 2**30:.1f} GiB in {precision}, and {free / 2**30:.1f} GiB of memory "
+            f"are free on {device}. Choose a smaller model or dtype, or free some memory."
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
+import torch
 
 from deepseek.config import EngineConfig
 from deepseek.engine.constraints import Constraints
@@ -18,7 +20,7 @@ from deepseek.engine.encoder import EncoderEngine
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import ContextLimit, EmbeddingInfo, EngineInfo
 from deepseek.engine.execution import choose_execution, encoder_execution
-from deepseek.engine.memory import PagePlan, SpillPlan, plan_pages
+from deepseek.engine.memory import PagePlan, SpillPlan, cache_budget, plan_pages
 from deepseek.engine.speculation import EXPERTS_ROW_COST, ROW_COST, Drafter, LookupDrafter, Speculation
 from deepseek.engine.spill import least_resident
 from deepseek.engine.spill_file import open_spill_file
@@ -28,7 +30,8 @@ from deepseek.hub.open import open_checkpoint
 from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import ModelFiles, resolve
 from deepseek.hub.sentence_transformers import SentenceSettings, read_settings
-from deepseek.models.base import SPILL_UNIT, Model, SpillSpace
+from deepseek.kernels.paging import PagedLayout
+from deepseek.models.base import SPILL_UNIT, Batch, Model, SpillSpace
 from deepseek.models.bert import is_encoder
 from deepseek.models.registry import parse_config
 from deepseek.models.stretch import stretched
@@ -70,8 +73,9 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
             checkpoint = stretched(checkpoint, config.model, config.max_context, config.rope_scaling)
             parsed = parse_config(checkpoint.config)
             max_context = config.max_context or trained
-            execution = choose_execution(config, checkpoint, parsed)
-            model = execution.load(checkpoint, files.name, progress)
+            execution = choose_execution(config, checkpoint, parsed, files.path)
+            with _told_if_full(config):
+                model = execution.load(checkpoint, files.name, progress)
         finally:
             checkpoint.close()
         tokenizer = tokenizer_future.result()
@@ -79,7 +83,8 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     draft = _load_draft(config, tokenizer) if config.draft_model else None
     row_cost = EXPERTS_ROW_COST if getattr(parsed, "experts", 0) else ROW_COST
     limit: ContextLimit = "model" if max_context == trained else "max_context"
-    engine = _size(config, model, max_context, limit, tokenizer.eos_token_ids, draft, row_cost, constraints)
+    with _told_if_full(config):
+        engine = _size(config, model, max_context, limit, tokenizer.eos_token_ids, draft, row_cost, constraints)
     spilled_bytes = (engine.pool.num_pages - engine.pool.resident) * model.spill_page_bytes(config.page_size)
     info = EngineInfo(
         model=files.name,
@@ -99,6 +104,20 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     )
     _log(info)
     return LoadedEngine(engine, info, tokenizer)
+
+
+@contextmanager
+def _told_if_full(config: EngineConfig) -> Iterator[None]:
+    """A GPU without room for what the settings ask is the user's to know, in words. Raises ConfigurationError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info()
+        raise ConfigurationError(
+            f"{config.model} in {config.dtype}, with steps of {config.max_batch_tokens} rows, does not fit the GPU: "
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free ({error}). Choose dtype int8 or int4, a smaller "
+            "max_batch_tokens or kv_cache_bytes, or more GPUs by tensor_parallel_size."
+        ) from error
 
 
 def _load_encoder(
@@ -189,7 +208,7 @@ def _size(
         page_size=config.page_size,
         max_context=max_context,
         max_running=config.max_running,
-        budget=config.kv_cache_bytes,
+        budget=config.kv_cache_bytes or cache_budget(config.device, step_bytes(config, model)),
         spill=_spill_plan(config, model),
     )
     spill = _open_spill(config, model, pages)
@@ -198,6 +217,27 @@ def _size(
     finally:
         if spill is not None:
             os.close(spill.file)
+
+
+def step_bytes(config: EngineConfig, model: Model) -> int:
+    """Bytes of a GPU that the largest step takes beside weights and cache: measured, as it depends on everything. 0
+    elsewhere."""
+    if config.device == "cpu":
+        return 0
+    rows = min(config.max_batch_tokens, model.max_context)
+    pages = -(-rows // config.page_size)
+    cache = model.new_cache(pages, config.page_size)
+    slots, positions = torch.arange(rows), torch.arange(rows)
+    layout = PagedLayout(config.page_size, (0, rows), (rows,), (range(pages),), slots.to(model.device))
+    wanted = torch.arange(max(0, rows - config.max_running), rows).to(model.device)
+    batch = Batch(torch.zeros_like(layout.write_slots), positions.to(model.device), layout, wanted)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.inference_mode():
+        model.forward(batch, cache)
+    taken = torch.cuda.max_memory_allocated() - before
+    torch.cuda.empty_cache()
+    return taken
 
 
 def _spill_plan(config: EngineConfig, model: Model) -> SpillPlan | None:
@@ -282,9 +322,10 @@ def _load_draft(config: EngineConfig, tokenizer: Tokenizer) -> Model:
             f"{files.name} cannot draft for {config.model}: {difference}. Choose a draft model of the same family."
         )
     checkpoint = open_checkpoint(files.path)
-    dense = msgspec.structs.replace(config, attention="dense")  # drafts are checked anyway, and need no index
+    # Drafts are checked anyway, and need no index; they are small.
+    dense = msgspec.structs.replace(config, attention="dense", tensor_parallel_size=1)
     try:
-        execution = choose_execution(dense, checkpoint, parse_config(checkpoint.config))
+        execution = choose_execution(dense, checkpoint, parse_config(checkpoint.config), files.path)
         return execution.load(checkpoint, files.name, None)
     finally:
         checkpoint.close()

@@ -10,6 +10,8 @@ import psutil
 from deepseek.errors import ConfigurationError
 
 _SHARE = 0.5
+_GPU_SHARE = 0.92
+"""What recordings take, and memory that is free in pieces, is left."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 
@@ -22,6 +24,22 @@ def available_memory() -> int:
     except OSError:
         return free
     return min(free, max(0, int(limit) - int(used))) if limit != "max" else free
+
+
+def free_memory(device: str) -> int:
+    """Bytes that can be allocated on ``device``: of a GPU its own, else this machine's."""
+    if not device.startswith("cuda"):
+        return available_memory()
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def cache_budget(device: str, step_bytes: int) -> int:
+    """Bytes for keys and values: half of this machine's free memory, or what of a GPU's a step does not need."""
+    if not device.startswith("cuda"):
+        return int(available_memory() * _SHARE)
+    return int(max(0, free_memory(device) - step_bytes) * _GPU_SHARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +77,23 @@ def plan_pages(
     page_size: int,
     max_context: int,
     max_running: int,
-    budget: int | None,
+    budget: int,
     spill: SpillPlan | None = None,
 ) -> PagePlan:
-    """Pages of ``each`` bytes: what ``budget`` bytes hold, or half of the free memory when it is None, and what is
-    spilled, but never more than ``max_running`` full contexts need. What does not need the file does not get one.
+    """Pages of ``each`` bytes: what ``budget`` bytes hold and what is spilled, but never more than ``max_running`` full
+    contexts need. What does not need the file does not get one.
 
     Of spilled pages a part stays in memory (an index), which is taken from the budget too.
 
     Raises ConfigurationError when not even one page fits, or with ``spill`` not its least number.
     """
-    room = int(available_memory() * _SHARE) if budget is None else budget
     needed = -(-max_context // page_size) * max_running
-    pages = min(room // each, needed)
+    pages = min(budget // each, needed)
     if spill is not None and pages < needed:
-        return _plan_spilled(each, room, needed, page_size, spill)
+        return _plan_spilled(each, budget, needed, page_size, spill)
     if pages < 1:
         raise ConfigurationError(
-            f"the KV cache has room for {room / 2**20:.0f} MiB, and one page of {page_size} tokens takes "
+            f"the KV cache has room for {budget / 2**20:.0f} MiB, and one page of {page_size} tokens takes "
             f"{each / 2**20:.1f} MiB. Free some memory, choose a smaller model, or raise kv_cache_bytes."
         )
     return PagePlan(pages)

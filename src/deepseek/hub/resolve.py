@@ -2,6 +2,7 @@
 
 A name is looked at in this order: a path (it begins with ``.``, ``/`` or ``~``, or ends in ``.gguf``), a built-in name,
 an existing file or folder, a Hugging Face repository id ``org/name`` (GGUF: ``org/name:Q8_0`` or ``org/name:FILE``).
+``shape:NAME`` is a model with random weights (:mod:`deepseek.hub.shapes`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek.errors import CheckpointError, DownloadError, ModelNotFoundError
-from deepseek.hub import package_index, registry
+from deepseek.hub import package_index, registry, shapes
 from deepseek.hub.cache import cached_model, reverify
 from deepseek.hub.progress import Progress, RichProgress, Silent
 
@@ -44,6 +45,8 @@ def resolve(name: str, *, offline: bool = False, progress: Progress | None = Non
         DownloadError, DiskSpaceError, IntegrityError: the files cannot be had.
         CheckpointError: the path is there, but holds no model.
     """
+    if name.startswith(shapes.PREFIX):
+        return ModelFiles(name, shapes.shape_folder(name))
     if not name.strip() or "\0" in name:
         raise ModelNotFoundError(name, detail="the name is empty or not a name")
     try:

@@ -122,7 +122,7 @@ class Model(Protocol):
         max_context: positions the model was made for.
         cache_specs: per layer, what :class:`KVCache` must hold.
         dtype: floating dtype of weights, activations and cache.
-        device: where the weights are.
+        device: where the tensors of its batches are.
         weights_bytes: memory the weights take.
         row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
             cut into chunks, as long as the same rows are narrow (see :class:`Batch`).

@@ -16,6 +16,7 @@ from deepseek.kernels.registry import bind
 from deepseek.models.decoder import Decoder
 from deepseek.models.deepseek import build_deepseek, parse_deepseek_v2, parse_deepseek_v3
 from deepseek.models.gemma import build_gemma3, parse_gemma3
+from deepseek.models.gpu_weights import QuantizedWeights
 from deepseek.models.llama import build_dense, parse_llama
 from deepseek.models.native import NativeDecoder, check_cache_dtype, native_obstacle
 from deepseek.models.native_weights import NativeWeights
@@ -80,17 +81,21 @@ def load_model(
     ops: Ops,
     dtype: torch.dtype,
     device: torch.device | str,
+    bits: int | None = None,
     progress: LoadProgress | None = None,
 ) -> Decoder:
-    """Build the checkpoint's model with weights of ``dtype`` on ``device``. ``progress`` hears (tensors read, all
-    tensors).
+    """Build the checkpoint's model with weights of ``dtype`` on ``device``, or with matrices of 8 or 4 ``bits``, for
+    which ``ops`` must be Triton's. ``progress`` hears (tensors read, all tensors).
 
     Raises UnsupportedModelError (architecture, config key) and CheckpointError (tensor missing, misshapen, unused or
     not finite), naming what is at fault.
     """
     family = FAMILIES[architecture_of(checkpoint.config)]
     config = family.parse(checkpoint.config)
-    return family.build(config, WeightSource(checkpoint, dtype, torch.device(device), ops.pack_linear, progress), ops)
+    device = torch.device(device)
+    if bits is None:
+        return family.build(config, WeightSource(checkpoint, dtype, device, ops.pack_linear, progress), ops)
+    return family.build(config, QuantizedWeights(checkpoint, dtype, device, bits, progress), ops)
 
 
 def load_native_model(

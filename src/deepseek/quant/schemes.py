@@ -59,8 +59,8 @@ def quantize(
         raise ConfigurationError(f"4 bits need a width that is a multiple of {GROUP}, not {columns}; use 8 bits.")
     groups = columns // GROUP
     weights = None if importance is None else _normalised(importance).view(groups, GROUP)
-    q = torch.empty(rows, groups, GROUP, dtype=torch.uint8)
-    scale, minimum = torch.empty(rows, groups), torch.empty(rows, groups)
+    q = torch.empty(rows, groups, GROUP, dtype=torch.uint8, device=weight.device)
+    scale, minimum = torch.empty(2, rows, groups, device=weight.device)
     step = max(1, _CHUNK // columns)
     for start in range(0, rows, step):
         part = slice(start, start + step)

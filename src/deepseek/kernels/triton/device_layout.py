@@ -57,19 +57,26 @@ class DeviceLayout:
     def of(cls, layout: PagedLayout, device: torch.device) -> DeviceLayout:
         """``layout`` on ``device``, copied when the first layer asks, or the buffers that it was filled into."""
         found: DeviceLayout | None = layout.memo.get(_memo_key(device))
-        if found is None:
-            queries = [stop - start for start, stop in pairwise(layout.query_starts)]
-            found = cls.allocate(
-                device,
-                sequences=layout.num_sequences,
-                rows=layout.query_starts[-1],
-                page_size=layout.page_size,
-                max_context=max(layout.context_lens, default=0),
-                max_query=max(queries, default=0),
-                max_decode=max((n for n in queries if n <= DECODE_QUERIES), default=0),
-            )
-            found.fill(layout)
-        return found
+        return found or cls._made(layout, device)[0]
+
+    @classmethod
+    def bring(cls, layout: PagedLayout, device: torch.device) -> PagedLayout:
+        """``layout`` for a model on ``device``: what kernels read of it, ``write_slots`` too, is there."""
+        return cls._made(layout, device)[1]
+
+    @classmethod
+    def _made(cls, layout: PagedLayout, device: torch.device) -> tuple[DeviceLayout, PagedLayout]:
+        queries = [stop - start for start, stop in pairwise(layout.query_starts)]
+        made = cls.allocate(
+            device,
+            sequences=layout.num_sequences,
+            rows=layout.query_starts[-1],
+            page_size=layout.page_size,
+            max_context=max(layout.context_lens, default=0),
+            max_query=max(queries, default=0),
+            max_decode=max((n for n in queries if n <= DECODE_QUERIES), default=0),
+        )
+        return made, made.fill(layout)
 
     @classmethod
     def allocate(

@@ -1,0 +1,207 @@
+"""A decoder on an NVIDIA GPU: steps that only decode are CUDA graphs, recorded once per size and replayed.
+
+A step of a small batch is hundreds of short kernels, which the host cannot launch as fast as the GPU runs them.
+Recorded, they are one launch. A recording holds for addresses and grids, so its inputs lie in buffers of their own, and
+it serves every step within its bounds: rows are padded to the next of :data:`ROWS`, contexts count as the next power of
+two.
+Nothing in a step makes the host wait for the GPU; it waits once, for the tokens.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from deepseek.attention.stats import AttentionStats
+from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.sampling import Choice
+from deepseek.kernels.triton.device_layout import DeviceLayout
+from deepseek.kernels.triton.sampling import Choices, choose_tokens
+from deepseek.models.base import Batch, KVCache, SpillSpace
+from deepseek.models.decoder import Decoder
+
+logger = logging.getLogger(__name__)
+
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Rows that steps are padded to. Larger steps are not recorded: their kernels take longer than their launches."""
+_LEAST_CONTEXT = 1024
+
+Replay = Callable[[], None]
+Record = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
+"""A computation on buffers that stay -> what runs it again, and where its result then is."""
+
+
+def cuda_recorder(device: torch.device) -> Record:
+    """Recording by CUDA graphs, which share one pool of memory: they never run at the same time."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        # The first run compiles kernels and makes libraries' workspaces, which no graph may.
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            compute()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            result = compute()
+        return graph.replay, result
+
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """A step's buffers and what computes on them.
+
+    Attributes:
+        rows: int64 [2, R], token ids and positions.
+        layout: of R sequences.
+        logits: fp32 [R, vocab].
+    """
+
+    rows: Tensor
+    layout: DeviceLayout
+    replay: Replay
+    logits: Tensor
+
+
+class GraphedDecoder:
+    """A decoder whose ops are Triton's; satisfies :class:`deepseek.models.base.Model`. Batches come from the host.
+
+    Args:
+        own: the decoder.
+        record: how steps are recorded.
+
+    Attributes:
+        graph_bytes: memory that recordings took.
+    """
+
+    row_invariant = False
+    sparse = False
+
+    def __init__(self, own: Decoder, record: Record) -> None:
+        self._own = own
+        self._record = record
+        self._recordings: dict[tuple[int, int], _Recording | None] = {}
+        self._cache: KVCache | None = None
+        self.graph_bytes = 0
+        self.architecture = own.architecture
+        self.vocab_size = own.vocab_size
+        self.hidden_size = own.hidden_size
+        self.max_context = own.max_context
+        self.cache_specs = own.cache_specs
+        self.dtype = own.dtype
+        self.device = torch.device("cpu")
+        self.weights_bytes = own.weights_bytes
+        self.wide_rows = own.wide_rows
+
+    def page_bytes(self, page_size: int) -> int:
+        return self._own.page_bytes(page_size)
+
+    def spill_page_bytes(self, page_size: int) -> int:
+        return 0
+
+    def new_cache(self, num_pages: int, page_size: int, spill: SpillSpace | None = None) -> KVCache:
+        """The one cache of this model: recordings hold its addresses."""
+        self._recordings.clear()
+        self._cache = self._own.new_cache(num_pages, page_size, spill)
+        return self._cache
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """See :class:`deepseek.models.base.Model`."""
+        assert cache is self._cache
+        size = _size(batch)
+        if size is None:
+            return self._own.forward(self._brought(batch), cache)
+        if size not in self._recordings:
+            self._recordings[size] = self._new_recording(size, batch, cache)
+        recording = self._recordings[size]
+        if recording is None:
+            return self._own.forward(self._brought(batch), cache)
+        _fill(recording.rows, recording.layout, batch)
+        recording.replay()
+        return recording.logits[: len(batch.token_ids)]
+
+    def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """See :class:`deepseek.models.base.Model`."""
+        return self._own.forward_with_hidden(self._brought(batch), self._moved(hidden_rows), cache)
+
+    def attention_stats(self) -> AttentionStats:
+        """Nothing: these layers attend densely."""
+        return AttentionStats()
+
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
+        """See :class:`deepseek.models.base.Model`. Here the host waits for the step."""
+        chosen = choose_tokens(logits, Choices.of(choices, logits.device))
+        return [token if token >= 0 else None for token in chosen.tolist()]
+
+    def _new_recording(self, size: tuple[int, int], batch: Batch, cache: KVCache) -> _Recording | None:
+        """None where the GPU has no room for it: such steps run kernel by kernel."""
+        count, context = size
+        device = self._own.device
+        before = _reserved(device)
+        rows = torch.zeros(2, count, dtype=torch.int64, device=device)
+        layout = DeviceLayout.allocate(
+            device,
+            sequences=count,
+            rows=count,
+            page_size=batch.layout.page_size,
+            max_context=context,
+            max_query=1,
+        )
+        filled = _fill(rows, layout, batch)
+        whole = Batch(rows[0], rows[1], filled, None)
+        try:
+            replay, logits = self._record(lambda: self._own.forward(whole, cache))
+        except torch.OutOfMemoryError as error:
+            logger.warning("steps of %d rows are not recorded, and slower: %s", count, error)
+            torch.cuda.empty_cache()
+            return None
+        self.graph_bytes += _reserved(device) - before
+        return _Recording(rows, layout, replay, logits)
+
+    def _brought(self, batch: Batch) -> Batch:
+        """The batch on the GPU."""
+        return replace(
+            batch,
+            token_ids=self._moved(batch.token_ids),
+            positions=self._moved(batch.positions),
+            layout=DeviceLayout.bring(batch.layout, self._own.device),
+            logits_rows=None if batch.logits_rows is None else self._moved(batch.logits_rows),
+        )
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        return _staged(rows, self._own.device).to(self._own.device, non_blocking=True)
+
+
+def _size(batch: Batch) -> tuple[int, int] | None:
+    """Rows and context of the recording that serves a batch; None for a batch that does more than decode."""
+    count = len(batch.token_ids)
+    decodes = count == batch.layout.num_sequences and 0 < count <= ROWS[-1]
+    wanted = batch.logits_rows
+    if not decodes or (wanted is not None and not torch.equal(wanted, torch.arange(count))):
+        return None
+    context = max(_LEAST_CONTEXT, 1 << (max(batch.layout.context_lens) - 1).bit_length())
+    return ROWS[bisect.bisect_left(ROWS, count)], context
+
+
+def _fill(rows: Tensor, layout: DeviceLayout, batch: Batch) -> PagedLayout:
+    """Overwrite the buffers. Rows that pad the batch keep what is there: whatever they compute is not written."""
+    staged = _staged(torch.stack([batch.token_ids, batch.positions]), rows.device)
+    rows[:, : staged.shape[1]].copy_(staged, non_blocking=True)
+    return layout.fill(batch.layout)
+
+
+def _staged(rows: Tensor, device: torch.device) -> Tensor:
+    """In pinned memory, from which copies do not make the host wait. torch keeps it until the copy is over."""
+    return rows.pin_memory() if device.type == "cuda" else rows
+
+
+def _reserved(device: torch.device) -> int:
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0

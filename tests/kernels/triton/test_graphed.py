@@ -1,0 +1,73 @@
+"""Recorded steps: replayed on other batches than they were recorded with, they are those batches' steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepseek.engine.events import GenerateRequest
+from deepseek.kernels.ops import Ops
+from deepseek.kernels.registry import Backend, Registry
+from deepseek.kernels.triton import ops as triton_ops
+from deepseek.models.decoder import Decoder
+from deepseek.models.graphed import GraphedDecoder, Replay, cuda_recorder
+from deepseek.models.registry import load_model
+from deepseek.sampling import SamplingParams
+from tests.fakes import make_engine, run, tokens_of
+from tests.kernels.triton.devices import DEVICE
+from tests.parity import tiny
+
+PROMPTS = [[5, 17, 3, 88, 41, 2, 9], [11, 12, 13], [7] * 20, [1, 2], [90, 4, 4, 4]]
+
+
+class Recorder:
+    """On a GPU CUDA graphs; elsewhere the computation itself, on whatever its buffers then hold."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.replayed = 0
+        self._cuda = cuda_recorder(DEVICE) if DEVICE.type == "cuda" else None
+
+    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        self.count += 1
+        if self._cuda is not None:
+            return self._cuda(compute)
+        result = torch.empty(0)
+
+        def replay() -> None:
+            self.replayed += 1
+            result.set_(compute())
+
+        replay()
+        return replay, result
+
+
+def decoder(name: str, backend: str) -> Decoder:
+    functions = (
+        triton_ops.functions
+        if backend == "triton"
+        else __import__("deepseek.kernels.torch_ops", fromlist=["x"]).functions
+    )
+    registry = Registry([Backend(backend, DEVICE.type, 1, functions)])
+    ops = Ops(registry.bind(DEVICE.type))
+    return load_model(tiny.checkpoint(tiny.build(name)), ops=ops, dtype=torch.float32, device=DEVICE)
+
+
+def answers(model: object, lengths: list[int]) -> list[list[int]]:
+    engine = make_engine(model, page_size=16, num_pages=40)  # type: ignore[arg-type]
+    for index, (prompt, length) in enumerate(zip(PROMPTS, lengths, strict=False)):
+        engine.add(GenerateRequest(f"r{index}", prompt, SamplingParams(temperature=0.0, max_tokens=length)))
+    events = run(engine)
+    return [tokens_of(events, f"r{index}") for index in range(len(lengths))]
+
+
+@pytest.mark.parametrize("name", ["llama-wide", "deepseek-v2-wide"])
+def test_recorded_steps_give_the_same_answers(name: str) -> None:
+    lengths = [12, 9, 11, 8]
+    expected = answers(decoder(name, "torch"), lengths)
+    record = Recorder()
+    assert answers(GraphedDecoder(decoder(name, "triton"), record), lengths) == expected
+    assert record.count == 2  # of 4 rows, which three are padded to, and of 2
