@@ -10,6 +10,7 @@ DeepSeekError
 │   ├── DiskSpaceError           the cache has no room
 │   └── IntegrityError           the bytes are not the ones that were promised
 ├── CheckpointError              the files are there, but damaged or not a model
+│   └── AdapterError             an adapter that cannot be served, or does not fit the model; carries all reasons
 ├── TokenizerError               a tokenizer that cannot be built or used
 │   └── ChatTemplateError        a chat template that fails, loops or writes without end
 ├── BenchmarkError               a measurement that could not be made
@@ -93,6 +94,19 @@ class IntegrityError(HubError):
 
 class CheckpointError(DeepSeekError):
     """The model's files are damaged, truncated, or not what their name says."""
+
+
+class AdapterError(CheckpointError):
+    """An adapter that is damaged, cannot be served, or does not fit the model.
+
+    Attributes:
+        problems: everything that is wrong, one line each.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        shown = [*self.problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+        super().__init__("\n  ".join([f"{message}:", *shown]) if shown else message)
 
 
 class TokenizerError(DeepSeekError):

@@ -51,6 +51,9 @@ struct Gate {
   const Activations* packed;  // or null
   float* y;                   // or null
   int ld;
+  const float* shift = nullptr;  // [rows][shift_ld] in the order of the bands, added to rows that are `adapted`; or null
+  int shift_ld = 0;
+  const uint8_t* adapted = nullptr;
 
   static constexpr int kUnit = 4;
 
@@ -62,6 +65,9 @@ struct Gate {
         for (int part = 0; part < 4; ++part) {
           v[part] = load(product + (b + part) * stride + i * 16);
           if (bias) v[part] = add(v[part], load(bias + (band + b + part) * kBand));
+          if (shift && adapted[row0 + i]) {
+            v[part] = add(v[part], load(shift + static_cast<size_t>(row0 + i) * shift_ld + (band + b + part) * kBand));
+          }
         }
         const Vec first = gated(v[0], v[2], kind), second = gated(v[1], v[3], kind);
         if (packed) packed->put(row0 + i, group, first, second);
