@@ -41,8 +41,8 @@ class Driver:
         adapters: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Tensor]:
         """Append tokens to sequences, in one forward; returns per chunk the logits of its rows (or its last row), or
-        of the given ``rows`` of the batch as one tensor. The first ``narrow_rows`` rows are narrow. ``adapters`` are the
-        numbers of the sequences' adapters."""
+        of the given ``rows`` of the batch as one tensor. The first ``narrow_rows`` rows are narrow. ``adapters`` has
+        the numbers of sequences' adapters."""
         starts, tokens, positions, slots = [0], [], [], []
         for sequence, chunk in chunks:
             pages, length = self._pages.setdefault(sequence, []), self._lengths.get(sequence, 0)

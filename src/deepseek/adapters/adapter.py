@@ -33,7 +33,8 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class LowRankUpdate:
-    """``y += scale * b @ (a @ x)`` (LoRA: Hu et al. 2021, arXiv:2106.09685); fp32 ``a`` [rank, in], ``b`` [out, rank]."""
+    """``y += scale * b @ (a @ x)`` (LoRA: Hu et al. 2021, arXiv:2106.09685); fp32 ``a`` [rank, in] and ``b`` [out,
+    rank]."""
 
     a: Tensor
     b: Tensor

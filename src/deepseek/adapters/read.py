@@ -123,7 +123,7 @@ def _updates(tensors: Mapping[str, Tensor], settings: AdapterSettings) -> dict[s
 
 def _prefix(stored: Tensor, host: Host) -> Prefix:
     """From peft's [tokens, layers * (keys, values) * width]."""
-    both = stored.view(len(stored), host.layers, 2, host.cache_width).permute(2, 1, 0, 3).contiguous()
+    both = stored.view(len(stored), host.layers, 2, -1).permute(2, 1, 0, 3).contiguous()
     return Prefix(both[0], both[1])
 
 

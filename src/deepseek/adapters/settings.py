@@ -84,7 +84,7 @@ def read_settings(folder: Path) -> AdapterSettings:
     kind = KINDS.get(str(raw.get("peft_type")))
     if kind is None:
         raise AdapterError(
-            f"{path}: adapters of type {str(raw.get('peft_type'))[:40]!r} cannot be served; there are: {', '.join(KINDS)}."
+            f"{path}: peft_type {str(raw.get('peft_type'))[:40]!r} cannot be served; there are {', '.join(KINDS)}."
         )
     base = str(raw.get("base_model_name_or_path") or "")
     settings, problems = _read_lora(raw, base) if kind == "lora" else _read_tokens(raw, kind, base)

@@ -79,7 +79,9 @@ class Adapters:
                 f"{self._max_tokens}."
             )
         if adapter.prefix is not None and not self._prefixes:
-            raise AdapterError("adapters that give keys and values (prefix tuning) cannot be served with kv_spill_bytes.")
+            raise AdapterError(
+                "adapters that give keys and values (prefix tuning) cannot be served with kv_spill_bytes."
+            )
         number = self._model.add_adapter(adapter.updates) if adapter.updates else None
         size = self._model.adapter_bytes(number) if number is not None else _bytes_of(adapter)
         if name in self._named:

@@ -113,9 +113,7 @@ class Engine:
             intact=self._spill.intact if self._spill else None,
             given=self._given,
         )
-        self.adapters = Adapters(
-            model, limit=max_adapters, max_tokens=self.max_context, prefixes=self._spill is None
-        )
+        self.adapters = Adapters(model, limit=max_adapters, max_tokens=self.max_context, prefixes=self._spill is None)
         self._seed = seed
         self._speculation = speculation
         self._constraints = constraints

@@ -18,6 +18,8 @@ Pooling = Literal["mean", "last", "cls"]
 ContextLimit = Literal["model", "max_context", "kv_cache"]
 INVALID_CONSTRAINT = "invalid_constraint"
 """The error code of a request whose constraint cannot be compiled or followed."""
+INVALID_ADAPTER = "invalid_adapter"
+"""The error code of an adapter that cannot be served."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
@@ -151,14 +153,14 @@ class EmbedEvent(msgspec.Struct, frozen=True, tag="embedded", gc=False):
 
 
 EngineRequest = GenerateRequest | ScoreRequest | EmbedRequest
-EngineEvent = TokenEvent | ScoreEvent | EmbedEvent
 
 
 class EngineStats(msgspec.Struct, frozen=True):
     """A snapshot for health, metrics and admission. Counters grow from the engine's start.
 
     ``drafted_tokens`` were guessed by speculation, and ``accepted_tokens`` of them became part of answers.
-    ``adapters`` are loaded, which with those still in use take ``adapter_bytes``. ``kv_spill_pages`` lie in the spill file; ``kv_spill_moved`` were moved there, ``kv_spill_checked`` compared with
+    ``adapters`` are loaded, which with those still in use take ``adapter_bytes``.
+    ``kv_spill_pages`` lie in the spill file; ``kv_spill_moved`` were moved there, ``kv_spill_checked`` compared with
     their checksums, and ``kv_spill_corrupt`` of these were not the same. ``attention`` says what sparse attention read.
     """
 
@@ -207,6 +209,16 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     nbytes: int
     load_seconds: float
+
+
+class AdapterEvent(msgspec.Struct, frozen=True, tag="adapter"):
+    """An adapter has been loaded, or with ``info`` None unloaded."""
+
+    request_id: str
+    info: AdapterInfo | None
+
+
+EngineEvent = TokenEvent | ScoreEvent | EmbedEvent | AdapterEvent
 
 
 class EmbeddingInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,12 +61,12 @@ def linear_at(decoder: Decoder, index: int, place: Place) -> Linear:
 
 
 def add_torch_adapter(
-    decoder: Decoder, layers: AdapterLayers, number: int, sites: Mapping[str, Site], updates: Mapping[str, LowRankUpdate]
+    decoder: Decoder, layers: AdapterLayers, number: int, updates: Mapping[str, LowRankUpdate]
 ) -> None:
     """Give the layers of a torch decoder the updates of adapter ``number``, in the decoder's dtype."""
     total = 0
     for name, update in updates.items():
-        site = sites[name]
+        site = decoder.host.sites[name]
         linear = linear_at(decoder, site.layer, site.place)
         if linear.updates is None:
             linear.updates = layers.updates[site.layer, site.place] = LowRankUpdates(linear.ops, layers.rows)

@@ -103,8 +103,8 @@ class Batch:
             it is the rows of one sequence that count.
         segments: rows that are computed with an adapter: (its number, first row, end), in order; the others are the
             model's alone.
-        vectors: fp32 [V, hidden], inputs of the rows ``vector_rows`` (int64 [V], in order) in the place of their tokens'
-            embeddings; None if there are none.
+        vectors: fp32 [V, hidden], inputs of the rows ``vector_rows`` (int64 [V], in order), which have no tokens; None
+            if there are none.
         sparse: per sequence of the layout, how sparse its rows' attention may be, or None for dense; empty: all dense.
     """
 

@@ -162,7 +162,7 @@ class Decoder:
     def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
         """See :class:`deepseek.models.base.Model`."""
         number, self._next_adapter = self._next_adapter, self._next_adapter + 1
-        add_torch_adapter(self, self._adapters, number, self.host.sites, updates)
+        add_torch_adapter(self, self._adapters, number, updates)
         return number
 
     def remove_adapter(self, number: int) -> None:
