@@ -46,7 +46,13 @@ def write_adapter(folder: Path, host: Host, *, rank: int, targets: Sequence[str]
                 tensors[f"base_model.model.{name}.lora_{part}.weight"] = 0.01 * torch.randn(shape, generator=generator)
     folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS)
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": [*targets]}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": [*targets],
+    }
     (folder / CONFIG).write_text(json.dumps(config))
 
 

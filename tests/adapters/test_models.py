@@ -86,6 +86,27 @@ def test_scales_and_patterns_are_those_of_peft(options: dict[str, object], tmp_p
     assert distance(logits(model, read_adapter(tmp_path, model.host)), making.logits_of(theirs)) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["llama-wide-biases", "qwen2-wide-window", "gemma3"])
+@pytest.mark.parametrize("targets", [ALL, ("k_proj", "up_proj", "o_proj")])
+def test_dora_is_that_of_peft(name: str, targets: Sequence[str], tmp_path: Path) -> None:
+    """With biases, which lengths leave alone; beside a row of the model alone."""
+    theirs = making.lora(tmp_path, name, targets=targets, use_dora=True)
+    expected, model = making.logits_of(theirs), torch_model(name)
+    adapter = read_adapter(tmp_path, model.host)
+    assert all(update.magnitude is not None for update in adapter.updates.values())
+    assert distance(logits(model, adapter), expected) < 1e-5
+    if obstacle() is None:
+        served = native_model(name)
+        assert distance(logits(served, adapter), expected) < 5e-3
+        assert distance(logits(served, adapter, narrow=False), expected) < 5e-3
+        number = served.add_adapter(adapter.updates)
+        driver = Driver(served, page_size=16, num_pages=16)
+        adapted, alone = driver.step([(0, PROMPT), (1, PROMPT)], adapters={0: number}, narrow_rows=1000)
+        (never,) = Driver(native_model(name), page_size=16, num_pages=16).step([(0, PROMPT)], narrow_rows=1000)
+        assert torch.equal(alone, never)
+        assert distance(adapted, expected) < 5e-3
+
+
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
 @needs_native
 def test_magnitudes_beyond_fp16(factor: float, tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def test_all_mismatches_are_told_at_once(folder: Path, host: Host) -> None:
     text = "\n".join(error.problems)
     assert f"{Q}.lora_A.weight: shape [4, 50], and the model needs [4, 48]" in text
     assert "model.layers.7.self_attn.q_proj: no linear layer" in text
-    assert "lm_head.weight: neither A nor B" in text
-    assert "model.layers.1.self_attn.v_proj: has only one of A and B" in text
+    assert "lm_head.weight: not a part of a linear layer's adapter" in text
+    assert "model.layers.1.self_attn.v_proj: has no lora_B.weight" in text
     assert all(problem in str(error) for problem in error.problems)
 
 
@@ -87,7 +87,7 @@ def test_another_base_model(original: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"use_dora": True, "bias": "all"}, ["DoRA", "biases"]),
+        ({"bias": "all", "layer_replication": [[0, 2]]}, ["biases", "layer_replication"]),
         ({"modules_to_save": ["lm_head"]}, ["whole layers"]),
         ({"fan_in_fan_out": True, "trainable_token_indices": [3]}, ["fan_in_fan_out", "trainable_token_indices"]),
         ({"r": 0, "lora_alpha": "x"}, ["r must be", "lora_alpha must be"]),
@@ -104,6 +104,11 @@ def test_settings_that_are_not_served(folder: Path, host: Host, changes: dict[st
     configure(folder, **changes)
     message = str(refused(folder, host))
     assert all(word in message for word in words), message
+
+
+def test_magnitudes_are_not_missing(folder: Path, host: Host) -> None:
+    configure(folder, use_dora=True)
+    assert len(refused(folder, host).problems) == 4
 
 
 def test_ranks_that_are_not_those_of_the_settings(folder: Path, host: Host) -> None:

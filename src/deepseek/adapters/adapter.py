@@ -34,11 +34,13 @@ class Site:
 @dataclass(frozen=True, slots=True)
 class LowRankUpdate:
     """``y += scale * b @ (a @ x)`` (LoRA: Hu et al. 2021, arXiv:2106.09685); fp32 ``a`` [rank, in] and ``b`` [out,
-    rank]."""
+    rank]. With ``magnitude`` [out] the rows of the sum of the matrix and its update get these lengths (DoRA: Liu et al.
+    2024, arXiv:2402.09353)."""
 
     a: Tensor
     b: Tensor
     scale: float
+    magnitude: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

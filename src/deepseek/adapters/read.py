@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 TOKENS = "prompt_embeddings"
 _PREFIX = "base_model.model."
-_A, _B = "lora_A.weight", "lora_B.weight"
+_A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -55,23 +55,26 @@ def _check_lora(entries: Mapping[str, TensorEntry], settings: AdapterSettings, h
     """One line for each thing that does not fit."""
     problems: list[str] = []
     unknown: list[str] = []
+    wanted = {_A, _B, _MAGNITUDE} if settings.dora else {_A, _B}
     parts: dict[str, set[str]] = {}
     for name, entry in sorted(entries.items()):
         layer, _, part = name.removeprefix(_PREFIX).partition(".lora_")
         part = f"lora_{part}"
-        if part not in (_A, _B):
-            problems.append(f"{name}: neither A nor B of a linear layer; that is not implemented")
+        if part not in wanted:
+            problems.append(f"{name}: not a part of a linear layer's adapter; that is not implemented")
             continue
         site = host.sites.get(layer)
         if site is None:
             unknown.append(layer)
             continue
         rank = settings.rank_of(layer)
-        expected = (rank, site.inputs) if part == _A else (site.outputs, rank)
+        expected = {_A: (rank, site.inputs), _B: (site.outputs, rank), _MAGNITUDE: (site.outputs,)}[part]
         if entry.shape != expected:
             problems.append(f"{name}: shape {list(entry.shape)}, and the model needs {list(expected)}")
         parts.setdefault(layer, set()).add(part)
-    problems += [f"{layer}: has only one of A and B" for layer, found in parts.items() if len(found) == 1]
+    problems += [
+        f"{layer}: has no {', '.join(sorted(wanted - found))}" for layer, found in parts.items() if wanted - found
+    ]
     if unknown:
         problems += [f"{layer}: no linear layer of the model takes an adapter there" for layer in sorted(set(unknown))]
         kinds = sorted({name.rpartition(".")[2] for name in host.sites})
@@ -116,7 +119,12 @@ def _load(path: Path) -> dict[str, Tensor]:
 def _updates(tensors: Mapping[str, Tensor], settings: AdapterSettings) -> dict[str, LowRankUpdate]:
     layers = {name.removeprefix(_PREFIX).partition(".lora_")[0]: name for name in tensors if name.endswith(_A)}
     return {
-        layer: LowRankUpdate(tensors[name], tensors[name.removesuffix(_A) + _B], settings.scale_of(layer))
+        layer: LowRankUpdate(
+            tensors[name],
+            tensors[name.removesuffix(_A) + _B],
+            settings.scale_of(layer),
+            tensors[name.removesuffix(_A) + _MAGNITUDE] if settings.dora else None,
+        )
         for layer, name in layers.items()
     }
 

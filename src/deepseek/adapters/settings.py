@@ -37,7 +37,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
-    "use_dora": (False, None),
     "use_qalora": (False, None),
 }
 
@@ -51,6 +50,7 @@ class AdapterSettings:
         base_model: what it was trained on; may be empty.
         rank, alpha: of LoRA, and by patterns of layer names where they differ.
         rslora: the scale is alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732), else alpha / rank.
+        dora: each layer has a vector of magnitudes too.
         tokens: that stand before a prompt.
     """
 
@@ -61,6 +61,7 @@ class AdapterSettings:
     rank_pattern: Mapping[str, int] | None = None
     alpha_pattern: Mapping[str, float] | None = None
     rslora: bool = False
+    dora: bool = False
     tokens: int = 0
 
     def rank_of(self, layer: str) -> int:
@@ -122,12 +123,12 @@ def _read_lora(raw: Mapping[str, Any], base: str) -> tuple[AdapterSettings, list
         rank_pattern=ranks,
         alpha_pattern=alphas,
         rslora=bool(raw.get("use_rslora")),
+        dora=bool(raw.get("use_dora")),
     )
     return settings, problems
 
 
 _REASONS = {
-    "use_dora": "DoRA changes the base's weights; merge it first (deepseek tune merge)",
     "modules_to_save": "whole layers are not adapters; merge it first (deepseek tune merge)",
     "bias": "adapters that train biases are not served; merge it first (deepseek tune merge)",
 }

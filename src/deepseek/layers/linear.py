@@ -28,7 +28,7 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         y = self.ops.linear(x, self.weight, self.bias)
         if self.updates is not None:
-            self.updates.apply(x, y)
+            self.updates.apply(x, y, self.bias)
         return y
 
 

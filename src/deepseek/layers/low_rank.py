@@ -23,20 +23,27 @@ class LowRankUpdates:
     def __init__(self, ops: Ops, rows: ActiveRows) -> None:
         self._ops = ops
         self._rows = rows
-        self._parts: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
+        self._parts: dict[int, list[tuple[int, Tensor, Tensor, Tensor | None]]] = {}
 
-    def add(self, number: int, column: int, a: Tensor, b: Tensor) -> None:
-        """An update of the outputs from ``column`` on: ``a`` [rank, in], ``b`` [out, rank], the scale in it."""
-        self._parts.setdefault(number, []).append((column, a, b))
+    def add(self, number: int, column: int, a: Tensor, b: Tensor, gain: Tensor | None) -> None:
+        """An update of the outputs from ``column`` on: ``a`` [rank, in], ``b`` [out, rank], the scale in it, and what
+        the matrix's own outputs are multiplied with, [out] or None."""
+        self._parts.setdefault(number, []).append((column, a, b, gain))
 
     def remove(self, number: int) -> None:
         self._parts.pop(number, None)
 
-    def apply(self, x: Tensor, y: Tensor) -> None:
-        """Add to ``y`` [T, out] what the adapters of its rows make of ``x`` [T, in]."""
+    def apply(self, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
+        """Add to ``y`` [T, out], in which is ``bias`` [out], what the adapters of its rows make of ``x`` [T, in]."""
         for number, begin, end in self._rows.segments:
-            for column, a, b in self._parts.get(number, ()):
-                self._ops.low_rank(x[begin:end], a, b, y[begin:end, column : column + len(b)])
+            for column, a, b, gain in self._parts.get(number, ()):
+                columns = slice(column, column + len(b))
+                part = y[begin:end, columns]
+                if gain is not None:
+                    part.mul_(gain)
+                    if bias is not None:
+                        part.add_(bias[columns] * (1 - gain))
+                self._ops.low_rank(x[begin:end], a, b, part)
 
 
 @dataclass

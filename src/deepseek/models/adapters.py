@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,11 +52,10 @@ def _inputs(linear: Linear) -> int:
     return int(matrix.shape[1])
 
 
-def linear_at(decoder: Decoder, index: int, place: Place) -> Linear:
-    """The matrix that a :class:`Site` is, or is a part of."""
-    layer: Any = decoder.layers[index]
-    owner = layer.attention if place in ("qkv", "output") else layer.feed_forward
-    linear: Linear = getattr(owner, place)
+def linear_at(layers: Sequence[DecoderLayer], site: Site) -> Linear:
+    """The matrix that a site is, or is a part of."""
+    layer: Any = layers[site.layer]
+    linear: Linear = getattr(layer.attention if site.place in ("qkv", "output") else layer.feed_forward, site.place)
     return linear
 
 
@@ -67,29 +66,74 @@ def add_torch_adapter(
     total = 0
     for name, update in updates.items():
         site = decoder.host.sites[name]
-        linear = linear_at(decoder, site.layer, site.place)
+        linear = linear_at(decoder.layers, site)
         if linear.updates is None:
             linear.updates = layers.updates[site.layer, site.place] = LowRankUpdates(linear.ops, layers.rows)
-        a = update.a.to(decoder.device, decoder.dtype)
-        b = (update.b * update.scale).to(decoder.device, decoder.dtype)
-        linear.updates.add(number, site.column, a, b)
-        total += a.nbytes + b.nbytes
+        b, gain = _with_gain(update, linear, site)
+        parts = [update.a, b * update.scale, *([] if gain is None else [gain])]
+        kept = [part.to(decoder.device, decoder.dtype) for part in parts]
+        linear.updates.add(number, site.column, kept[0], kept[1], None if gain is None else kept[2])
+        total += sum(part.nbytes for part in kept)
     layers.bytes[number] = total
 
 
-def native_adapter(num_layers: int, sites: Mapping[str, Site], updates: Mapping[str, LowRankUpdate]) -> list[Any]:
+def native_adapter(
+    layers: Sequence[DecoderLayer], sites: Mapping[str, Site], updates: Mapping[str, LowRankUpdate]
+) -> list[Any]:
     """The extension's description of an adapter: its matrices in fp16, laid out as csrc/model.h says."""
-    specs = [native().AdapterLayerSpec() for _ in range(num_layers)]
+    specs = [native().AdapterLayerSpec() for _ in layers]
+    gains: dict[tuple[int, Place], Tensor] = {}
     for name, update in sorted(updates.items(), key=lambda item: sites[item[0]].column):
         site = sites[name]
+        linear = linear_at(layers, site)
+        b, gain = _with_gain(update, linear, site)
         a, factor_a = _near_one(update.a)
-        b, factor_b = _near_one(update.b)
+        b, factor_b = _near_one(b)
         gated = site.place == "gate_up"
         column = _GROUP * (site.column > 0) if gated else site.column
         getattr(specs[site.layer], site.place).add(
             _pack_inputs(a), _pack_outputs(b), column, gated, update.scale * factor_a * factor_b
         )
+        if gain is not None:
+            rows = sum(-(-matrix.shape[0] // _BAND) * _BAND for matrix in linear.weight)
+            whole = gains.setdefault((site.layer, site.place), torch.ones(rows))
+            whole[_places(site)] = gain
+    for (layer, place), whole in gains.items():
+        getattr(specs[layer], place).set_gain(whole.tolist())
     return specs
+
+
+def _places(site: Site) -> Tensor:
+    """Where a native matrix has the outputs of a site: gate and up take turns of 32 rows."""
+    own = torch.arange(site.outputs)
+    if site.place != "gate_up":
+        return site.column + own
+    return own // _GROUP * 2 * _GROUP + own % _GROUP + _GROUP * (site.column > 0)
+
+
+def _with_gain(update: LowRankUpdate, linear: Linear, site: Site) -> tuple[Tensor, Tensor | None]:
+    """``b``, and what the matrix's own outputs are multiplied with; in DoRA both make up for the changed lengths."""
+    if update.magnitude is None:
+        return update.b, None
+    lengths = (_weight_of(linear, site) + update.scale * (update.b @ update.a)).norm(dim=1)
+    gain = torch.where(lengths > 0, update.magnitude / lengths, 1.0)
+    return gain[:, None] * update.b, gain
+
+
+def _weight_of(linear: Linear, site: Site) -> Tensor:
+    """fp32 [out, in] of a site, as it is computed with."""
+    weight: Any = linear.weight
+    if isinstance(weight, Tensor):
+        dense = weight.to_dense() if weight.is_mkldnn else weight
+        return dense[site.column : site.column + site.outputs].float().cpu()
+    places = _places(site)
+    start = 0
+    for matrix in weight:
+        rows = matrix.shape[0]
+        if start <= int(places[0]) < start + rows:
+            return torch.from_numpy(matrix.dequantize())[places - start]
+        start += -(-rows // _BAND) * _BAND
+    raise AssertionError(f"no matrix has the outputs of {site}")
 
 
 def _near_one(matrix: Tensor) -> tuple[Tensor, float]:

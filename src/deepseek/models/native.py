@@ -100,6 +100,7 @@ class NativeDecoder:
         self.kv_dtype = kv_dtype
         self.sparse = indexed
         self.host = decoder.host
+        self._layers = decoder.layers
         self._windows = [
             layer.attention.shape.window if isinstance(layer.attention, Attention) else None for layer in decoder.layers
         ]
@@ -208,7 +209,7 @@ class NativeDecoder:
 
     def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
         """See :class:`deepseek.models.base.Model`."""
-        number: int = self._model.add_adapter(native_adapter(self.host.layers, self.host.sites, updates))
+        number: int = self._model.add_adapter(native_adapter(self._layers, self.host.sites, updates))
         return number
 
     def remove_adapter(self, number: int) -> None:

@@ -31,6 +31,7 @@ void LowRankSpec::add(const uint16_t* a, int a_bands, int cols, const uint16_t* 
 void LowRankSpec::check(int columns, int inputs) const {
   if (ranks_ == 0) return;
   require(columns > 0, "this layer has no such matrix");
+  require(gain_.empty() || static_cast<int>(gain_.size()) == columns, "gains must be one for each output");
   require(cols_ == inputs, "an update has another number of inputs than its matrix");
   for (const Target& t : targets_) {
     const int last = t.plain.band(t.plain.bands - 1);
@@ -43,6 +44,7 @@ LowRank LowRankSpec::plain() const {
   result.ranks = ranks_;
   result.cols = cols_;
   result.a = a_.data();
+  result.gain = gain_.empty() ? nullptr : gain_.data();
   for (const Target& t : targets_) {
     result.targets[result.count] = t.plain;
     result.targets[result.count++].b = t.b.data();
@@ -51,7 +53,7 @@ LowRank LowRankSpec::plain() const {
 }
 
 size_t LowRankSpec::bytes() const {
-  size_t elements = a_.size();
+  size_t elements = a_.size() + 2 * gain_.size();
   for (const Target& t : targets_) elements += t.b.size();
   return elements * sizeof(uint16_t);
 }

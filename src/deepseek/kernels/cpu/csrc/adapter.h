@@ -1,6 +1,7 @@
 // Owners of an adapter's matrices, as Python packs them.
 #pragma once
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "model.h"
@@ -15,6 +16,8 @@ class LowRankSpec {
   // each other.
   void add(const uint16_t* a, int a_bands, int cols, const uint16_t* b, int bands, int rank, int column, bool alternate,
            float scale);
+  // What the matrices' own outputs are multiplied with, [outputs padded], in the order of their bands.
+  void set_gain(std::vector<float> gain) { gain_ = std::move(gain); }
   // Throws std::invalid_argument for an update that does not fit `columns` outputs (0: none is allowed) and `inputs`.
   void check(int columns, int inputs) const;
   // Points into this object.
@@ -27,6 +30,7 @@ class LowRankSpec {
     std::vector<uint16_t> b;
   };
   std::vector<uint16_t> a_;
+  std::vector<float> gain_;
   std::vector<Target> targets_;
   int ranks_ = 0, cols_ = 0;
 };

@@ -28,7 +28,8 @@ void bind_adapters(nb::module_& m) {
   nb::class_<LowRankSpec>(m, "LowRankSpec", "An adapter's updates of the matrices of one input.")
       .def(nb::init<>())
       .def("add", &add, "a"_a, "b"_a, "column"_a, "alternate"_a, "scale"_a,
-           "a: fp16 bits [ranks / 16, inputs padded to 32, 16]; b: [output bands, rank, 16].");
+           "a: fp16 bits [ranks / 16, inputs padded to 32, 16]; b: [output bands, rank, 16].")
+      .def("set_gain", &LowRankSpec::set_gain, "gain"_a, "fp32 for each output, padded, in the order of the bands.");
   nb::class_<AdapterLayerSpec>(m, "AdapterLayerSpec")
       .def(nb::init<>())
       .def_ro("qkv", &AdapterLayerSpec::qkv)

@@ -333,9 +333,11 @@ void Decoder::choose_adapters(Step& step, const std::vector<AdapterRows>& wanted
     if (rows.begin < from || rows.end <= rows.begin || rows.end > step.rows) {
       throw std::invalid_argument("segments must be in order, without overlaps and inside of the step");
     }
+    if (segments_.size() >= UINT16_MAX) throw std::invalid_argument("too many segments");
     from = rows.end;
     segments_.push_back({adapter.layers(), rows.begin, rows.end});
-    std::fill(adapted_.begin() + rows.begin, adapted_.begin() + rows.end, 1);
+    std::fill(adapted_.begin() + rows.begin, adapted_.begin() + rows.end,
+              static_cast<uint16_t>(segments_.size()));
     shape.ranks = std::max(shape.ranks, adapter.ranks());
   }
   step.num_segments = static_cast<int>(segments_.size());

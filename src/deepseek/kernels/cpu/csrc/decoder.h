@@ -122,7 +122,7 @@ class Decoder {
   std::map<int, std::unique_ptr<Adapter>> adapters_;
   int next_adapter_ = 0;
   std::vector<Segment> segments_;
-  std::vector<uint8_t> adapted_;
+  std::vector<uint16_t> adapted_;
   std::vector<int64_t> logits_rows_;
   std::vector<int32_t> logits_to_;
   SparsePlan plan_;

@@ -61,6 +61,18 @@ struct Forward {
     return segment.layers[&layer - model.layers].*which;
   }
 
+  // Whether some adapter of this step multiplies these matrices' own outputs.
+  bool gained(const Layer& layer, Updates which) const {
+    for (int i = 0; i < step.num_segments; ++i) {
+      if (update(step.segments[i], layer, which).gain) return true;
+    }
+    return false;
+  }
+
+  RowGains gains(const Layer& layer, Updates which) const {
+    return {step.segments, step.adapted, static_cast<int>(&layer - model.layers), which};
+  }
+
   // Whether an adapter of this step changes these matrices of the layer.
   bool adapted(const Layer& layer, Updates which) const {
     for (int i = 0; i < step.num_segments; ++i) {
@@ -117,11 +129,11 @@ struct Forward {
   }
 
   void linear(const Linear& linear, const Activations& rows, const float* x, int ld, float* y, int y_ld,
-              bool accumulate) const {
+              bool accumulate, const RowGains* gains = nullptr) const {
     const Input in{&rows, x, ld};
     for (int i = 0; i < linear.count; ++i) {
       const int offset = linear.offsets[i];
-      const Store sink{y + offset, y_ld, linear.bias ? linear.bias + offset : nullptr, accumulate};
+      const Store sink{y + offset, y_ld, linear.bias ? linear.bias + offset : nullptr, accumulate, gains, offset};
       multiply(*linear.parts[i], in, step.rows, resources.room, sink, team);
     }
   }
@@ -129,7 +141,8 @@ struct Forward {
   // The same with the updates of adapters, whose first half has been computed.
   void adapted_linear(const Layer& layer, Updates which, const Linear& linear, const Activations& rows, const float* x,
                       int ld, float* y, int y_ld, bool accumulate) const {
-    this->linear(linear, rows, x, ld, y, y_ld, accumulate);
+    const RowGains gains = this->gains(layer, which);
+    this->linear(linear, rows, x, ld, y, y_ld, accumulate, gained(layer, which) ? &gains : nullptr);
     for (int i = 0; i < linear.count && step.num_segments; ++i) {
       const Range share = share_bands<Store>(*linear.parts[i], team);
       const int offset = linear.offsets[i] / kBand;
@@ -259,8 +272,10 @@ struct Forward {
   void gate_up(const Layer& layer) const {
     const Activations rows = packed(work.input), inner = packed(work.inner_rows);
     const Wanted want = both(wanted(layer.down), {false, adapted(layer, &AdapterLayer::down)});
+    const RowGains gains = this->gains(layer, &AdapterLayer::gate_up);
     const Gate sink{layer.activation, layer.gate_up_bias, want.packed ? &inner : nullptr,
-                    want.floats ? work.inner : nullptr, work.inner_ld, shift_gate_up(layer), 2 * work.inner_ld, step.adapted};
+                    want.floats ? work.inner : nullptr, work.inner_ld, shift_gate_up(layer), 2 * work.inner_ld, step.adapted,
+                    gained(layer, &AdapterLayer::gate_up) ? &gains : nullptr};
     multiply(layer.gate_up, Input{&rows, work.normed, padded()}, step.rows, resources.room, sink, team);
   }
 

@@ -41,6 +41,7 @@ struct LowRank {
   int ranks;          // of all targets, each padded to sixteen; 0: there is no update
   int cols;           // padded to whole groups
   const uint16_t* a;  // [ranks / 16][cols][16]
+  const float* gain;  // [outputs], what the matrix's own outputs are multiplied with (DoRA); null: nothing
   int count;
   Target targets[kTargets];
 };
@@ -140,6 +141,19 @@ struct Segment {
   int begin, end;
 };
 
+// What rows of a step multiply the outputs of a matrix with.
+struct RowGains {
+  const Segment* segments;
+  const uint16_t* adapted;
+  int layer;
+  LowRank AdapterLayer::*which;
+
+  const float* of(int row) const {
+    const int segment = adapted[row];
+    return segment ? (segments[segment - 1].layers[layer].*which).gain : nullptr;
+  }
+};
+
 struct Step {
   int rows;
   int narrow_rows;       // the first so many; the others are wide (see rows.h)
@@ -159,7 +173,7 @@ struct Step {
   const uint8_t* dense = nullptr;  // [num_sequences], all but those
   int num_segments = 0;            // in order, without overlaps
   const Segment* segments = nullptr;
-  const uint8_t* adapted = nullptr;  // [rows], whether a segment has it; null without segments
+  const uint16_t* adapted = nullptr;  // [rows], the number of the segment that has it, from 1 on; null without segments
   int num_vectors = 0;               // rows whose input is a given vector, not a token's
   const int64_t* vector_rows = nullptr;  // in order
   const float* vectors = nullptr;        // [num_vectors][hidden]
