@@ -1,4 +1,4 @@
-"""Decoding with adapters against decoding without, in turn, and how long an adapter takes to load: `make bench-adapters`.
+"""Decoding with adapters against decoding without, in turn, and how long loading takes: `make bench-adapters`.
 
 One engine runs all sides, round by round, in turn forwards and backwards. A round is one batch of answers of equal
 length; what counts is the median time of its decode steps. Reported are medians of the rounds' ratios to the model
@@ -46,13 +46,7 @@ def write_adapter(folder: Path, host: Host, *, rank: int, targets: Sequence[str]
                 tensors[f"base_model.model.{name}.lora_{part}.weight"] = 0.01 * torch.randn(shape, generator=generator)
     folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": [*targets],
-    }
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank}
     (folder / CONFIG).write_text(json.dumps(config))
 
 
@@ -96,7 +90,7 @@ def measure(model: str, args: argparse.Namespace, folder: Path) -> dict[str, Any
     }
     rounds: list[dict[str, float]] = []
     for number in range(args.rounds):
-        order = list(sides) if number % 2 == 0 else list(reversed(sides))
+        order = list(sides) if number % 2 == 0 else list(sides)[::-1]
         rounds.append({side: step_time(engine, f"{number}-{side}", sides[side], args.steps) for side in order})
     ratios = {
         side: statistics.median(r["base-alone" if side.endswith("alone") else "base"] / r[side] for r in rounds)
@@ -134,8 +128,8 @@ def main() -> None:
     for result in results:
         ratios = result["throughput_ratio"]
         print(
-            f"{result['model']}, rank {result['rank']} on {', '.join(result['targets'])}: {args.adapters} adapters in a "
-            f"batch of {args.batch} decode at {ratios['all']:.2f} of the model's speed (target {TARGET}), one at "
+            f"{result['model']}, rank {result['rank']} on {', '.join(result['targets'])}: {args.adapters} adapters in "
+            f"a batch of {args.batch} decode at {ratios['all']:.2f} of the model's speed (target {TARGET}), one at "
             f"{ratios['one']:.2f}, half of the rows at {ratios['half']:.2f}; one answer alone at "
             f"{ratios['one-alone']:.2f}. Loaded in {result['load_seconds']['median']:.2f} s, "
             f"{result['adapter_bytes'] / 2**20:.1f} MiB each."
