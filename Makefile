@@ -92,6 +92,11 @@ bench-speculation: $(DEV_STAMP)  ## code edits with and without speculation, in 
 	$(BIN)/deepseek pull $(MODEL)
 	$(BIN)/python -m benchmarks.speculation --model $(MODEL) --json benchmarks/results/speculation.json
 
+bench-adapters: $(DEV_STAMP)  ## decoding with 8 adapters in a batch of 32, and loading them, against the model alone
+	$(BIN)/deepseek pull smollm2-135m-instruct
+	$(BIN)/deepseek pull $(MODEL)
+	$(BIN)/python -m benchmarks.adapters --model smollm2-135m-instruct --model $(MODEL) --json benchmarks/results/adapters.json
+
 bench-embeddings: $(DEV_STAMP)  ## sentences through all-minilm-l6-v2, ours and transformers in turn
 	$(BIN)/deepseek pull all-minilm-l6-v2
 	$(BIN)/python -m benchmarks.embeddings --json benchmarks/results/embeddings.json

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import RealServer
+from tests.e2e.test_adapters import lora
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = "http://127.0.0.1:8000"
@@ -27,8 +28,10 @@ exec {curl} -sS --max-time 120 --write-out '%{{stderr}}%{{http_code}} %{{url}}\\
 @pytest.fixture(scope="module")
 def server(test_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     data = tmp_path_factory.mktemp("data")
+    models = tmp_path_factory.mktemp("models")
+    lora(models / "adapters" / "support", seed=0)
     options = ("--dtype", "int8", "--tool-parser", "hermes", "--kv-cache-bytes", "512MiB", "--allow-model-loading")
-    running = RealServer(str(test_model), *options, "--data-dir", str(data))
+    running = RealServer(str(test_model), *options, "--data-dir", str(data), "--model-dir", str(models))
     try:
         yield running
     finally:

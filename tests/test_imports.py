@@ -34,6 +34,7 @@ ROOMS = [
     ["layers"],
     ["attention"],
     ["quant"],
+    ["adapters"],
     ["kernels"],
     ["tokenizer"],
     ["hub"],

@@ -14,6 +14,7 @@ ROPE_SCALING = ("auto", "none", "yarn")
 SPECULATION = ("off", "auto", "lookup", "draft")
 PUBLIC_NAME = "deepseek-v2.1"
 PAGE_SIZE = 64
+MAX_ADAPTERS = 64
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +50,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             is dense while a context is short and sparse from where that is faster. Requests may say otherwise.
         attention_error: the relative error of an attention output that sparse attention aims at; 0 is exactly dense.
         question_tokens: the last so many tokens of a prompt are dense; 0 reads a question as sparsely as the rest.
+        adapters: folders of adapters (as peft writes them), by the names that requests ask for.
+        max_adapters: adapters that may be loaded at a time, these included.
         threads: CPU threads; None takes one per core.
         seed: seeds requests that bring none; None draws one.
         offline: never touch the network.
@@ -74,6 +77,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     attention: str = "auto"
     attention_error: float = DEFAULT_ERROR
     question_tokens: int = QUESTION_TOKENS
+    adapters: dict[str, str] = {}
+    max_adapters: int = MAX_ADAPTERS
     threads: int | None = None
     seed: int | None = None
     offline: bool = False
@@ -104,10 +109,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if (self.kv_spill_bytes is None) != (self.kv_spill_dir is None):
             raise ConfigurationError("kv_spill_bytes and kv_spill_dir go together: give both, or neither.")
         sizes = ("kv_cache_bytes", "kv_spill_bytes", "page_size")
-        for name in ("max_context", "max_running", "max_batch_tokens", *sizes, "threads", "tensor_parallel_size"):
+        counts = ("max_context", "max_running", "max_batch_tokens", "max_adapters", "threads", "tensor_parallel_size")
+        for name in (*counts, *sizes):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {value}.")
+        if len(self.adapters) > self.max_adapters:
+            raise ConfigurationError(
+                f"there are {len(self.adapters)} adapters, and max_adapters is {self.max_adapters}; raise it."
+            )
         if self.max_batch_tokens < self.max_running:
             raise ConfigurationError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_running ({self.max_running}): "

@@ -10,13 +10,15 @@ DeepSeekError
 │   ├── DiskSpaceError           the cache has no room
 │   └── IntegrityError           the bytes are not the ones that were promised
 ├── CheckpointError              the files are there, but damaged or not a model
+│   └── AdapterError             an adapter that cannot be served, or does not fit the model; carries all reasons
 ├── TokenizerError               a tokenizer that cannot be built or used
 │   └── ChatTemplateError        a chat template that fails, loops or writes without end
 ├── BenchmarkError               a measurement that could not be made
 ├── DataError                    training data that cannot be used; carries what was wrong with which rows
 ├── TrainingError                a training run that cannot go on
 ├── InvalidRequestError          a request's value that cannot be served; names the parameter
-│   └── ContextLengthError       prompt and answer do not fit the context
+│   ├── ContextLengthError       prompt and answer do not fit the context
+│   └── UnknownAdapterError      no adapter of this name is loaded; carries the names of those that are
 ├── EngineError                  the engine cannot go on with a request
 │   ├── EngineStartError         the engine process did not come up
 │   ├── EngineDeadError          the engine process ended under a request
@@ -35,7 +37,7 @@ DeepSeekError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class DeepSeekError(Exception):
@@ -95,6 +97,19 @@ class CheckpointError(DeepSeekError):
     """The model's files are damaged, truncated, or not what their name says."""
 
 
+class AdapterError(CheckpointError):
+    """An adapter that is damaged, cannot be served, or does not fit the model.
+
+    Attributes:
+        problems: everything that is wrong, one line each.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        self.problems = tuple(problems)
+        shown = [*self.problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+        super().__init__("\n  ".join([f"{message}:", *shown]) if shown else message)
+
+
 class TokenizerError(DeepSeekError):
     """A tokenizer that cannot be built or used."""
 
@@ -134,6 +149,20 @@ class ContextLengthError(InvalidRequestError):
 
     def __init__(self, message: str, *, param: str | None = "messages") -> None:
         super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class UnknownAdapterError(InvalidRequestError):
+    """No adapter of this name is loaded.
+
+    Attributes:
+        name: as it was asked for.
+        known: names of those that are loaded.
+    """
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        there = f"loaded are {', '.join(map(repr, self.known))}" if self.known else "none is loaded"
+        super().__init__(f"there is no adapter {name[:100]!r}; {there}.", param="adapter", code="adapter_not_found")
 
 
 class EngineError(DeepSeekError):

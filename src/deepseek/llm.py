@@ -13,6 +13,7 @@ from deepseek.config import DEFAULT_MODEL, EngineConfig
 from deepseek.embedding import check_dimensions, floats
 from deepseek.engine.events import (
     INVALID_CONSTRAINT,
+    AdapterInfo,
     EmbedEvent,
     EmbedRequest,
     EngineEvent,
@@ -101,12 +102,13 @@ class Score:
         return all(self.greedy)
 
 
-class _Attention(NamedTuple):
-    """What a call says of its attention."""
+class _Asked(NamedTuple):
+    """What a call says of how the model is to read."""
 
     attention: str | None
     attention_error: float | None
     question_tokens: int | None
+    adapter: str | None
 
 
 class LLM:
@@ -146,6 +148,7 @@ class LLM:
         attention: str | None = None,
         attention_error: float | None = None,
         question_tokens: int | None = None,
+        adapter: str | None = None,
     ) -> list[Generation]:
         """Continue each prompt (text or token ids). Returns one :class:`Generation` per prompt, in order.
 
@@ -153,6 +156,7 @@ class LLM:
             prompts: one or several.
             params: for all prompts, or one for each.
             attention, attention_error, question_tokens: as in :class:`deepseek.config.EngineConfig`, for this call.
+            adapter: name of a loaded adapter that answers; None for the model alone.
 
         Raises:
             InvalidRequestError: a prompt or an option that cannot be served. Nothing is generated then.
@@ -164,7 +168,7 @@ class LLM:
             Generation(len(tokens), [Completion() for _ in range(own.n)])
             for tokens, own in zip(token_lists, each, strict=True)
         ]
-        asked = _Attention(attention, attention_error, question_tokens)
+        asked = _Asked(attention, attention_error, question_tokens, adapter)
         by_request = self._submit(token_lists, each, asked)
         for event, delta in self._deltas({name: each[prompt] for name, (prompt, _) in by_request.items()}):
             prompt, choice = by_request[event.request_id]
@@ -184,6 +188,7 @@ class LLM:
         attention: str | None = None,
         attention_error: float | None = None,
         question_tokens: int | None = None,
+        adapter: str | None = None,
     ) -> list[Generation]:
         """Answer a conversation, or each of several: rendered by the model's chat template, then :meth:`generate`."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
@@ -193,6 +198,7 @@ class LLM:
             attention=attention,
             attention_error=attention_error,
             question_tokens=question_tokens,
+            adapter=adapter,
         )
 
     def stream_chat(
@@ -203,12 +209,13 @@ class LLM:
         attention: str | None = None,
         attention_error: float | None = None,
         question_tokens: int | None = None,
+        adapter: str | None = None,
     ) -> Iterator[TextDelta]:
         """Answer one conversation piece by piece, as :meth:`chat`. Closing the iterator cancels the rest."""
         params = params or SamplingParams()
         if params.n != 1:
             raise InvalidRequestError("a stream has one answer; n must be 1.", param="n")
-        asked = _Attention(attention, attention_error, question_tokens)
+        asked = _Asked(attention, attention_error, question_tokens, adapter)
         by_request = self._submit([self.tokenizer.encode_chat(messages)], [params], asked)
         for _, delta in self._deltas(dict.fromkeys(by_request, params)):
             yield delta
@@ -220,12 +227,13 @@ class LLM:
         *,
         attention: str | None = None,
         attention_error: float | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """Log-likelihood of each continuation after its context, all in one batch.
 
         Context and continuation are tokenized separately, so that a continuation's tokens do not depend on its
-        context; an empty context counts as the model's begin token. ``attention`` and ``attention_error`` are as in
-        :class:`deepseek.config.EngineConfig`, for this call.
+        context; an empty context counts as the model's begin token. ``attention``, ``attention_error`` and ``adapter``
+        are as in :meth:`generate`.
 
         Raises:
             InvalidRequestError: lists of unequal length, an empty continuation, or a text too long.
@@ -241,7 +249,14 @@ class LLM:
             requests[self._new_id()] = (before, after)
         self._add(
             [
-                ScoreRequest(name, before + after, len(before), attention=attention, attention_error=attention_error)
+                ScoreRequest(
+                    name,
+                    before + after,
+                    len(before),
+                    attention=attention,
+                    attention_error=attention_error,
+                    adapter=adapter,
+                )
                 for name, (before, after) in requests.items()
             ]
         )
@@ -280,12 +295,30 @@ class LLM:
                 raise EngineError(event.error or "the engine failed")
         return [vectors[request.request_id] for request in requests]
 
+    def load_adapter(self, name: str, folder: str) -> AdapterInfo:
+        """Serve the adapter in ``folder``, as peft writes them, as ``name``; one of that name gives way.
+
+        Raises AdapterError with everything that does not fit the model, InvalidRequestError for one too many.
+        """
+        return self._generating().load_adapter(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Serve it no more. Raises UnknownAdapterError."""
+        self._generating().unload_adapter(name)
+
+    def _generating(self) -> Engine:
+        from deepseek.engine.engine import Engine
+
+        if not isinstance(self._engine, Engine):
+            raise InvalidRequestError(f"{self.info.model} is an encoder, and takes no adapters.", param="model")
+        return self._engine
+
     def stats(self) -> EngineStats:
         """Queue, pages and counters of the engine."""
         return self._engine.stats()
 
     def _submit(
-        self, token_lists: Sequence[list[int]], each: Sequence[SamplingParams], asked: _Attention
+        self, token_lists: Sequence[list[int]], each: Sequence[SamplingParams], asked: _Asked
     ) -> dict[str, tuple[int, int]]:
         """Queue ``n`` requests per prompt; returns request id -> (prompt index, choice index)."""
         for constraint in {params.constraint for params in each}:

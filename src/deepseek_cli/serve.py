@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from deepseek.attention.policy import DEFAULT_ERROR, QUESTION_TOKENS
-from deepseek.config import DEFAULT_MODEL, PUBLIC_NAME, EngineConfig
+from deepseek.config import DEFAULT_MODEL, MAX_ADAPTERS, PUBLIC_NAME, EngineConfig
 from deepseek.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,9 +34,18 @@ def serve(
     also: Annotated[
         list[str] | None, typer.Option(metavar="NAME=MODEL", help="a further model to serve as NAME; repeatable")
     ] = None,
-    model_dir: Annotated[Path | None, typer.Option(help="folder below which requests may load models from")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER", help="an adapter of the model (a folder of peft) to serve as NAME; repeatable"
+        ),
+    ] = None,
+    max_adapters: Annotated[int, typer.Option(help="adapters that may be loaded at a time")] = MAX_ADAPTERS,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="folder below which requests may load models and adapters from")
+    ] = None,
     allow_model_loading: Annotated[
-        bool, typer.Option("--allow-model-loading", help="without keys, let everybody load and unload models")
+        bool, typer.Option("--allow-model-loading", help="without keys, let everybody load and unload models, adapters")
     ] = False,
     replicas: Annotated[int, typer.Option(help="engines of the model, which share threads and memory")] = 1,
     embedding_model: Annotated[
@@ -143,6 +152,7 @@ def serve(
         attention=attention,
         attention_error=attention_error,
         question_tokens=question_tokens,
+        max_adapters=max_adapters,
         threads=threads,
         seed=seed,
         offline=offline,
@@ -151,7 +161,8 @@ def serve(
         ServeConfig(
             engine=engine,
             replicas=replicas,
-            also=named_models(also or ()),
+            also=named("--also", "MODEL", also or ()),
+            adapters=named("--adapter", "FOLDER", adapter or ()),
             model_dir=None if model_dir is None else str(model_dir.expanduser().absolute()),
             allow_model_loading=allow_model_loading,
             host=host,
@@ -180,13 +191,13 @@ def serve(
     )
 
 
-def named_models(options: Sequence[str]) -> dict[str, str]:
-    """``NAME=MODEL`` as a mapping. Raises :class:`ConfigurationError`."""
+def named(flag: str, what: str, options: Sequence[str]) -> dict[str, str]:
+    """``NAME=MODEL`` or ``NAME=FOLDER`` as a mapping. Raises :class:`ConfigurationError`."""
     found: dict[str, str] = {}
     for option in options:
         name, equals, model = option.partition("=")
         if not (name and equals and model) or name in found:
-            raise ConfigurationError(f"--also {option!r}: write NAME=MODEL, each name once.")
+            raise ConfigurationError(f"{flag} {option!r}: write NAME={what}, each name once.")
         found[name] = model
     return found
 

@@ -30,8 +30,9 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             several nodes share (``redis://host:6379/0``).
         served_model_name: the name clients ask for, besides the model's real one.
         also: further models, by the names that clients ask for; loaded when the first one is.
+        adapters: folders of adapters of the first model, by the names that clients ask for.
         model_dir: folder below which requests may load models from; None for none.
-        allow_model_loading: on a server without keys, let everybody load and unload models.
+        allow_model_loading: on a server without keys, let everybody load and unload models and adapters.
         embedding_model: one more model, for ``/v1/embeddings``, in an engine of its own; named as ``engine.model`` is,
             and served under its real name. None: the engine's own model makes embeddings alone.
         tool_parser: the format in which models write calls (:mod:`deepseek_serve.parsing.formats`); ``auto`` takes that
@@ -69,6 +70,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     limits_store: str = "memory"
     served_model_name: str = PUBLIC_NAME
     also: dict[str, str] = {}
+    adapters: dict[str, str] = {}
     model_dir: str | None = None
     allow_model_loading: bool = False
     embedding_model: str | None = None
@@ -100,6 +102,15 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigurationError("served_model_name must not be empty.")
         if self.served_model_name in self.also or not all(NAME.fullmatch(name) for name in self.also):
             raise ConfigurationError(f"each further model needs a name of its own, of the form {NAME.pattern}.")
+        taken = {self.served_model_name, self.engine.model, *self.also}
+        if not all(NAME.fullmatch(name) and name not in taken for name in self.adapters):
+            raise ConfigurationError(f"each adapter needs a name of its own, of the form {NAME.pattern}.")
+        if self.engine.adapters:
+            raise ConfigurationError("a server's adapters are named in its own settings, not in its engine's.")
+        if len(self.adapters) > self.engine.max_adapters:
+            raise ConfigurationError(
+                f"there are {len(self.adapters)} adapters, and max_adapters is {self.engine.max_adapters}; raise it."
+            )
         if self.model_dir is not None and not Path(self.model_dir).is_dir():
             raise ConfigurationError(f"model_dir {self.model_dir!r} is not a folder.")
         if self.allow_model_loading and self.api_keys:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from deepseek.errors import (
+    AdapterError,
     ChatTemplateError,
     DeepSeekError,
     EngineDeadError,
@@ -119,7 +120,10 @@ def api_error(error: BaseException) -> ApiError:
         case ApiError():
             return error
         case InvalidRequestError():
-            return ApiError(400, str(error), param=error.param, code=error.code)
+            status = 404 if error.code == "adapter_not_found" else 400
+            return ApiError(status, str(error), param=error.param, code=error.code)
+        case AdapterError():
+            return ApiError(400, str(error), param="lora_path", code="invalid_adapter")
         case ChatTemplateError():
             return ApiError(400, str(error), param="messages", code="chat_template_error")
         case EngineOverloadedError():

@@ -13,8 +13,16 @@ from typing import TypeVar
 import msgspec
 
 from deepseek.config import EngineConfig
-from deepseek.errors import ConfigurationError, DeepSeekError, DownloadError, InvalidRequestError
+from deepseek.errors import (
+    ConfigurationError,
+    DeepSeekError,
+    DownloadError,
+    EngineError,
+    InvalidRequestError,
+    UnknownAdapterError,
+)
 from deepseek.runtime.supervisor import RuntimeOptions
+from deepseek_serve.adapted import AdaptedModel
 from deepseek_serve.errors import INTERNAL_MESSAGE, SERVER_ERROR, ApiError
 from deepseek_serve.memory import budget, free_memory
 from deepseek_serve.models import Progress, ServedModel
@@ -41,6 +49,7 @@ class ModelLoader:
         self._options = options
         self._fetch = fetch
         self._tasks: dict[ServedModel, asyncio.Task[None]] = {}
+        self._adapting = asyncio.Lock()
         self._reserved: dict[ServedModel, int] = {}  # bytes of models that are being loaded
 
     def load(self, asked: str, name: str | None, config: EngineConfig, replicas: int) -> ServedModel:
@@ -60,7 +69,7 @@ class ModelLoader:
         """As :meth:`load`, from a place that is known."""
         models = self._state.models
         public = name or place.name
-        taken = next((model for model in models if public in model.names), None)
+        taken = next((model for model in models if public in (*model.names, *model.adapters)), None)
         if taken is not None and (taken.status != "failed" or taken not in self._tasks):
             raise ApiError(
                 409,
@@ -77,7 +86,7 @@ class ModelLoader:
             models.remove(taken)
             self._state.metrics.forget(taken)
             del self._tasks[taken]
-        free_name = all(place.name not in model.names for model in models)
+        free_name = all(place.name not in (*model.names, *model.adapters) for model in models)
         model = ServedModel((public, place.name) if free_name else (public,), place.name, config)
         models.append(model)
         self._state.metrics.of(model)
@@ -100,6 +109,57 @@ class ModelLoader:
         task = asyncio.create_task(self._remove(model, own), name=f"unload {model.name}")
         self._tasks[model] = task
         await asyncio.shield(task)  # who asked may go away meanwhile
+
+    async def load_adapter(self, model: ServedModel, name: str, folder: str, *, replace: bool = False) -> AdaptedModel:
+        """Have all engines of a model serve an adapter.
+
+        Args:
+            name: what clients will call it.
+            folder: of its files.
+            replace: an adapter of that name may give way; requests that use it go on.
+
+        Raises :class:`ApiError` 409 the name is taken, AdapterError with everything that is wrong with the adapter, and
+        as :meth:`ServedModel.generating`.
+        """
+        model.generating()
+        before = model.adapters.get(name)
+        known = {known for own in self._state.models for known in (*own.names, *own.adapters)}
+        if name in known and (before is None or not replace):
+            raise ApiError(
+                409,
+                f"Something is served as {name!r} already. Choose another name, unload that one first, or replace an "
+                "adapter of this model with 'load_inplace'.",
+                param="lora_name",
+                code="model_already_loaded",
+            )
+        async with self._adapting:
+            results = await asyncio.gather(
+                *(replica.load_adapter(name, folder) for replica in model.replicas), return_exceptions=True
+            )
+            failures = [result for result in results if isinstance(result, BaseException)]
+            infos = [result for result in results if not isinstance(result, BaseException)]
+            if failures:
+                if before is None:  # those that have it are to forget it
+                    await asyncio.gather(*(r.unload_adapter(name) for r in model.replicas), return_exceptions=True)
+                raise failures[0]
+            adapted = model.adapters[name] = AdaptedModel(model, name, folder, infos[0])
+        self._state.metrics.of(adapted)
+        logger.info("serving the adapter %s of %s, loaded in %.2f s", name, model.name, infos[0].load_seconds)
+        return adapted
+
+    async def unload_adapter(self, adapted: AdaptedModel) -> None:
+        """Take an adapter out of service; requests that use it go on."""
+        async with self._adapting:
+            if adapted.base.adapters.pop(adapted.name, None) is None:
+                return  # somebody else was faster
+            results = await asyncio.gather(
+                *(replica.unload_adapter(adapted.name) for replica in adapted.replicas), return_exceptions=True
+            )
+        self._state.metrics.forget(adapted)
+        for result in results:  # an engine that is away has nothing to unload
+            if isinstance(result, BaseException) and not isinstance(result, EngineError | UnknownAdapterError):
+                raise result
+        logger.info("unloaded the adapter %s", adapted.name)
 
     async def stop(self) -> None:
         """Leave off whatever is under way; the engines are the caller's to stop."""
@@ -161,7 +221,8 @@ class ModelLoader:
         model.abort_all("the model is being unloaded")
         await model.stop()
         self._state.models.remove(model)
-        self._state.metrics.forget(model)
+        for served in (model, *model.adapters.values()):
+            self._state.metrics.forget(served)
         del self._tasks[model]
         logger.info("unloaded %s", model.name)
 

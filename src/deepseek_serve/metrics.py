@@ -230,6 +230,8 @@ GAUGES = (
     ("pages_total", "Pages of the KV cache."),
     ("pages_free", "Pages of the KV cache that are free."),
     ("kv_spill_pages", "Pages that lie in the spill file."),
+    ("adapters", "Adapters loaded."),
+    ("adapter_bytes", "Memory of adapters, those that running requests still use included."),
 )
 COUNTERS = (
     ("steps", "Forward passes."),

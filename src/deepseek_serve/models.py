@@ -20,6 +20,7 @@ from deepseek_serve.routing import Router
 
 if TYPE_CHECKING:
     from deepseek.tokenizer.tokenizer import Tokenizer
+    from deepseek_serve.adapted import AdaptedModel
     from deepseek_serve.parsing.detect import ChatFormat
 
 
@@ -59,6 +60,7 @@ class ServedModel:
         download: how far its files are, while they come.
         failure: why it could not be loaded, or cannot go on.
         unloading: it takes no more requests.
+        adapters: as it answers with its adapters, by their names.
     """
 
     def __init__(self, names: Sequence[str], real_name: str, config: EngineConfig, *replicas: EngineClient) -> None:
@@ -69,6 +71,7 @@ class ServedModel:
         self.created = int(time.time())
         self.download: Progress | None = None
         self.unloading = False
+        self.adapters: dict[str, AdaptedModel] = {}
         self._failed: str | None = None
         self.attach(config, replicas)
 

@@ -206,6 +206,8 @@ class _Server:
         if self._embedding is not None:
             self._embedding[0].start_soon()
         info = await self._start_model(self._model, self._source)
+        for name, folder in self._config.adapters.items():
+            await self._loader.load_adapter(self._model, name, folder)
         embedding = None if self._embedding is None else await self._start_model(*self._embedding)
         self._load_others()
         host, port = self._listener.getsockname()[:2]
@@ -220,6 +222,8 @@ class _Server:
             f"  API keys  {len(self._config.api_keys) or 'none: everybody who reaches this address may use it'}",
             f"  loaded in {info.load_seconds:.1f} s",
         ]
+        if self._config.adapters:
+            lines.insert(2, f"  adapters  {', '.join(self._config.adapters)}")
         if embedding is not None:
             lines.insert(2, f"  vectors   {embedding.model} ({embedding.architecture}, {embedding.dtype})")
         if self._as_json:

@@ -78,6 +78,17 @@ def locate(name: str, model_dir: Path | None) -> Place:
     )
 
 
+def locate_adapter(name: str, model_dir: Path | None) -> str:
+    """The folder of an adapter that a request names, below ``model_dir``; as :func:`locate`, nobody learns what there
+    is elsewhere. Raises :class:`ApiError` 404."""
+    path = _below(name, model_dir) if model_dir is not None else None
+    if path is None or not path.is_dir():
+        hint = "Send a folder below its --model-dir." if model_dir is not None else "It has no --model-dir."
+        message = f"There is no adapter {name[:200]!r} for this server. {hint}"
+        raise ApiError(404, message, param="lora_path", code="adapter_not_found")
+    return str(path)
+
+
 def _at(path: Path) -> Place:
     """The place of a model file or folder. Raises :class:`ApiError` 400 if it is none."""
     try:

@@ -68,11 +68,15 @@ class ServerState:
         self.checks = ThreadPoolExecutor(1, thread_name_prefix="constraints")
 
     def model(self, name: str | None) -> ServedModel:
-        """The model that a request asks for; None asks for the first. Raises :class:`ApiError` 404."""
+        """The model that a request asks for, or the one with the adapter of this name; None asks for the first. Raises
+        :class:`ApiError` 404."""
         for model in self.models:
             if name is None or name in model.names:
                 return model
-        known = " and ".join(repr(known) for model in self.models for known in model.names) or "none"
+            if name in model.adapters:
+                return model.adapters[name]
+        names = [known for model in self.models for known in (*model.names, *model.adapters)]
+        known = " and ".join(map(repr, names)) or "none"
         raise ApiError(
             404,
             f"The model {(name or '')[:100]!r} does not exist; this server knows {known}.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -36,9 +38,11 @@ class Driver:
         last_only: bool = False,
         rows: Sequence[int] | None = None,
         narrow_rows: int = 0,
+        adapters: Mapping[int, int] = MappingProxyType({}),
     ) -> list[Tensor]:
         """Append tokens to sequences, in one forward; returns per chunk the logits of its rows (or its last row), or
-        of the given ``rows`` of the batch as one tensor. The first ``narrow_rows`` rows are narrow."""
+        of the given ``rows`` of the batch as one tensor. The first ``narrow_rows`` rows are narrow. ``adapters`` has
+        the numbers of sequences' adapters."""
         starts, tokens, positions, slots = [0], [], [], []
         for sequence, chunk in chunks:
             pages, length = self._pages.setdefault(sequence, []), self._lengths.get(sequence, 0)
@@ -60,7 +64,14 @@ class Driver:
         wanted = [end - 1 for end in starts[1:]] if last_only else rows
         selected = None if wanted is None else torch.tensor(wanted, dtype=torch.int64)
         with torch.inference_mode():
-            batch = Batch(torch.tensor(tokens), torch.tensor(positions), layout, selected, narrow_rows)
+            segments = tuple(
+                (adapters[sequence], start, end)
+                for (sequence, _), (start, end) in zip(chunks, pairwise(starts), strict=True)
+                if sequence in adapters
+            )
+            batch = Batch(
+                torch.tensor(tokens), torch.tensor(positions), layout, selected, narrow_rows, segments=segments
+            )
             logits = self.model.forward(batch, self.cache).clone()
         if rows is not None:
             return [logits]

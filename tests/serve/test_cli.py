@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from deepseek.errors import ConfigurationError
-from deepseek_cli.serve import named_models, parse_size
+from deepseek_cli.serve import named, parse_size
 from deepseek_serve.config import ServeConfig
 
 
@@ -22,10 +22,13 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def test_further_models() -> None:
-    assert named_models(["a=org/x:Q8_0", "b=/models/y=z.gguf"]) == {"a": "org/x:Q8_0", "b": "/models/y=z.gguf"}
+    assert named("--also", "MODEL", ["a=org/x:Q8_0", "b=/models/y=z.gguf"]) == {
+        "a": "org/x:Q8_0",
+        "b": "/models/y=z.gguf",
+    }
     for options in (["a"], ["=x"], ["a="], ["a=x", "a=y"]):
         with pytest.raises(ConfigurationError, match="NAME=MODEL"):
-            named_models(options)
+            named("--also", "MODEL", options)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ def arrange(chunks: Seq[Chunk], wide_rows: int) -> tuple[list[Chunk], int, int]:
     short = [chunk for chunk in free if chunk.num_rows < wide_rows]
     wide += [chunk for chunk in free if chunk.num_rows >= wide_rows]
     narrow_rows = sum(chunk.num_rows for chunk in narrow)
+    for part in (narrow, short, wide):  # rows of one adapter side by side
+        part.sort(key=lambda chunk: chunk.sequence.adapter_number)
     return narrow + short + wide, narrow_rows, narrow_rows + sum(chunk.num_rows for chunk in short)
 
 
@@ -83,6 +86,7 @@ def build_batch(chunks: Seq[Chunk], page_size: int, model: Model) -> StepBatch:
         write_slots=_ids(slots, device),
     )
     policies = tuple(chunk.policy for chunk in chunks)
+    vector_rows, vectors = _vectors(chunks, starts, device)
     batch = Batch(
         _ids(token_ids, device),
         _ids(positions, device),
@@ -91,8 +95,41 @@ def build_batch(chunks: Seq[Chunk], page_size: int, model: Model) -> StepBatch:
         narrow_rows,
         narrow_attention_rows,
         policies if any(policies) else (),
+        _segments(chunks, starts),
+        vector_rows,
+        vectors,
     )
     return StepBatch(batch, sampled, scored, silent, embedded, _ids(hidden_rows, device) if embedded else None)
+
+
+def _segments(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[tuple[int, int, int], ...]:
+    """See :class:`Batch`; chunks that follow one another with the same adapter are one segment."""
+    segments: list[tuple[int, int, int]] = []
+    for chunk, (start, end) in zip(chunks, pairwise(starts), strict=True):
+        number = chunk.sequence.adapter_number
+        if number < 0:
+            continue
+        if segments and segments[-1][0] == number and segments[-1][2] == start:
+            start = segments.pop()[1]
+        segments.append((number, start, end))
+    return tuple(segments)
+
+
+def _vectors(chunks: Seq[Chunk], starts: Seq[int], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """The rows whose input is an adapter's vector, and these vectors."""
+    rows: list[int] = []
+    vectors: list[Tensor] = []
+    for chunk, start in zip(chunks, starts, strict=False):
+        sequence = chunk.sequence
+        given = None if sequence.adapter is None else sequence.adapter.adapter.vectors
+        if given is None or sequence.computed >= len(given):
+            continue
+        count = min(chunk.num_tokens, len(given) - sequence.computed)
+        rows += range(start, start + count)
+        vectors.append(given[sequence.computed : sequence.computed + count])
+    if not rows:
+        return None, None
+    return _ids(rows, device), torch.cat(vectors).to(device)
 
 
 def _hidden_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[tuple[Chunk, int]], list[int]]:

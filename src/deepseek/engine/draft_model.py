@@ -103,7 +103,9 @@ class DraftModel:
         for sequence, length in wanted.items():
             shadow = self._shadows.get(sequence)
             if shadow is None:
-                shadow = self._shadows[sequence] = _Shadow(replace(sequence, tokens=[], pages=array("i"), computed=0))
+                shadow = self._shadows[sequence] = _Shadow(
+                    replace(sequence, tokens=[], pages=array("i"), computed=0, adapter=None)
+                )
             state = shadow.state
             shadow.settle(sequence.tokens)
             num_tokens = min(state.remaining, rows)

@@ -8,10 +8,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deepseek.engine.events import EmbedEvent, EmbedRequest, EngineEvent, EngineRequest, EngineStats, TokenEvent
+from deepseek.engine.events import (
+    AdapterInfo,
+    EmbedEvent,
+    EmbedRequest,
+    EngineEvent,
+    EngineRequest,
+    EngineStats,
+    TokenEvent,
+)
 from deepseek.engine.pooling import Pooler
 from deepseek.engine.validation import check_embed, check_urgency
-from deepseek.errors import InvalidRequestError
+from deepseek.errors import InvalidRequestError, UnknownAdapterError
 
 _NOT_FINITE = (
     "the model produced NaN or infinite values for this text. The weights may be damaged or overflow in this dtype: "
@@ -95,6 +103,14 @@ class EncoderEngine:
                 events.append(self._result(request, rows, scheduled))
         self._steps += 1
         return events
+
+    def load_adapter(self, name: str, folder: str) -> AdapterInfo:
+        """Raises InvalidRequestError."""
+        raise InvalidRequestError("this model is an encoder, and takes no adapters.", param="model")
+
+    def unload_adapter(self, name: str) -> None:
+        """Raises UnknownAdapterError."""
+        raise UnknownAdapterError(name, ())
 
     def stats(self) -> EngineStats:
         """Queue and counters; there are no pages."""

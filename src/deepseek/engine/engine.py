@@ -10,11 +10,14 @@ from torch import Tensor
 
 from deepseek.attention.plan import SparsePlan
 from deepseek.attention.policy import DEFAULT_ERROR, QUESTION_TOKENS, policy_of
+from deepseek.config import MAX_ADAPTERS
+from deepseek.engine.adapters import Adapters, ServedAdapter
 from deepseek.engine.batch import StepBatch, build_batch
 from deepseek.engine.block_pool import BlockPool
 from deepseek.engine.constraints import ConstraintError, Constraints, Matcher
 from deepseek.engine.events import (
     INVALID_CONSTRAINT,
+    AdapterInfo,
     ContextLimit,
     EmbedEvent,
     EmbedRequest,
@@ -69,6 +72,7 @@ class Engine:
         constraints: compiles the constraints of requests; None refuses requests that bring one.
         attention, attention_error, question_tokens: of requests that do not say, as in
             :class:`deepseek.config.EngineConfig`. A model without sparse attention is dense.
+        max_adapters: adapters that may be loaded.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Engine:
         attention: str = "auto",
         attention_error: float = DEFAULT_ERROR,
         question_tokens: int = QUESTION_TOKENS,
+        max_adapters: int = MAX_ADAPTERS,
     ) -> None:
         self.model = model
         self.page_size = page_size
@@ -106,7 +111,9 @@ class Engine:
             max_running=max_running,
             max_batch_tokens=max_batch_tokens,
             intact=self._spill.intact if self._spill else None,
+            given=self._given,
         )
+        self.adapters = Adapters(model, limit=max_adapters, max_tokens=self.max_context, prefixes=self._spill is None)
         self._seed = seed
         self._speculation = speculation
         self._constraints = constraints
@@ -127,10 +134,17 @@ class Engine:
         """Queue a request.
 
         Raises:
-            InvalidRequestError: an id in use, a token id outside of the vocabulary, an empty prompt.
+            InvalidRequestError: an id in use, a token id outside of the vocabulary, an empty prompt, no such adapter.
             ContextLengthError: the prompt leaves no room for one token of answer.
         """
-        self._check(request)
+        name = None if isinstance(request, EmbedRequest) else request.adapter
+        adapter = None if name is None else self.adapters.acquire(name)
+        try:
+            self._check(request, adapter)
+        except InvalidRequestError:
+            if adapter is not None:
+                self.adapters.release(adapter)
+            raise
         seed = secrets.randbits(63) if self._seed is None else self._seed
         sequence = Sequence.of(
             request,
@@ -138,7 +152,8 @@ class Engine:
             seed=seed,
             max_context=self.max_context,
             isolate_seeds=not self.model.row_invariant,
-            sparse=self._sparse_plan(request),
+            sparse=self._sparse_plan(request, adapter),
+            adapter=adapter,
         )
         self._live[request.request_id] = sequence
         if sequence.params is not None and sequence.params.constraint is not None:
@@ -203,24 +218,45 @@ class Engine:
             kv_spill_checked=self._spill.checked if self._spill else 0,
             kv_spill_corrupt=self._spill.corrupt if self._spill else 0,
             attention=self.model.attention_stats(),
+            adapters=len(self.adapters),
+            adapter_bytes=self.adapters.bytes,
         )
 
-    def _sparse_plan(self, request: EngineRequest) -> SparsePlan | None:
-        """Which tokens of a request are attended to sparsely; None if all are dense."""
-        if isinstance(request, EmbedRequest) or not self.model.sparse:
+    def load_adapter(self, name: str, folder: str) -> AdapterInfo:
+        """See :meth:`deepseek.engine.adapters.Adapters.load`."""
+        return self.adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """See :meth:`deepseek.engine.adapters.Adapters.unload`."""
+        self.adapters.unload(name)
+
+    def _given(self, sequence: Sequence) -> int:
+        """Put the keys and values that a sequence's adapter gives into its pages; returns the tokens that are there."""
+        if sequence.adapter is None:
+            return sequence.computed
+        return self.adapters.write_prefix(
+            self.cache, sequence.adapter, sequence.pages, self.page_size, sequence.computed
+        )
+
+    def _sparse_plan(self, request: EngineRequest, adapter: ServedAdapter | None) -> SparsePlan | None:
+        """Which tokens of a request are attended to sparsely; None if all are dense. Keys that are given, not computed,
+        have no index."""
+        given = adapter is not None and adapter.adapter.prefix is not None
+        if isinstance(request, EmbedRequest) or not self.model.sparse or given:
             return None
+        before = 0 if adapter is None else adapter.adapter.length
         mode, error, question_tokens = self._attention
         mode = mode if request.attention is None else request.attention
         error = error if request.attention_error is None else request.attention_error
         if isinstance(request, ScoreRequest):
-            policy, length = policy_of(mode, error, 0), len(request.tokens) - 1
+            policy, length = policy_of(mode, error, 0), before + len(request.tokens) - 1
         else:
             asked = request.question_tokens
             policy = policy_of(mode, error, question_tokens if asked is None else asked)
-            length = len(request.prompt)
+            length = before + len(request.prompt)
         return None if policy is None else SparsePlan.of(policy, length, self.page_size)
 
-    def _check(self, request: EngineRequest) -> None:
+    def _check(self, request: EngineRequest, adapter: ServedAdapter | None) -> None:
         if request.request_id in self._live:
             raise InvalidRequestError(f"request id {request.request_id!r} is already in use.", param="request_id")
         check_request(
@@ -231,6 +267,7 @@ class Engine:
             hidden_size=self.model.hidden_size,
             constraints=self._constraints is not None,
             sparse=self.model.sparse,
+            before=0 if adapter is None else adapter.adapter.length,
         )
 
     def _take_prepared(self) -> None:
@@ -343,7 +380,7 @@ class Engine:
         first = not sequence.answer_length
         cached = sequence.cached_tokens or 0
         if first:
-            self._prompt_tokens += sequence.prompt_length
+            self._prompt_tokens += sequence.prompt_length - sequence.before
             self._cached_prompt_tokens += cached
         sequence.append(token)
         self._generated_tokens += 1
@@ -369,7 +406,7 @@ class Engine:
     def _end_computed(self, sequence: Sequence) -> None:
         """Take a sequence out whose result is there without a token of answer."""
         self._finished += 1
-        self._prompt_tokens += sequence.prompt_length
+        self._prompt_tokens += sequence.prompt_length - sequence.before
         self._cached_prompt_tokens += sequence.cached_tokens or 0
         self._remove(sequence)
 
@@ -397,6 +434,8 @@ class Engine:
             self.scheduler.remove(sequence)
         if self._speculation is not None:
             self._speculation.forget(sequence)
+        if sequence.adapter is not None:
+            self.adapters.release(sequence.adapter)
         del self._live[sequence.request_id]
 
 

@@ -18,6 +18,8 @@ Pooling = Literal["mean", "last", "cls"]
 ContextLimit = Literal["model", "max_context", "kv_cache"]
 INVALID_CONSTRAINT = "invalid_constraint"
 """The error code of a request whose constraint cannot be compiled or followed."""
+INVALID_ADAPTER = "invalid_adapter"
+"""The error code of an adapter that cannot be served."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
@@ -34,6 +36,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
         weight: of the key, against other keys of the same priority; a positive number.
         attention, attention_error, question_tokens: as in :class:`deepseek.config.EngineConfig`; None takes what is
             said there.
+        adapter: name of the loaded adapter that answers; None for the model alone.
     """
 
     request_id: str
@@ -46,12 +49,14 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     attention: str | None = None
     attention_error: float | None = None
     question_tokens: int | None = None
+    adapter: str | None = None
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
     """Log-likelihood of ``tokens[start:]`` given what stands before each of them; ``start`` >= 1.
 
-    ``attention`` and ``attention_error`` are as in :class:`GenerateRequest`; a text to score has no question in it.
+    ``attention``, ``attention_error`` and ``adapter`` are as in :class:`GenerateRequest`; a text to score has no
+    question in it.
     """
 
     request_id: str
@@ -60,6 +65,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
     cache_salt: str = ""
     attention: str | None = None
     attention_error: float | None = None
+    adapter: str | None = None
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
@@ -147,13 +153,13 @@ class EmbedEvent(msgspec.Struct, frozen=True, tag="embedded", gc=False):
 
 
 EngineRequest = GenerateRequest | ScoreRequest | EmbedRequest
-EngineEvent = TokenEvent | ScoreEvent | EmbedEvent
 
 
 class EngineStats(msgspec.Struct, frozen=True):
     """A snapshot for health, metrics and admission. Counters grow from the engine's start.
 
     ``drafted_tokens`` were guessed by speculation, and ``accepted_tokens`` of them became part of answers.
+    ``adapters`` are loaded, which with those still in use take ``adapter_bytes``.
     ``kv_spill_pages`` lie in the spill file; ``kv_spill_moved`` were moved there, ``kv_spill_checked`` compared with
     their checksums, and ``kv_spill_corrupt`` of these were not the same. ``attention`` says what sparse attention read.
     """
@@ -177,6 +183,42 @@ class EngineStats(msgspec.Struct, frozen=True):
     kv_spill_checked: int = 0
     kv_spill_corrupt: int = 0
     attention: AttentionStats = AttentionStats()
+    adapters: int = 0
+    adapter_bytes: int = 0
+
+
+class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded adapter is.
+
+    Attributes:
+        name: what requests call it.
+        kind: ``lora``, ``prompt`` or ``prefix`` (see :class:`deepseek.adapters.adapter.Adapter`).
+        digest: of its files.
+        base_model: what it was trained on, as its files say; may be empty.
+        rank: the highest of a LoRA's.
+        tokens: that it puts before every prompt.
+        nbytes: memory that it takes.
+        load_seconds: time from its files to ready.
+    """
+
+    name: str
+    kind: Literal["lora", "prompt", "prefix"]
+    digest: str
+    base_model: str
+    rank: int
+    tokens: int
+    nbytes: int
+    load_seconds: float
+
+
+class AdapterEvent(msgspec.Struct, frozen=True, tag="adapter"):
+    """An adapter has been loaded, or with ``info`` None unloaded."""
+
+    request_id: str
+    info: AdapterInfo | None
+
+
+EngineEvent = TokenEvent | ScoreEvent | EmbedEvent | AdapterEvent
 
 
 class EmbeddingInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -85,6 +85,9 @@ def load_engine(config: EngineConfig, progress: Callable[[int, int], None] | Non
     limit: ContextLimit = "model" if max_context == trained else "max_context"
     with _told_if_full(config):
         engine = _size(config, model, max_context, limit, tokenizer.eos_token_ids, draft, row_cost, constraints)
+    for name, folder in config.adapters.items():
+        adapter = engine.load_adapter(name, folder)
+        logger.info("loaded the adapter %s (%s, %.1f MiB)", name, adapter.kind, adapter.nbytes / 2**20)
     spilled_bytes = (engine.pool.num_pages - engine.pool.resident) * model.spill_page_bytes(config.page_size)
     info = EngineInfo(
         model=files.name,
@@ -128,6 +131,8 @@ def _load_encoder(
     started: float,
     progress: Callable[[int, int], None] | None,
 ) -> LoadedEngine:
+    if config.adapters:
+        raise ConfigurationError(f"{config.model} is an encoder, and adapters are for models that generate text.")
     settings = read_settings(files.path, checkpoint.config)
     execution = encoder_execution(config)
     model = execution.load_encoder(checkpoint, files.name, progress)
@@ -290,6 +295,7 @@ def _engine(
         attention=config.attention,
         attention_error=config.attention_error,
         question_tokens=config.question_tokens,
+        max_adapters=config.max_adapters,
     )
 
 

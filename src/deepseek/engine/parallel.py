@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -23,9 +23,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepseek.adapters.adapter import Host, LowRankUpdate, Prefix
 from deepseek.attention.stats import AttentionStats
 from deepseek.config import EngineConfig
-from deepseek.errors import BackendUnavailableError, EngineError
+from deepseek.errors import AdapterError, BackendUnavailableError, EngineError
 from deepseek.hub.checkpoint import Checkpoint
 from deepseek.kernels.ops import Ops
 from deepseek.kernels.paging import PagedLayout
@@ -275,6 +276,27 @@ class ParallelDecoder:
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         return self._own.choose_tokens(logits, choices)
+
+    @property
+    def host(self) -> Host:
+        """Raises AdapterError: adapters are not divided."""
+        raise AdapterError(
+            "a model that is divided over processes (tensor_parallel_size) cannot serve adapters. Merge it instead."
+        )
+
+    # Without a host none of these is called.
+
+    def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
+        raise AssertionError
+
+    def remove_adapter(self, number: int) -> None:
+        raise AssertionError
+
+    def adapter_bytes(self, number: int) -> int:
+        raise AssertionError
+
+    def write_prefix(self, cache: KVCache, slots: Sequence[int], prefix: Prefix, first: int) -> None:
+        raise AssertionError
 
 
 def _part(followers: Followers) -> None:

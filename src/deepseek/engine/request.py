@@ -12,6 +12,7 @@ from deepseek.engine.pooling import Pooler
 from deepseek.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from deepseek.engine.adapters import ServedAdapter
     from deepseek.engine.constraints import Matcher
 
 ANSWER_ROWS = 8
@@ -25,8 +26,8 @@ class Sequence:
 
     Attributes:
         request_id: as in the request.
-        tokens: prompt and answer so far.
-        prompt_length: how many of them the caller gave.
+        tokens: prompt and answer so far; in front of them a 0 for each token that the adapter puts there.
+        prompt_length: how many of them are no answer.
         params: sampling options; None for a request that generates nothing.
         seed: seed of the random numbers of this sequence.
         stop_ids: ids that end the answer.
@@ -52,6 +53,7 @@ class Sequence:
         recomputed: times it was started anew because a page in the spill file was corrupt.
         sparse: which of its tokens are attended to sparsely; None if all are dense.
         pooler: makes the vector that an embedding request wants; None for others.
+        adapter: what changes the model for this request; None: nothing does.
         matcher: keeps the answer to its constraint; None without one.
         scores: log-probability and greedy flag of each scored token so far.
     """
@@ -80,6 +82,7 @@ class Sequence:
     recomputed: int = 0
     sparse: SparsePlan | None = None
     pooler: Pooler | None = None
+    adapter: ServedAdapter | None = None
     matcher: Matcher | None = None
     scores: list[tuple[float, bool]] = field(default_factory=list)
     answer_counts: dict[int, int] = field(default_factory=dict)
@@ -94,48 +97,63 @@ class Sequence:
         max_context: int,
         isolate_seeds: bool,
         sparse: SparsePlan | None = None,
+        adapter: ServedAdapter | None = None,
     ) -> Sequence:
         """The initial state of a validated request; ``isolate_seeds`` isolates one that brings a seed."""
         if not isinstance(request, GenerateRequest):
-            return cls._without_answer(request, seed=seed, reproducible=not isolate_seeds, sparse=sparse)
+            return cls._without_answer(
+                request, seed=seed, reproducible=not isolate_seeds, sparse=sparse, adapter=adapter
+            )
         params = request.params
+        tokens = _behind(adapter, request.prompt)
+        salt = _salt(request.cache_salt, adapter)
         reproducible = params.seed is not None
         # A constrained answer that has come to its end can only end.
         ends = not params.ignore_eos or params.constraint is not None
-        room = max_context - len(request.prompt)
+        room = max_context - len(tokens)
         return cls(
             request_id=request.request_id,
-            tokens=list(request.prompt),
-            prompt_length=len(request.prompt),
+            tokens=tokens,
+            prompt_length=len(tokens),
             params=params,
             seed=seed if params.seed is None else params.seed,
             stop_ids=frozenset(params.stop_token_ids) | (end_ids if ends else frozenset()),
-            max_length=len(request.prompt) + min(room, params.max_tokens or room),
+            max_length=len(tokens) + min(room, params.max_tokens or room),
             score_start=None,
-            cache_salt=f"seeded {request.cache_salt}" if reproducible else request.cache_salt,
+            cache_salt=f"seeded {salt}" if reproducible else salt,
             reproducible=reproducible,
             isolated=isolate_seeds and reproducible,
             priority=request.priority,
             tenant=request.tenant,
             weight=request.weight,
             sparse=sparse,
+            adapter=adapter,
         )
 
     @classmethod
     def _without_answer(
-        cls, request: ScoreRequest | EmbedRequest, *, seed: int, reproducible: bool, sparse: SparsePlan | None
+        cls,
+        request: ScoreRequest | EmbedRequest,
+        *,
+        seed: int,
+        reproducible: bool,
+        sparse: SparsePlan | None,
+        adapter: ServedAdapter | None,
     ) -> Sequence:
+        tokens = _behind(adapter, request.tokens)
+        before = len(tokens) - len(request.tokens)
         sequence = cls(
             request_id=request.request_id,
-            tokens=list(request.tokens),
-            prompt_length=len(request.tokens),
+            tokens=tokens,
+            prompt_length=len(tokens),
             params=None,
             seed=seed,
             stop_ids=frozenset(),
-            max_length=len(request.tokens),
-            score_start=request.start if isinstance(request, ScoreRequest) else None,
-            cache_salt=request.cache_salt,
+            max_length=len(tokens),
+            score_start=before + request.start if isinstance(request, ScoreRequest) else None,
+            cache_salt=_salt(request.cache_salt, adapter),
             sparse=sparse,
+            adapter=adapter,
         )
         if isinstance(request, EmbedRequest):
             sequence.pooler = Pooler.of(request)
@@ -143,6 +161,16 @@ class Sequence:
             if reproducible:
                 sequence.reproducible, sequence.cache_salt = True, f"seeded {request.cache_salt}"
         return sequence
+
+    @property
+    def adapter_number(self) -> int:
+        """What the model calls its adapter; -1 for the model alone."""
+        return -1 if self.adapter is None or self.adapter.number is None else self.adapter.number
+
+    @property
+    def before(self) -> int:
+        """Tokens that its adapter puts before the prompt."""
+        return 0 if self.adapter is None else self.adapter.adapter.length
 
     @property
     def group(self) -> str:
@@ -225,3 +253,12 @@ class Sequence:
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)
         self.answer_counts[token_id] = self.answer_counts.get(token_id, 0) + 1
+
+
+def _behind(adapter: ServedAdapter | None, prompt: list[int]) -> list[int]:
+    return [0] * (adapter.adapter.length if adapter is not None else 0) + prompt
+
+
+def _salt(salt: str, adapter: ServedAdapter | None) -> str:
+    """Whose cached pages can be whose: an adapter's never the model's, nor another adapter's, whatever their names."""
+    return salt if adapter is None else f"adapter {adapter.adapter.digest} {salt}"

@@ -99,7 +99,7 @@ def _restrict(row: Tensor, allowed: Bits | None) -> None:
 def _shift(row: Tensor, sequence: Sequence, params: SamplingParams, ahead: Seq[int]) -> None:
     """Logit bias and penalties of one row [vocab], in place."""
     if params.repetition_penalty != 1.0:
-        ids = torch.tensor(list({*sequence.tokens, *ahead}), device=row.device)
+        ids = torch.tensor(list({*sequence.tokens[sequence.before :], *ahead}), device=row.device)
         seen = row[ids]
         shifted = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
         # A penalty near 0 must not make a finite logit infinite.

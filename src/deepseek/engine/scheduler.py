@@ -72,6 +72,8 @@ class Scheduler:
         max_running: sequences in one step.
         max_batch_tokens: rows in one step, but for a last page of a prompt that is computed in whole pages.
         intact: how many of the first of some cached pages can be used; None if all can.
+        given: puts keys and values that are not computed into a sequence's pages, and says how many tokens are there
+            then; None if all are computed.
     """
 
     def __init__(
@@ -82,8 +84,10 @@ class Scheduler:
         max_running: int,
         max_batch_tokens: int,
         intact: Callable[[Seq[int]], int] | None = None,
+        given: Callable[[Sequence], int] | None = None,
     ) -> None:
         self.pool = pool
+        self._given = given
         self._intact = intact
         self.page_size = page_size
         self.max_running = max_running
@@ -322,9 +326,11 @@ class Scheduler:
         sequence.pages = array("i", cached + pages)
         sequence.computed = len(cached) * self.page_size
         sequence.sealed = len(cached)
+        if self._given is not None:
+            sequence.computed = self._given(sequence)
         sequence.charged = max(sequence.charged, sequence.computed)
         if sequence.cached_tokens is None:
-            sequence.cached_tokens = sequence.computed
+            sequence.cached_tokens = max(0, sequence.computed - sequence.before)
             sequence.scheduled_at = time.monotonic()
         return True
 

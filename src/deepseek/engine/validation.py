@@ -71,9 +71,14 @@ def check_request(
     hidden_size: int,
     constraints: bool,
     sparse: bool,
+    before: int = 0,
 ) -> None:
-    """Raises InvalidRequestError and ContextLengthError; ``constraints`` and ``sparse`` say what the engine can do."""
+    """Raises InvalidRequestError and ContextLengthError; ``constraints`` and ``sparse`` say what the engine can do, and
+    ``before`` how many tokens of the context an adapter takes."""
     reason = context_reason(context_limit)
+    if before:
+        max_context -= before
+        reason = f"The request's adapter takes {before} tokens of it. {reason}"
     if isinstance(request, ScoreRequest):
         check_tokens(request.tokens, vocab_size)
         _check_score(request, max_context, reason)

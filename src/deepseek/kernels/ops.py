@@ -40,6 +40,7 @@ class Ops:
         self._paged_attention: Callable[..., Tensor] = bindings["paged_attention"].function
         self._mla_attention: Callable[..., Tensor] = bindings["mla_attention"].function
         self._moe: Callable[..., Tensor] = bindings["moe"].function
+        self._low_rank: Callable[..., None] = bindings["low_rank"].function
 
     def pack_linear(self, weight: Tensor) -> Tensor:
         """``weight`` [out, in] in the layout that :meth:`linear` of the same backend likes best, done once at load.
@@ -130,3 +131,11 @@ class Ops:
         [T, K]; ``expert_weights`` fp32 [T, K]; ``kind`` as in :meth:`gated_activation`. Returns [T, dim].
         """
         return self._moe(x, gate_up, down, expert_ids, expert_weights, kind)
+
+    def low_rank(self, x: Tensor, a: Tensor, b: Tensor, y: Tensor) -> None:
+        """A low-rank update (LoRA: Hu et al. 2021, arXiv:2106.09685): adds ``(x @ a.T) @ b.T`` to ``y``, in place.
+
+        ``x`` [T, in], ``a`` [rank, in], ``b`` [out, rank]; ``y`` [T, out] may be columns of something wider. The rows
+        are those of one adapter: a batch of several calls once for each.
+        """
+        self._low_rank(x, a, b, y)

@@ -124,6 +124,12 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_wei
     return result.to(x.dtype)
 
 
+def low_rank(x: Tensor, a: Tensor, b: Tensor, y: Tensor) -> None:
+    for row in range(len(x)):
+        inner = a.float() @ x[row].float()
+        y[row] = (y[row].float() + b.float() @ inner).to(y.dtype)
+
+
 def functions() -> Mapping[str, Callable[..., Any]]:
     """op name -> function, for the registry."""
     return {
@@ -137,4 +143,5 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
         "moe": moe,
+        "low_rank": low_rank,
     }

@@ -26,6 +26,7 @@ OPS = (
     "paged_attention",
     "mla_attention",
     "moe",
+    "low_rank",
 )
 
 Functions = Mapping[str, Callable[..., Any]]

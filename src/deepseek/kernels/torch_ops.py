@@ -111,6 +111,10 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_wei
     return torch.zeros(x.shape, dtype=torch.float32, device=x.device).index_add_(0, rows, weighted).to(x.dtype)
 
 
+def low_rank(x: Tensor, a: Tensor, b: Tensor, y: Tensor) -> None:
+    y.addmm_(x @ a.T, b.T)
+
+
 def functions() -> Mapping[str, Callable[..., Any]]:
     """op name -> function, for the registry."""
     return {
@@ -124,4 +128,5 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
         "moe": moe,
+        "low_rank": low_rank,
     }

@@ -7,20 +7,29 @@ from typing import Any
 from torch import Tensor
 
 from deepseek.kernels.ops import Ops
+from deepseek.layers.low_rank import LowRankUpdates
 
 
 class Linear:
-    """``x @ weight.T + bias``; ``weight`` as :meth:`deepseek.models.weights.WeightSource.matrix` packed it."""
+    """``x @ weight.T + bias``; ``weight`` as :meth:`deepseek.models.weights.WeightSource.matrix` packed it.
 
-    __slots__ = ("_ops", "bias", "weight")
+    Attributes:
+        updates: what adapters add to it; None while none does.
+    """
+
+    __slots__ = ("bias", "ops", "updates", "weight")
 
     def __init__(self, ops: Ops, weight: Any, bias: Tensor | None = None) -> None:
-        self._ops = ops
+        self.ops = ops
         self.weight = weight
         self.bias = bias
+        self.updates: LowRankUpdates | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._ops.linear(x, self.weight, self.bias)
+        y = self.ops.linear(x, self.weight, self.bias)
+        if self.updates is not None:
+            self.updates.apply(x, y, self.bias)
+        return y
 
 
 class GatedMLP:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from deepseek.adapters.adapter import Host, LowRankUpdate, Prefix
 from deepseek.attention.policy import SparsePolicy
 from deepseek.attention.stats import AttentionStats
 from deepseek.kernels.paging import PagedLayout
@@ -100,6 +101,10 @@ class Batch:
             them.
         narrow_attention_rows: the first so many rows, and no fewer than ``narrow_rows``, are narrow in attention, where
             it is the rows of one sequence that count.
+        segments: rows that are computed with an adapter: (its number, first row, end), in order; the others are the
+            model's alone.
+        vectors: fp32 [V, hidden], inputs of the rows ``vector_rows`` (int64 [V], in order), which have no tokens; None
+            if there are none.
         sparse: per sequence of the layout, how sparse its rows' attention may be, or None for dense; empty: all dense.
     """
 
@@ -110,6 +115,9 @@ class Batch:
     narrow_rows: int = 0
     narrow_attention_rows: int = 0
     sparse: tuple[SparsePolicy | None, ...] = ()
+    segments: tuple[tuple[int, int, int], ...] = ()
+    vector_rows: Tensor | None = None
+    vectors: Tensor | None = None
 
 
 class Model(Protocol):
@@ -127,6 +135,7 @@ class Model(Protocol):
         row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
             cut into chunks, as long as the same rows are narrow (see :class:`Batch`).
         sparse: its caches have the index that sparse attention needs. Without one, all attention is dense.
+        host: what it offers to adapters.
         wide_rows: rows from which wide arithmetic is faster. More than a draft and the row it stands behind, so that
             speculation changes nothing for a sequence that runs alone.
     """
@@ -142,6 +151,9 @@ class Model(Protocol):
     row_invariant: bool
     sparse: bool
     wide_rows: int
+
+    @property
+    def host(self) -> Host: ...
 
     def page_bytes(self, page_size: int) -> int:
         """Bytes that a page of ``page_size`` tokens takes in the cache, over all layers."""
@@ -165,6 +177,22 @@ class Model(Protocol):
     def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`, and of ``hidden_rows`` (int64 [H]) the hidden states behind the final norm, fp32
         [H, hidden_size]."""
+        ...
+
+    def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
+        """Have an adapter's updates, of layers that :attr:`host` names, ready for steps to come. Returns its number."""
+        ...
+
+    def remove_adapter(self, number: int) -> None:
+        """Free what :meth:`add_adapter` took; no step may ask for it any more."""
+        ...
+
+    def adapter_bytes(self, number: int) -> int:
+        """Memory that an adapter takes."""
+        ...
+
+    def write_prefix(self, cache: Any, slots: Sequence[int], prefix: Prefix, first: int) -> None:
+        """Store the keys and values of a prefix from its token ``first`` on at these slots of a cache."""
         ...
 
     def attention_stats(self) -> AttentionStats:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from deepseek.adapters.adapter import LowRankUpdate, Prefix
 from deepseek.attention.stats import AttentionStats
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice, choose_tokens
 from deepseek.layers.embedding import Embedding, Head
+from deepseek.layers.low_rank import AdapterLayers
 from deepseek.layers.moe import FeedForward
 from deepseek.layers.norm import RMSNorm
 from deepseek.layers.rotary import Rotary
+from deepseek.models.adapters import add_torch_adapter, host_of
 from deepseek.models.base import WIDE_ROWS, Batch, KVCache, LayerCacheSpec, SpillSpace
 
 
@@ -114,6 +117,9 @@ class Decoder:
         self.norm = norm
         self.head = head
         self.rotaries = tuple(rotaries)
+        self.host = host_of(self)
+        self._adapters = AdapterLayers()
+        self._next_adapter = 0
 
     def page_bytes(self, page_size: int) -> int:
         return sum(spec.elements for spec in self.cache_specs) * page_size * self.dtype.itemsize
@@ -138,7 +144,10 @@ class Decoder:
     def _layers(self, batch: Batch, cache: KVCache) -> tuple[Tensor, Tensor]:
         """What the last layer leaves: (output not yet added, residual)."""
         rotations = [rotary(batch.positions) for rotary in self.rotaries]
+        self._adapters.rows.segments = batch.segments
         x, residual = self.embedding(batch.token_ids), None
+        if batch.vector_rows is not None and batch.vectors is not None:
+            x[batch.vector_rows] = batch.vectors.to(x)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, keys, values)
         assert residual is not None
@@ -149,6 +158,31 @@ class Decoder:
             x, residual = x.index_select(0, rows), residual.index_select(0, rows)
         normed, _ = self.norm.after_add(x, residual)
         return normed
+
+    def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
+        """See :class:`deepseek.models.base.Model`."""
+        number, self._next_adapter = self._next_adapter, self._next_adapter + 1
+        add_torch_adapter(self, self._adapters, number, updates)
+        return number
+
+    def remove_adapter(self, number: int) -> None:
+        """See :class:`deepseek.models.base.Model`."""
+        del self._adapters.bytes[number]
+        for changed in self._adapters.updates.values():
+            changed.remove(number)
+
+    def adapter_bytes(self, number: int) -> int:
+        """See :class:`deepseek.models.base.Model`."""
+        return self._adapters.bytes[number]
+
+    def write_prefix(self, cache: KVCache, slots: Sequence[int], prefix: Prefix, first: int) -> None:
+        """See :class:`deepseek.models.base.Model`."""
+        where = torch.tensor(slots, device=self.device)
+        end = first + len(slots)
+        for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
+            assert values is not None
+            keys[where] = prefix.keys[layer, first:end].view(-1, *keys.shape[1:]).to(keys)
+            values[where] = prefix.values[layer, first:end].view(-1, *values.shape[1:]).to(values)
 
     def attention_stats(self) -> AttentionStats:
         """Nothing: these layers attend densely."""

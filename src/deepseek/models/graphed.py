@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from deepseek.adapters.adapter import LowRankUpdate, Prefix
 from deepseek.attention.stats import AttentionStats
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
@@ -31,6 +33,7 @@ ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Rows that steps are padded to. Larger steps are not recorded: their kernels take longer than their launches."""
 _LEAST_CONTEXT = 1024
 
+_Rows = TypeVar("_Rows", Tensor, Tensor | None)
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
 """A computation on buffers that stay -> what runs it again, and where its result then is."""
@@ -100,6 +103,7 @@ class GraphedDecoder:
         self.device = torch.device("cpu")
         self.weights_bytes = own.weights_bytes
         self.wide_rows = own.wide_rows
+        self.host = own.host
 
     def page_bytes(self, page_size: int) -> int:
         return self._own.page_bytes(page_size)
@@ -141,6 +145,22 @@ class GraphedDecoder:
         chosen = choose_tokens(logits, Choices.of(choices, logits.device))
         return [token if token >= 0 else None for token in chosen.tolist()]
 
+    def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
+        """See :class:`deepseek.models.base.Model`."""
+        return self._own.add_adapter(updates)
+
+    def remove_adapter(self, number: int) -> None:
+        """See :class:`deepseek.models.base.Model`."""
+        self._own.remove_adapter(number)
+
+    def adapter_bytes(self, number: int) -> int:
+        """See :class:`deepseek.models.base.Model`."""
+        return self._own.adapter_bytes(number)
+
+    def write_prefix(self, cache: KVCache, slots: Sequence[int], prefix: Prefix, first: int) -> None:
+        """See :class:`deepseek.models.base.Model`."""
+        self._own.write_prefix(cache, slots, prefix, first)
+
     def _new_recording(self, size: tuple[int, int], batch: Batch, cache: KVCache) -> _Recording | None:
         """None where the GPU has no room for it: such steps run kernel by kernel."""
         count, context = size
@@ -173,17 +193,23 @@ class GraphedDecoder:
             token_ids=self._moved(batch.token_ids),
             positions=self._moved(batch.positions),
             layout=DeviceLayout.bring(batch.layout, self._own.device),
-            logits_rows=None if batch.logits_rows is None else self._moved(batch.logits_rows),
+            logits_rows=self._moved(batch.logits_rows),
+            vector_rows=self._moved(batch.vector_rows),
+            vectors=self._moved(batch.vectors),
         )
 
-    def _moved(self, rows: Tensor) -> Tensor:
+    def _moved(self, rows: _Rows) -> _Rows:
+        if rows is None:
+            return None
         return _staged(rows, self._own.device).to(self._own.device, non_blocking=True)
 
 
 def _size(batch: Batch) -> tuple[int, int] | None:
-    """Rows and context of the recording that serves a batch; None for a batch that does more than decode."""
+    """Rows and context of the recording that serves a batch; None for a batch that does more than decode,
+    or that has rows of adapters."""
     count = len(batch.token_ids)
-    decodes = count == batch.layout.num_sequences and 0 < count <= ROWS[-1]
+    plain = not batch.segments and batch.vector_rows is None
+    decodes = plain and count == batch.layout.num_sequences and 0 < count <= ROWS[-1]
     wanted = batch.logits_rows
     if not decodes or (wanted is not None and not torch.equal(wanted, torch.arange(count))):
         return None

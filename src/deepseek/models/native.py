@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deepseek.adapters.adapter import LowRankUpdate, Prefix
 from deepseek.attention.policy import SparsePolicy
 from deepseek.attention.stats import AttentionStats
 from deepseek.config import PAGE_SIZE
@@ -18,6 +19,7 @@ from deepseek.kernels.sampling import Choice
 from deepseek.layers.attention import Attention
 from deepseek.layers.mla import LatentShape
 from deepseek.layers.moe import MixtureOfExperts
+from deepseek.models.adapters import native_adapter
 from deepseek.models.base import WIDE_ROWS, Batch, SpillSpace
 from deepseek.models.decoder import Decoder
 from deepseek.models.native_layers import ACTIVATIONS, describe_layer
@@ -97,6 +99,8 @@ class NativeDecoder:
         self.weights_bytes = decoder.weights_bytes
         self.kv_dtype = kv_dtype
         self.sparse = indexed
+        self.host = decoder.host
+        self._layers = decoder.layers
         self._windows = [
             layer.attention.shape.window if isinstance(layer.attention, Attention) else None for layer in decoder.layers
         ]
@@ -196,8 +200,33 @@ class NativeDecoder:
             0 if hidden is None else hidden.data_ptr(),
             errors.buffer_info()[0] if errors else 0,
             dense_until.buffer_info()[0] if errors else 0,
+            batch.segments,
+            0 if batch.vectors is None else len(batch.vectors),
+            0 if batch.vector_rows is None else batch.vector_rows.data_ptr(),
+            0 if batch.vectors is None else batch.vectors.data_ptr(),
         )
         return logits
+
+    def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
+        """See :class:`deepseek.models.base.Model`."""
+        number: int = self._model.add_adapter(native_adapter(self._layers, self.host.sites, updates))
+        return number
+
+    def remove_adapter(self, number: int) -> None:
+        """See :class:`deepseek.models.base.Model`."""
+        self._model.remove_adapter(number)
+
+    def adapter_bytes(self, number: int) -> int:
+        """See :class:`deepseek.models.base.Model`."""
+        size: int = self._model.adapter_bytes(number)
+        return size
+
+    def write_prefix(self, cache: Any, slots: Sequence[int], prefix: Prefix, first: int) -> None:
+        """See :class:`deepseek.models.base.Model`."""
+        where = torch.tensor(slots).numpy()
+        end = first + len(slots)
+        for layer in range(self.host.layers):
+            cache.write(layer, where, prefix.keys[layer, first:end].numpy(), prefix.values[layer, first:end].numpy())
 
     def _room_for_logits(self, rows: int) -> Tensor:
         """Uninitialised fp32 [rows, vocab_size]. Fresh memory costs more than filling it: a decode step's is kept."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from uuid import uuid4
 
 from deepseek.config import EngineConfig
 from deepseek.engine.events import (
+    INVALID_ADAPTER,
     INVALID_CONSTRAINT,
+    AdapterEvent,
+    AdapterInfo,
     EmbedEvent,
     EmbedRequest,
     EngineEvent,
@@ -21,14 +25,15 @@ from deepseek.engine.events import (
     TokenEvent,
 )
 from deepseek.errors import (
+    AdapterError,
     EngineDeadError,
     EngineError,
     EngineOverloadedError,
     EngineStartError,
     InvalidRequestError,
 )
-from deepseek.runtime.messages import Cancel, Events
-from deepseek.runtime.supervisor import EngineState, RuntimeOptions, Supervisor
+from deepseek.runtime.messages import Cancel, Events, LoadAdapter, UnloadAdapter
+from deepseek.runtime.supervisor import EngineProcess, EngineState, RuntimeOptions, Supervisor
 
 RETRY_WHILE_STARTING = 2.0  # seconds
 
@@ -75,11 +80,13 @@ class EngineClient:
         self.config = config
         self._options = options or RuntimeOptions()
         self._streams: dict[str, _Stream] = {}
+        self._adapters: dict[str, str] = {}  # name -> folder, of those that a new process is to load
         self._supervisor = Supervisor(
             config,
             self._options,
             on_events=self._route,
             on_down=self._fail_all,
+            on_ready=self._load_adapters,
             has_work=lambda: bool(self._streams),
         )
 
@@ -201,6 +208,28 @@ class EngineClient:
         assert isinstance(event, EmbedEvent)
         return event
 
+    async def load_adapter(self, name: str, folder: str) -> AdapterInfo:
+        """Serve the adapter in ``folder`` as ``name``, in the place of one of that name; a process that is started
+        later loads it too.
+
+        Raises AdapterError with everything that is wrong with it, InvalidRequestError for one too many,
+        :class:`EngineDeadError` and :class:`EngineError`.
+        """
+        event = await self._one(LoadAdapter(f"adapter-{uuid4().hex}", name, folder))
+        assert isinstance(event, AdapterEvent) and event.info is not None
+        self._adapters[name] = folder
+        return event.info
+
+    async def unload_adapter(self, name: str) -> None:
+        """Serve it no more; requests that use it go on. Raises as :meth:`load_adapter`."""
+        self._adapters.pop(name, None)
+        await self._one(UnloadAdapter(f"adapter-{uuid4().hex}", name))
+
+    def _load_adapters(self, process: EngineProcess) -> None:
+        """Have a new process load what the one before it had; what fails is in its log."""
+        for name, folder in self._adapters.items():
+            process.send(LoadAdapter(f"adapter-{uuid4().hex}", name, folder))
+
     def abort_all(self, reason: str, *, code: str) -> None:
         """End every request with an error event and cancel it in the engine."""
         process = self._supervisor.process
@@ -209,7 +238,7 @@ class EngineClient:
                 process.send(Cancel(request_id))
         self._end_all(reason, code)
 
-    async def _one(self, request: EngineRequest) -> EngineEvent:
+    async def _one(self, request: EngineRequest | LoadAdapter | UnloadAdapter) -> EngineEvent:
         """The only event of a request. Raises what it stands for if it is an error."""
         stream = self._open(request)
         try:
@@ -220,7 +249,7 @@ class EngineClient:
             raise error_of(event)
         return event
 
-    def _open(self, request: EngineRequest) -> _Stream:
+    def _open(self, request: EngineRequest | LoadAdapter | UnloadAdapter) -> _Stream:
         self.check_ready()
         if request.request_id in self._streams:
             raise InvalidRequestError(f"a request with the id {request.request_id!r} is already running")
@@ -263,7 +292,10 @@ def _failure(request_id: str, reason: str, code: str) -> TokenEvent:
     return TokenEvent(request_id, finish_reason="error", error=reason, error_code=code)
 
 
-def error_of(event: TokenEvent) -> EngineError | InvalidRequestError:
+_REFUSALS = ("invalid_request", "context_length_exceeded", "adapter_not_found", "too_many_adapters")
+
+
+def error_of(event: TokenEvent) -> EngineError | InvalidRequestError | AdapterError:
     """The exception that a terminal event with an error stands for."""
     message = event.error or f"the request ended: {event.finish_reason}"
     if event.error_code == "engine_dead":
@@ -272,6 +304,8 @@ def error_of(event: TokenEvent) -> EngineError | InvalidRequestError:
         return EngineOverloadedError(message)
     if event.error_code == INVALID_CONSTRAINT:
         return InvalidRequestError(message, param="response_format", code="invalid_value")
-    if event.error_code in ("invalid_request", "context_length_exceeded"):
+    if event.error_code == INVALID_ADAPTER:
+        return AdapterError(message)
+    if event.error_code in _REFUSALS:
         return InvalidRequestError(message, code=event.error_code)
     return EngineError(message)

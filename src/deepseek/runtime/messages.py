@@ -13,6 +13,23 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """Serve the adapter in ``folder`` as ``name``, in the place of one of that name. Answered by an
+    :class:`deepseek.engine.events.AdapterEvent`, or by a terminal :class:`deepseek.engine.events.TokenEvent` with the
+    error."""
+
+    request_id: str
+    name: str
+    folder: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """Serve an adapter no more; requests that use it go on. Answered as :class:`LoadAdapter` is."""
+
+    request_id: str
+    name: str
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Asks for a :class:`Pong`; answered between two engine steps, so a frozen engine does not answer."""
 
@@ -56,5 +73,5 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     stats: EngineStats
 
 
-ToEngine = EngineRequest | Cancel | Ping | Shutdown
+ToEngine = EngineRequest | Cancel | LoadAdapter | UnloadAdapter | Ping | Shutdown
 FromEngine = Loading | Ready | StartFailed | Pong | Events

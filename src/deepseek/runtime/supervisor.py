@@ -223,8 +223,10 @@ class Supervisor:
         *,
         on_events: Callable[[Events], None],
         on_down: Callable[[str], None],
+        on_ready: Callable[[EngineProcess], None],
         has_work: Callable[[], bool],
     ) -> None:
+        self._on_ready = on_ready
         self._config = config
         self._options = options
         self._on_events = on_events
@@ -353,6 +355,7 @@ class Supervisor:
                 process.hide_address()
                 self.info, self._ready_at, self._quiet, self.failure = message.info, time.monotonic(), 0.0, None
                 process.send(Ping(0))  # its first figures, at once
+                self._on_ready(process)
                 self._set_state("ready")
             elif isinstance(message, StartFailed):
                 return message.message, message.permanent

@@ -21,18 +21,22 @@ import zmq
 
 from deepseek.config import EngineConfig
 from deepseek.engine.events import (
+    INVALID_ADAPTER,
+    AdapterEvent,
+    AdapterInfo,
     EngineEvent,
     EngineInfo,
     EngineRequest,
     EngineStats,
     TokenEvent,
 )
-from deepseek.errors import DeepSeekError, DownloadError, EngineError, InvalidRequestError
+from deepseek.errors import AdapterError, DeepSeekError, DownloadError, EngineError, InvalidRequestError
 from deepseek.runtime.log_pipe import log_to_parent
 from deepseek.runtime.messages import (
     Cancel,
     Events,
     FromEngine,
+    LoadAdapter,
     Loading,
     Ping,
     Pong,
@@ -40,6 +44,7 @@ from deepseek.runtime.messages import (
     Shutdown,
     StartFailed,
     ToEngine,
+    UnloadAdapter,
 )
 from deepseek.threads import wait_politely
 
@@ -80,6 +85,8 @@ class EngineLike(Protocol):
     def has_work(self) -> bool: ...
     def add(self, request: EngineRequest) -> None: ...
     def cancel(self, request_id: str) -> None: ...
+    def load_adapter(self, name: str, folder: str) -> AdapterInfo: ...
+    def unload_adapter(self, name: str) -> None: ...
     def step(self) -> list[EngineEvent]: ...
     def stats(self) -> EngineStats: ...
 
@@ -184,12 +191,31 @@ class Worker:
                 self._refuse(message.request_id, str(error), error.code or "invalid_request")
         elif isinstance(message, Cancel):
             self._engine.cancel(message.request_id)
+        elif isinstance(message, LoadAdapter | UnloadAdapter):
+            self._change_adapters(message)
         elif isinstance(message, Ping):
             self._channel.send(Pong(message.nonce, self._engine.stats()))
         elif isinstance(message, Unreadable):
             logger.error("message refused: %s", message.reason)
             if message.request_id is not None:
                 self._refuse(message.request_id, message.reason, "invalid_request")
+
+    def _change_adapters(self, message: LoadAdapter | UnloadAdapter) -> None:
+        info: AdapterInfo | None = None
+        try:
+            if isinstance(message, LoadAdapter):
+                info = self._engine.load_adapter(message.name, message.folder)
+                logger.info("loaded the adapter %s in %.2f s", message.name, info.load_seconds)
+            else:
+                self._engine.unload_adapter(message.name)
+                logger.info("unloaded the adapter %s", message.name)
+        except AdapterError as error:
+            logger.warning("the adapter %s cannot be served: %s", message.name, error)
+            self._refuse(message.request_id, str(error), INVALID_ADAPTER)
+        except InvalidRequestError as error:
+            self._refuse(message.request_id, str(error), error.code or "invalid_request")
+        else:
+            self._early.append(AdapterEvent(message.request_id, info))
 
     def _refuse(self, request_id: str, reason: str, code: str) -> None:
         self._early.append(TokenEvent(request_id, finish_reason="error", error=reason, error_code=code))

@@ -1,4 +1,4 @@
-"""``/v1/models/load`` and ``/v1/models/unload``: requests."""
+"""Loading and unloading of models and adapters: requests."""
 
 from __future__ import annotations
 
@@ -57,3 +57,19 @@ class UnloadRequest(Strict):
     """Body of ``POST /v1/models/unload``."""
 
     model: str
+
+
+class LoadAdapterRequest(Strict):
+    """Body of ``POST /v1/load_lora_adapter``: an adapter's name for clients, its folder below the model folder, and the
+    model that it belongs to; without one, the first. ``load_inplace`` replaces an adapter of that name."""
+
+    lora_name: str = Field(pattern=f"^{NAME.pattern}$")
+    lora_path: str = Field(min_length=1, max_length=1000)
+    base_model: str | None = None
+    load_inplace: bool = False
+
+
+class UnloadAdapterRequest(Strict):
+    """Body of ``POST /v1/unload_lora_adapter``."""
+
+    lora_name: str = Field(min_length=1, max_length=200)

@@ -159,7 +159,8 @@ class TextCompletion(msgspec.Struct):
 
 
 class ModelCard(msgspec.Struct):
-    """One served model. ``root`` is the real one's name, ``error`` why it cannot be used."""
+    """One served model. ``root`` is the real one's name, ``error`` why it cannot be used. An adapter has the model it
+    belongs to as ``parent``, and the name of its folder as ``root``."""
 
     id: str
     created: int
@@ -167,7 +168,7 @@ class ModelCard(msgspec.Struct):
     max_model_len: int | None
     owned_by: str = "deepseek"
     object: str = "model"
-    parent: None = None
+    parent: str | None = None
     status: str = "ready"
     progress: Progress | None = None
     error: str | None = None

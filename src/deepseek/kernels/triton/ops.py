@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from deepseek.kernels.torch_ops import low_rank
 from deepseek.kernels.triton.activation import gated_activation
 from deepseek.kernels.triton.attention import paged_attention
 from deepseek.kernels.triton.linear import linear, pack_linear
@@ -28,4 +29,5 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
         "moe": moe,
+        "low_rank": low_rank,  # two 16-bit products: cuBLAS
     }

@@ -51,6 +51,9 @@ Workspace lay_out(Arena& arena, const Buffers::Shape& s) {
   w.shadow_ld = padded(std::max(s.attended, s.latent.attended), kGroup);
   w.shadow = arena.take<float>(s.shadowed ? rows * w.shadow_ld : 0);
   w.inner = arena.take<float>(rows * w.inner_ld);
+  w.low_rank_ld = s.ranks;
+  w.low_rank = arena.take<float>(rows * s.ranks);
+  w.shift = arena.take<float>(s.ranks ? rows * 2 * w.inner_ld : 0);
   w.input = take_rows(arena, s.rows, w.hidden_ld);
   w.attended_rows = take_rows(arena, s.rows, w.attended_ld);
   w.inner_rows = take_rows(arena, s.rows, w.inner_ld);
@@ -85,7 +88,8 @@ const Kernels& kernels_for(const std::string& isa) {
 
 const Workspace& Buffers::fit(const Shape& s) {
   const bool fits = s.hidden == shape_.hidden && s.qkv == shape_.qkv && s.attended == shape_.attended &&
-                    s.inner == shape_.inner && s.experts == shape_.experts && s.latent == shape_.latent && s.rows <= shape_.rows && s.room_bytes <= shape_.room_bytes &&
+                    s.inner == shape_.inner && s.experts == shape_.experts && s.latent == shape_.latent && s.rows <= shape_.rows && s.ranks <= shape_.ranks &&
+                    s.room_bytes <= shape_.room_bytes &&
                     s.scratch_floats <= shape_.scratch_floats && s.threads <= shape_.threads && s.shadowed <= shape_.shadowed;
   if (fits) return work_;
   Arena count(nullptr);
@@ -300,10 +304,52 @@ void Decoder::add_stats() {
   for (const SparseStats& own : stats_) total_ += own;
 }
 
-void Decoder::forward(Step step, Cache& cache, SparseWish wish) {
+int Decoder::add_adapter(std::vector<AdapterLayerSpec> layers) {
+  if (layers.size() != layers_.size()) throw std::invalid_argument("an adapter needs a description of each layer");
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Layer& layer = layers_[i];
+    const int hidden = padded(shape_.hidden, kGroup), attended = padded(layer.heads * layer.head_dim, kGroup);
+    const bool dense = layer.gate_up.data != nullptr && layer.experts == nullptr;
+    layers[i].qkv.check(layer.latent ? 0 : layer.qkv.columns, hidden);
+    layers[i].output.check(layer.latent ? 0 : layer.output.columns, attended);
+    layers[i].gate_up.check(dense ? layer.gate_up.bands() * kBand : 0, hidden);
+    layers[i].down.check(dense ? layer.down.columns : 0, padded(layer.inner, kGroup));
+  }
+  adapters_[next_adapter_] = std::make_unique<Adapter>(std::move(layers));
+  return next_adapter_++;
+}
+
+void Decoder::remove_adapter(int number) {
+  if (adapters_.erase(number) == 0) throw std::out_of_range("there is no such adapter");
+}
+
+void Decoder::choose_adapters(Step& step, const std::vector<AdapterRows>& wanted, Buffers::Shape& shape) {
+  if (wanted.empty()) return;
+  segments_.clear();
+  adapted_.assign(step.rows, 0);
+  int from = 0;
+  for (const AdapterRows& rows : wanted) {
+    const Adapter& adapter = *adapters_.at(rows.adapter);
+    if (rows.begin < from || rows.end <= rows.begin || rows.end > step.rows) {
+      throw std::invalid_argument("segments must be in order, without overlaps and inside of the step");
+    }
+    if (segments_.size() >= UINT16_MAX) throw std::invalid_argument("too many segments");
+    from = rows.end;
+    segments_.push_back({adapter.layers(), rows.begin, rows.end});
+    std::fill(adapted_.begin() + rows.begin, adapted_.begin() + rows.end,
+              static_cast<uint16_t>(segments_.size()));
+    shape.ranks = std::max(shape.ranks, adapter.ranks());
+  }
+  step.num_segments = static_cast<int>(segments_.size());
+  step.segments = segments_.data();
+  step.adapted = adapted_.data();
+}
+
+void Decoder::forward(Step step, Cache& cache, SparseWish wish, const std::vector<AdapterRows>& wanted) {
   sort_logits(step);
   choose_sparse(step, cache, wish);
   Buffers::Shape shape = shape_;
+  choose_adapters(step, wanted, shape);
   shape.rows = padded(std::max(step.rows, step.num_logits), 64);
   shape.sequences = padded(step.layout.num_sequences, 16);
   shape.shadowed = step.shadow_layer >= 0;

@@ -1,10 +1,12 @@
 // Owners of a model's memory, as Python holds them.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "adapter.h"
 #include "kernels.h"
 #include "kv_store.h"
 #include "layers.h"
@@ -29,6 +31,7 @@ class Buffers {
     size_t room_bytes = 0;  // per thread
     int64_t scratch_floats = 0;
     bool shadowed = false;  // some sparse rows are compared with dense attention
+    int ranks = 0;          // the most that an adapter of the step has for one input
     ExpertSizes experts;
     LatentSizes latent;
   };
@@ -80,7 +83,14 @@ class Decoder {
   std::shared_ptr<Cache> new_cache(int pages, int page_size, bool int8, bool indexed, const Spill& spill) const;
   // Tables of rotation `index`, [positions][half]; kept until replaced.
   void set_rotary(int index, std::vector<float> cos, std::vector<float> sin, int half);
-  void forward(Step step, Cache& cache, SparseWish wish);
+  // An adapter of this model, which may take part in steps from now on. Returns its number. Throws
+  // std::invalid_argument for matrices that do not fit the layers.
+  int add_adapter(std::vector<AdapterLayerSpec> layers);
+  // Frees the memory of an adapter. Throws std::out_of_range if there is none of this number.
+  void remove_adapter(int number);
+  size_t adapter_bytes(int number) const { return adapters_.at(number)->bytes(); }
+  // `wanted`: (adapter, first row, end) of each segment.
+  void forward(Step step, Cache& cache, SparseWish wish, const std::vector<AdapterRows>& wanted = {});
   // Of all steps so far.
   const SparseStats& sparse_stats() const { return total_; }
   const char* isa() const { return kernels_.name; }
@@ -96,6 +106,7 @@ class Decoder {
   void sort_logits(Step& step);
   void choose_sparse(Step& step, const Cache& cache, const SparseWish& wish);
   void add_stats();
+  void choose_adapters(Step& step, const std::vector<AdapterRows>& wanted, Buffers::Shape& shape);
 
   const Kernels& kernels_;
   int threads_;
@@ -108,6 +119,10 @@ class Decoder {
   Buffers buffers_;
   Buffers::Shape shape_{};
   Model model_{};
+  std::map<int, std::unique_ptr<Adapter>> adapters_;
+  int next_adapter_ = 0;
+  std::vector<Segment> segments_;
+  std::vector<uint16_t> adapted_;
   std::vector<int64_t> logits_rows_;
   std::vector<int32_t> logits_to_;
   SparsePlan plan_;

@@ -1,6 +1,7 @@
 // One step of a decoder, run by all threads of a team in one parallel region.
 #pragma once
 #include "attention_api.h"
+#include "low_rank.h"
 #include "model.h"
 #include "moe.h"
 #include "norm.h"
@@ -27,6 +28,8 @@ static inline Wanted wanted(const Linear& linear) {
 
 static inline Wanted both(Wanted a, Wanted b) { return {a.packed || b.packed, a.floats || b.floats}; }
 
+using Updates = LowRank AdapterLayer::*;  // of which matrices
+
 struct Forward {
   const Model& model;
   const Step& step;
@@ -46,6 +49,70 @@ struct Forward {
         for (int k = 0; k < padded(); k += kLanes) store(to + k, mul(load(to + k), set1(model.embedding_scale)));
       }
     }
+    for (int i = 0; i < step.num_vectors; ++i) {
+      const int t = static_cast<int>(step.vector_rows[i]);
+      if (t < rows.begin || t >= rows.end) continue;
+      std::memcpy(work.residual + static_cast<size_t>(t) * padded(), step.vectors + static_cast<size_t>(i) * model.hidden,
+                  sizeof(float) * model.hidden);
+    }
+  }
+
+  const LowRank& update(const Segment& segment, const Layer& layer, Updates which) const {
+    return segment.layers[&layer - model.layers].*which;
+  }
+
+  // Whether some adapter of this step multiplies these matrices' own outputs.
+  bool gained(const Layer& layer, Updates which) const {
+    for (int i = 0; i < step.num_segments; ++i) {
+      if (update(step.segments[i], layer, which).gain) return true;
+    }
+    return false;
+  }
+
+  RowGains gains(const Layer& layer, Updates which) const {
+    return {step.segments, step.adapted, static_cast<int>(&layer - model.layers), which};
+  }
+
+  // Whether an adapter of this step changes these matrices of the layer.
+  bool adapted(const Layer& layer, Updates which) const {
+    for (int i = 0; i < step.num_segments; ++i) {
+      if (update(step.segments[i], layer, which).ranks) return true;
+    }
+    return false;
+  }
+
+  // The first half of the updates: rows of x through the adapters' A. Synchronises at the end.
+  void shrink_rows(const Layer& layer, Updates which, const float* x, int ld) const {
+    if (!adapted(layer, which)) return;
+    int total = 0;
+    for (int i = 0; i < step.num_segments; ++i) total += shrink_units(step.segments[i], layer, which);
+    const Range share = team.share(total);
+    int at = 0;
+    for (int i = 0; i < step.num_segments; ++i) {
+      const Segment& segment = step.segments[i];
+      const LowRank& low = update(segment, layer, which);
+      const int units = shrink_units(segment, layer, which), bands = low.ranks / 16;
+      const int first = share.begin > at ? share.begin - at : 0, last = share.end - at < units ? share.end - at : units;
+      for (int unit = first; unit < last; ++unit) {
+        const int begin = segment.begin + unit / bands * kLowRankRows;
+        const int end = begin + kLowRankRows < segment.end ? begin + kLowRankRows : segment.end;
+        shrink(low, unit % bands, begin, end, x, ld, work.low_rank, work.low_rank_ld);
+      }
+      at += units;
+    }
+    team.sync();
+  }
+
+  int shrink_units(const Segment& segment, const Layer& layer, Updates which) const {
+    return (segment.end - segment.begin + kLowRankRows - 1) / kLowRankRows * (update(segment, layer, which).ranks / 16);
+  }
+
+  // The second half, of output bands [first, last): added to y, whose bands this thread has written.
+  void expand_rows(const Layer& layer, Updates which, int first, int last, float* y, int ld) const {
+    for (int i = 0; i < step.num_segments; ++i) {
+      const Segment& segment = step.segments[i];
+      expand(update(segment, layer, which), first, last, segment.begin, segment.end, work.low_rank, work.low_rank_ld, y, ld);
+    }
   }
 
   Activations packed(const RowsMemory& rows) const { return view(rows, step.narrow_rows, resources.tiles); }
@@ -62,23 +129,37 @@ struct Forward {
   }
 
   void linear(const Linear& linear, const Activations& rows, const float* x, int ld, float* y, int y_ld,
-              bool accumulate) const {
+              bool accumulate, const RowGains* gains = nullptr) const {
     const Input in{&rows, x, ld};
     for (int i = 0; i < linear.count; ++i) {
       const int offset = linear.offsets[i];
-      const Store sink{y + offset, y_ld, linear.bias ? linear.bias + offset : nullptr, accumulate};
+      const Store sink{y + offset, y_ld, linear.bias ? linear.bias + offset : nullptr, accumulate, gains, offset};
       multiply(*linear.parts[i], in, step.rows, resources.room, sink, team);
     }
   }
 
+  // The same with the updates of adapters, whose first half has been computed.
+  void adapted_linear(const Layer& layer, Updates which, const Linear& linear, const Activations& rows, const float* x,
+                      int ld, float* y, int y_ld, bool accumulate) const {
+    const RowGains gains = this->gains(layer, which);
+    this->linear(linear, rows, x, ld, y, y_ld, accumulate, gained(layer, which) ? &gains : nullptr);
+    for (int i = 0; i < linear.count && step.num_segments; ++i) {
+      const Range share = share_bands<Store>(*linear.parts[i], team);
+      const int offset = linear.offsets[i] / kBand;
+      expand_rows(layer, which, offset + share.begin, offset + share.end, y, y_ld);
+    }
+  }
+
   // Adds the result of a sub-layer to the residual, through its own norm where the model has one.
-  void finish(const Linear& out, const Norm& norm, const RowsMemory& rows, const float* x, int ld) const {
+  void finish(const Layer& layer, Updates which, const Linear& out, const Norm& norm, const RowsMemory& rows,
+              const float* x, int ld) const {
+    shrink_rows(layer, which, x, ld);
     if (norm.weight == nullptr) {
-      linear(out, packed(rows), x, ld, work.residual, padded(), true);
+      adapted_linear(layer, which, out, packed(rows), x, ld, work.residual, padded(), true);
       team.sync();
       return;
     }
-    linear(out, packed(rows), x, ld, work.sublayer, padded(), false);
+    adapted_linear(layer, which, out, packed(rows), x, ld, work.sublayer, padded(), false);
     team.sync();
     const Range share = team.share(step.rows);
     for (int t = share.begin; t < share.end; ++t) {
@@ -92,9 +173,12 @@ struct Forward {
 
   void attend(const Layer& layer, const KvCache& cache) const {
     const Activations input = packed(work.input);
-    normalize(layer.before_attention, work.residual, nullptr, step.rows, input, wanted(layer.qkv));
+    const Updates which = &AdapterLayer::qkv;
+    normalize(layer.before_attention, work.residual, nullptr, step.rows, input,
+              both(wanted(layer.qkv), {false, adapted(layer, which)}));
     team.sync();
-    linear(layer.qkv, input, work.normed, padded(), work.qkv, work.qkv_ld, false);
+    shrink_rows(layer, which, work.normed, padded());
+    adapted_linear(layer, which, layer.qkv, input, work.normed, padded(), work.qkv, work.qkv_ld, false);
     team.sync();
     const Rotary& rotary = model.rotaries[layer.rotary];
     const Rotation rotation{step.positions,           rotary.cos,
@@ -150,7 +234,8 @@ struct Forward {
       }
       team.sync();
     }
-    finish(layer.output, layer.after_attention, work.attended_rows, work.attended, work.attended_ld);
+    finish(layer, &AdapterLayer::output, layer.output, layer.after_attention, work.attended_rows, work.attended,
+           work.attended_ld);
   }
 
   // Latent attention, in mla_layer.h.
@@ -159,18 +244,38 @@ struct Forward {
   void absorb_queries(const Layer& layer) const;
 
   void feed_forward(const Layer& layer) const {
-    normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, packed(work.input), wanted(layer.gate_up));
+    const Updates which = &AdapterLayer::gate_up;
+    normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, packed(work.input),
+              both(wanted(layer.gate_up), {false, adapted(layer, which)}));
     team.sync();
+    shrink_rows(layer, which, work.normed, padded());
     gate_up(layer);
     team.sync();
-    finish(layer.down, layer.after_feed_forward, work.inner_rows, work.inner, work.inner_ld);
+    finish(layer, &AdapterLayer::down, layer.down, layer.after_feed_forward, work.inner_rows, work.inner, work.inner_ld);
+  }
+
+  // What adapters add to gate and up, of this thread's bands; null if they add nothing.
+  const float* shift_gate_up(const Layer& layer) const {
+    const Updates which = &AdapterLayer::gate_up;
+    if (!adapted(layer, which)) return nullptr;
+    const Range share = share_bands<Gate>(layer.gate_up, team);
+    const int ld = 2 * work.inner_ld;
+    for (int t = 0; t < step.rows; ++t) {
+      if (!step.adapted[t]) continue;
+      float* to = work.shift + static_cast<size_t>(t) * ld;
+      std::memset(to + share.begin * kBand, 0, sizeof(float) * (share.end - share.begin) * kBand);
+    }
+    expand_rows(layer, which, share.begin, share.end, work.shift, ld);
+    return work.shift;
   }
 
   void gate_up(const Layer& layer) const {
     const Activations rows = packed(work.input), inner = packed(work.inner_rows);
-    const Wanted want = wanted(layer.down);
+    const Wanted want = both(wanted(layer.down), {false, adapted(layer, &AdapterLayer::down)});
+    const RowGains gains = this->gains(layer, &AdapterLayer::gate_up);
     const Gate sink{layer.activation, layer.gate_up_bias, want.packed ? &inner : nullptr,
-                    want.floats ? work.inner : nullptr, work.inner_ld};
+                    want.floats ? work.inner : nullptr, work.inner_ld, shift_gate_up(layer), 2 * work.inner_ld, step.adapted,
+                    gained(layer, &AdapterLayer::gate_up) ? &gains : nullptr};
     multiply(layer.gate_up, Input{&rows, work.normed, padded()}, step.rows, resources.room, sink, team);
   }
 

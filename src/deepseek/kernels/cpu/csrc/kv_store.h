@@ -60,6 +60,7 @@ class KvStore {
  public:
   KvStore() = default;
   KvStore(int pages, const Spill& spill) : pages_(pages), spill_(spill) {}
+  int pages() const { return pages_; }
 
   // Bytes between the arrays' beginnings must be multiples of this.
   size_t alignment() const { return spill_.file < 0 ? 1 : kMapBytes; }

@@ -1,6 +1,7 @@
 // Matrix products of a step: which thread computes which bands, and what happens to the results.
 #pragma once
 #include "band.h"
+#include "model.h"
 #include "team.h"
 #include "wide.h"
 
@@ -26,6 +27,8 @@ struct Store {
   int ld;
   const float* bias;  // or null; padded to whole bands
   bool accumulate;
+  const RowGains* gains = nullptr;  // of outputs from `gain_offset` on; or null
+  int gain_offset = 0;
 
   static constexpr int kUnit = 1;
 
@@ -36,6 +39,7 @@ struct Store {
       for (int i = 0; i < rows; ++i) {
         float* to = y + static_cast<size_t>(row0 + i) * ld + column;
         Vec value = load(product + b * stride + i * 16);
+        if (const float* gain = gains ? gains->of(row0 + i) : nullptr) value = mul(value, load(gain + gain_offset + column));
         if (bias) value = add(value, shift);
         if (accumulate) value = add(load(to), value);
         store(to, value);
@@ -51,6 +55,10 @@ struct Gate {
   const Activations* packed;  // or null
   float* y;                   // or null
   int ld;
+  const float* shift = nullptr;  // [rows][shift_ld] in the order of the bands, added to rows that are `adapted`; or null
+  int shift_ld = 0;
+  const uint16_t* adapted = nullptr;
+  const RowGains* gains = nullptr;
 
   static constexpr int kUnit = 4;
 
@@ -58,10 +66,15 @@ struct Gate {
     for (int b = 0; b < bands; b += 4) {
       const int group = (band + b) / 4;
       for (int i = 0; i < count; ++i) {
+        const float* gain = gains ? gains->of(row0 + i) : nullptr;
         Vec v[4];
         for (int part = 0; part < 4; ++part) {
           v[part] = load(product + (b + part) * stride + i * 16);
+          if (gain) v[part] = mul(v[part], load(gain + (band + b + part) * kBand));
           if (bias) v[part] = add(v[part], load(bias + (band + b + part) * kBand));
+          if (shift && adapted[row0 + i]) {
+            v[part] = add(v[part], load(shift + static_cast<size_t>(row0 + i) * shift_ld + (band + b + part) * kBand));
+          }
         }
         const Vec first = gated(v[0], v[2], kind), second = gated(v[1], v[3], kind);
         if (packed) packed->put(row0 + i, group, first, second);

@@ -16,6 +16,41 @@ struct Linear {
   int columns;          // of the output, padded
 };
 
+// The low-rank updates that one adapter makes to the matrices of one input (LoRA: Hu et al. 2021, arXiv:2106.09685):
+// y += B (A x) for each of them. Values are fp16, of magnitudes about 1; `scale` makes up for it.
+struct LowRank {
+  static constexpr int kTargets = 3;  // query, key and value; gate and up
+  struct Target {
+    int first_rank;     // among those of `a`
+    int rank;           // columns of b
+    int column;         // first output column, a multiple of 16
+    int bands;          // of sixteen output columns
+    bool alternate;     // its columns and another matrix's take turns of 32
+    const uint16_t* b;  // [bands][rank][16]
+    float scale;
+
+    // The place among all output bands of an own one, and back; -1 for one that is another target's.
+    int band(int own) const { return column / 16 + (alternate ? own / 2 * 4 + own % 2 : own); }
+    int own_band(int band) const {
+      const int i = band - column / 16;
+      if (i < 0 || (alternate && i % 4 >= 2)) return -1;
+      const int own = alternate ? i / 4 * 2 + i % 4 : i;
+      return own < bands ? own : -1;
+    }
+  };
+  int ranks;          // of all targets, each padded to sixteen; 0: there is no update
+  int cols;           // padded to whole groups
+  const uint16_t* a;  // [ranks / 16][cols][16]
+  const float* gain;  // [outputs], what the matrix's own outputs are multiplied with (DoRA); null: nothing
+  int count;
+  Target targets[kTargets];
+};
+
+// An adapter's updates of a layer.
+struct AdapterLayer {
+  LowRank qkv, output, gate_up, down;
+};
+
 struct Norm {
   const float* weight;  // null: there is no such norm
   float eps;
@@ -100,6 +135,25 @@ struct Model {
   const LatentCache* latents;  // per layer
 };
 
+// Rows [begin, end) of a step are computed with an adapter. Rows of no segment are the model's alone.
+struct Segment {
+  const AdapterLayer* layers;
+  int begin, end;
+};
+
+// What rows of a step multiply the outputs of a matrix with.
+struct RowGains {
+  const Segment* segments;
+  const uint16_t* adapted;
+  int layer;
+  LowRank AdapterLayer::*which;
+
+  const float* of(int row) const {
+    const int segment = adapted[row];
+    return segment ? (segments[segment - 1].layers[layer].*which).gain : nullptr;
+  }
+};
+
 struct Step {
   int rows;
   int narrow_rows;       // the first so many; the others are wide (see rows.h)
@@ -117,6 +171,12 @@ struct Step {
   float* hidden;               // [num_hidden][hidden padded to groups]
   SparseRows sparse{};         // rows of the sequences that `layout` skips
   const uint8_t* dense = nullptr;  // [num_sequences], all but those
+  int num_segments = 0;            // in order, without overlaps
+  const Segment* segments = nullptr;
+  const uint16_t* adapted = nullptr;  // [rows], the number of the segment that has it, from 1 on; null without segments
+  int num_vectors = 0;               // rows whose input is a given vector, not a token's
+  const int64_t* vector_rows = nullptr;  // in order
+  const float* vectors = nullptr;        // [num_vectors][hidden]
   int shadow_layer = -1;           // whose sparse rows are compared with dense attention, or -1
 };
 

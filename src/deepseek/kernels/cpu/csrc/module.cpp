@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -16,6 +17,7 @@ using namespace nb::literals;
 
 namespace deepseek {
 
+void bind_adapters(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_sampling(nb::module_& m);
@@ -157,6 +159,7 @@ NB_MODULE(_native, m) {
   m.def("available_isas", &available_isas, "Instruction sets that this processor runs, best first.");
 
   bind_layers(m);
+  bind_adapters(m);
   nb::class_<PackedMatrix>(m, "Matrix", "A weight matrix in the kernels' layout; see csrc/formats.h.")
       .def("__init__", [](PackedMatrix* self, const std::string& format, int rows, int cols, std::shared_ptr<Pool> pool) {
              new (self) PackedMatrix(format_named(format), rows, cols, std::move(pool));
@@ -206,6 +209,22 @@ NB_MODULE(_native, m) {
       .def_prop_ro("index_bytes", &Cache::index_bytes)
       .def("copy_page", [](Cache& self, int from, int to) { self.store().copy_page(from, to); }, "source"_a, "target"_a,
            nb::call_guard<nb::gil_scoped_release>(), "Copies a page in all layers, with its index.")
+      .def("write", [](Cache& self, int layer, Array1<int64_t> slots, Array2<float> keys, Array2<float> values) {
+             const KvCache& cache = self.layers.at(layer);
+             const int rows = static_cast<int>(slots.size()), width = cache.kv_heads * cache.key_dim;
+             if (static_cast<int>(keys.shape(0)) != rows || static_cast<int>(keys.shape(1)) != width ||
+                 static_cast<int>(values.shape(0)) != rows || static_cast<int>(values.shape(1)) != width) {
+               throw std::invalid_argument("keys and values must be [slots, heads * dimension]");
+             }
+             for (int i = 0; i < rows; ++i) {
+               if (slots.data()[i] < 0 || slots.data()[i] >= static_cast<int64_t>(self.store().pages()) * cache.page_size) {
+                 throw std::invalid_argument("a slot is beyond the cache");
+               }
+             }
+             Barrier alone(1);
+             const Layout layout{0, rows, cache.page_size, nullptr, nullptr, nullptr, 0, slots.data(), nullptr};
+             kernels_for("auto").attention().write_kv(cache, keys.data(), width, values.data(), width, layout, Team{0, 1, &alone});
+           }, "layer"_a, "slots"_a, "keys"_a, "values"_a, "Stores keys and values fp32 [slots, heads * dimension] as they are.")
       .def("checksum", [](Cache& self, int page) { return self.store().checksum(page); }, "page"_a,
            nb::call_guard<nb::gil_scoped_release>(), "64 bits of the keys and values of a page, over all layers.");
   nb::class_<Decoder>(m, "Decoder")
@@ -214,6 +233,10 @@ NB_MODULE(_native, m) {
            "isa"_a, "threads"_a, "hidden"_a, "vocab"_a, "embedding"_a, "embedding_scale"_a, "head"_a, "norm"_a, "eps"_a,
            "softcap"_a, "layers"_a)
       .def_prop_ro("isa", &Decoder::isa)
+      .def("add_adapter", &Decoder::add_adapter, "layers"_a, nb::call_guard<nb::gil_scoped_release>(),
+           "An adapter for steps to come; returns its number.")
+      .def("remove_adapter", &Decoder::remove_adapter, "number"_a)
+      .def("adapter_bytes", &Decoder::adapter_bytes, "number"_a)
       .def("sparse_stats", [](const Decoder& self) { return to_dict(self.sparse_stats()); }, "Sums over all steps: what sparse attention read, and how wrong it may be; see csrc/sparse_api.h.")
       .def("new_cache",
            [](const Decoder& self, int pages, int page_size, bool int8, bool indexed, int file, int resident) {
@@ -228,7 +251,8 @@ NB_MODULE(_native, m) {
            [](Decoder& self, Cache& cache, int rows, int narrow_rows, int narrow_attention, uintptr_t token_ids, uintptr_t positions, int sequences, int page_size,
               uintptr_t query_starts, uintptr_t context_lens, uintptr_t pages, int pages_stride, uintptr_t write_slots,
               int num_logits, uintptr_t logits_rows, uintptr_t logits, int num_hidden, uintptr_t hidden_rows,
-              uintptr_t hidden, uintptr_t sparse_errors, uintptr_t dense_until) {
+              uintptr_t hidden, uintptr_t sparse_errors, uintptr_t dense_until, const std::vector<std::tuple<int, int, int>>& segments,
+              int num_vectors, uintptr_t vector_rows, uintptr_t vectors) {
              Step step{rows,
                        narrow_rows,
                        narrow_attention,
@@ -245,8 +269,13 @@ NB_MODULE(_native, m) {
                        pointer<int64_t>(hidden_rows),
                        reinterpret_cast<float*>(hidden),
                        {}};
+             step.num_vectors = num_vectors;
+             step.vector_rows = pointer<int64_t>(vector_rows);
+             step.vectors = pointer<float>(vectors);
+             std::vector<AdapterRows> adapters;
+             for (const auto& [adapter, begin, end] : segments) adapters.push_back({adapter, begin, end});
              nb::gil_scoped_release release;
-             self.forward(step, cache, {pointer<float>(sparse_errors), pointer<int32_t>(dense_until)});
+             self.forward(step, cache, {pointer<float>(sparse_errors), pointer<int32_t>(dense_until)}, adapters);
            },
            "One step. The numbers are addresses of contiguous arrays; deepseek.kernels.cpu.decoder keeps them alive.");
   bind_sampling(m);

@@ -57,6 +57,9 @@ struct Workspace {
   float* shadow;    // [rows][shadow_ld]: what dense attention makes of rows that are sparse
   int shadow_ld;
   float* inner;     // [rows][inner_ld]
+  float* low_rank;  // [rows][low_rank_ld], between the two matrices of an adapter
+  int low_rank_ld;
+  float* shift;     // [rows][2 * inner_ld], what adapters add to gate and up, in their order
   RowsMemory input, attended_rows, inner_rows;
   ExpertMemory experts;
   LatentMemory latent;
