@@ -112,7 +112,9 @@ def data_folder(given: Path | None = None) -> Path:
         return cache_dir() / "eval-data"
     named = named.expanduser()
     if not named.is_dir():
-        raise ConfigurationError(f"the data folder {named} does not exist: name another with --data or {DATA_VARIABLE}.")
+        raise ConfigurationError(
+            f"the data folder {named} does not exist: name another with --data or {DATA_VARIABLE}."
+        )
     return named
 
 
@@ -219,9 +221,7 @@ def how_to_get(name: str) -> str:
     )
 
 
-def open_dataset(
-    name: str, folder: Path, *, download: bool = False, progress: Progress | None = None
-) -> Files:
+def open_dataset(name: str, folder: Path, *, download: bool = False, progress: Progress | None = None) -> Files:
     """A dataset whose files are all there.
 
     Args:

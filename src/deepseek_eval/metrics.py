@@ -177,9 +177,7 @@ def perplexity(name: str, *, unit: str = "number") -> Metric:
 
 def bits_per_byte(name: str = "bits_per_byte") -> Metric:
     """Mean loss per byte in bits: does not depend on the tokenizer. Statistics: natural log-probability, bytes."""
-    return Metric(
-        name, lambda sums: -divide(sums[..., 0], sums[..., 1]) / np.log(2), "number", higher_is_better=False
-    )
+    return Metric(name, lambda sums: -divide(sums[..., 0], sums[..., 1]) / np.log(2), "number", higher_is_better=False)
 
 
 def calibration_error(bins: int = 10, name: str = "ece") -> Metric:
