@@ -77,6 +77,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
         ask: what it is asked for.
         target: what the scorer compares with; plain JSON values.
         groups: by what a report divides the scores (``{"language": "ja", "category": "Age"}``).
+        cluster: items that share a passage, a template or a pair say so with the same word: they are not independent,
+            so intervals resample them together and a limit takes them together. "" is an item of its own.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     ask: Ask
     target: Any = None
     groups: dict[str, str] = {}
+    cluster: str = ""
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -204,11 +207,11 @@ class Task:
             ``tools``, ``long-context``, ``safety``, ``bias``, ``perplexity``.
         languages: ISO 639-1 codes.
         datasets: names of the datasets it reads.
-        items: files of each of ``datasets`` -> items, in the dataset's order. Few-shot examples come from another
-            split than the items, are chosen by ``shots`` and are the same for every model.
+        items: (files of each of ``datasets``, shots) -> items, in the dataset's order. ``shots`` examples come before
+            each question; they are of another split than the items, and the same for every model.
         scorer: output -> score.
         metrics: the first is the task's main one.
-        shots: examples before each question.
+        shots: examples before each question, unless a run says otherwise.
         suites: which suites it is part of.
         version: raised when prompts or scoring change: scores of different versions are not compared.
         note: what a reader of the score must know (few shots of what, which part of the dataset).
