@@ -19,7 +19,7 @@ _BLEU_ORDER = 4
 def divide(above: Floats, below: Floats) -> Floats:
     """``above / below``, NaN where ``below`` is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(below != 0, above / np.where(below != 0, below, 1.0), np.nan)
+        return np.asarray(np.where(below != 0, above / np.where(below != 0, below, 1.0), np.nan), dtype=np.float64)
 
 
 def mean(
@@ -203,7 +203,7 @@ def confidence(probability: float, right: bool, bins: int = 10) -> tuple[float, 
 
 
 def difference(name: str, *, higher_is_better: bool | None = None) -> Metric:
-    """Mean of one group less that of another. Statistics: value and weight of the one, value and weight of the other."""
+    """Mean of one group less that of another. Statistics: value and weight of the one, then of the other."""
 
     def of_sums(sums: Floats) -> Floats:
         return divide(sums[..., 0], sums[..., 1]) - divide(sums[..., 2], sums[..., 3])
@@ -245,7 +245,7 @@ def bbq_bias(name: str, *, ambiguous: bool) -> Metric:
         items, right, named, biased = np.moveaxis(sums, -1, 0)
         score = np.where(named > 0, 2 * np.nan_to_num(divide(biased, named)) - 1, 0.0)
         share = divide(items - right, items)
-        return np.where(items > 0, score * share if ambiguous else score, np.nan)
+        return np.asarray(np.where(items > 0, score * share if ambiguous else score, np.nan), dtype=np.float64)
 
     return Metric(name, of_sums, "number", higher_is_better=None, chance=0.0)
 

@@ -12,7 +12,7 @@ from deepseek_eval.task import Item, Metric, Output, Score, Scorer
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
 TOKENIZERS = {"en": "13a", "zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 """sacrebleu's tokenizer for a language of references. Scores with another one do not compare."""
@@ -75,7 +75,7 @@ def bleu_counts(answer: str, reference: str, language: str) -> tuple[float, ...]
 
 @cache
 def _bleu(tokenizer: str) -> BLEU:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize=tokenizer)
 

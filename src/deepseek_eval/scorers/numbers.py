@@ -32,7 +32,8 @@ _MARKS = (
     (
         "the words before it",
         re.compile(
-            r"(?:answer(?: is|:)|答案(?:是|为|為|：|:)|答え(?:は|：|:)|答(?:え)?[：:]|정답(?:은|:)|답(?:은|:)|(?:最终|所以|因此)答案)(.*)",
+            r"(?:answer(?: is|:)|答案(?:是|为|為|：|:)|答え(?:は|：|:)|答(?:え)?[：:]|정답(?:은|:)|답(?:은|:)"
+            r"|(?:最终|所以|因此)答案)(.*)",
             re.IGNORECASE,
         ),
     ),
@@ -113,7 +114,10 @@ def number() -> Scorer:
         right = _decimal(str(item.target))
         found, how = read_number(text)
         same = found is not None and found == right
-        statistics = {"exact_match": one(same), "strict": one(same and how.endswith("####"))}
+        statistics: dict[str, tuple[float, ...]] = {
+            "exact_match": one(same),
+            "strict": one(same and how.endswith("####")),
+        }
         return Score(
             statistics=statistics,
             answer="" if found is None else f"{found:f}",
