@@ -194,6 +194,10 @@ class Rows(Protocol):
         """A whole file, UTF-8."""
         ...
 
+    def json(self, path: str) -> Any:
+        """A JSON file as one value. Raises DataError."""
+        ...
+
 
 @dataclass(frozen=True)
 class Task:
