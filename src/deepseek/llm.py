@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -259,13 +259,13 @@ class LLM:
         return [scored[name] for name in requests]
 
     def run(
-        self, requests: Iterable[GenerateRequest | ScoreRequest], *, window: int = 256
+        self, requests: Iterable[GenerateRequest | ScoreRequest], *, window: int = 256, shown: Collection[str] = ()
     ) -> Iterator[tuple[str, Completion | Score | DeepSeekError]]:
         """Results of any number of requests, with their ids, each as soon as it is there.
 
         ``requests`` is read as the work goes on: ``window`` of them are with the engine at a time, so that its batch is
-        full until the last one. A request that is refused or fails gives its error, and the others go on. Closing the
-        iterator cancels what is left.
+        full until the last one. ``shown`` are special tokens that are part of answers' texts. A request that is refused
+        or fails gives its error, and the others go on. Closing the iterator cancels what is left.
         """
         coming, live = iter(requests), dict[str, _Running]()
         try:
@@ -278,7 +278,7 @@ class LLM:
                         refused = error
                         yield request.request_id, refused
                     else:
-                        live[request.request_id] = _Running(request, self.tokenizer)
+                        live[request.request_id] = _Running(request, self.tokenizer, shown)
                 if not live and refused is None:
                     return
                 for event in self._engine.step():
@@ -407,11 +407,11 @@ class LLM:
 class _Running:
     """A request of :meth:`LLM.run`, and its result as far as it is there."""
 
-    def __init__(self, request: GenerateRequest | ScoreRequest, tokenizer: Tokenizer) -> None:
+    def __init__(self, request: GenerateRequest | ScoreRequest, tokenizer: Tokenizer, shown: Collection[str]) -> None:
         self._request = request
         self._completion = Completion()
         if isinstance(request, GenerateRequest):
-            self._assembler = OutputAssembler(tokenizer, request.params)
+            self._assembler = OutputAssembler(tokenizer, request.params, shown=shown)
 
     def take(self, event: EngineEvent) -> Completion | Score | DeepSeekError | None:
         """The result, if this event was the last that it needs."""
