@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from deepseek_eval.metrics import mean, one
 from deepseek_eval.task import Generate, Item, Output, Rows, Score, Scorer, Task
@@ -152,7 +152,7 @@ def _clinc150_scope() -> Task:
                 yield Question(one_of.id, text, answer, choices, groups={"scope": answer})
 
     def read(files: Mapping[str, Rows]) -> tuple[Iterable[Question], list[Question]]:
-        return questions(files, "test", "oos_test"), in_turn(questions(files, "val", "oos_val"))
+        return questions(files, "test", "oos_test"), in_turn(list(questions(files, "val", "oos_val"))[10::25])
 
     return choice_task(
         "clinc150_oos",
@@ -176,8 +176,8 @@ def _xsid_intent(language: str) -> Task:
     def read(files: Mapping[str, Rows]) -> tuple[Iterable[Question], list[Question]]:
         test, valid = (
             [
-                Question(f"{split}/{index}", f"Request: {text}\nIntent:", XSID_INTENTS[intent], names)
-                for index, (text, intent, _, _) in enumerate(xsid_sentences(files["xsid"], language, split))
+                Question(f"{split}/{index}", f"Request: {joined(tokens)}\nIntent:", XSID_INTENTS[intent], names)
+                for index, (intent, tokens, _) in enumerate(xsid_sentences(files["xsid"], language, split))
             ]
             for split in ("test", "valid")
         )
@@ -199,17 +199,22 @@ def _xsid_intent(language: str) -> Task:
     )
 
 
-def xsid_sentences(rows: Rows, language: str, split: str) -> Iterator[tuple[str, str, list[str], list[str]]]:
-    """(text, intent, tokens, BIO tags) of the sentences of a CoNLL file."""
+def xsid_sentences(rows: Rows, language: str, split: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(intent, tokens, BIO tags) of the sentences of a CoNLL file."""
     for block in rows.text(f"{language}.{split}.conll").strip().split("\n\n"):
-        comments = dict(
-            line.removeprefix("# ").split(" = ", 1)
-            for line in block.split("\n")
-            if line.startswith("# ") and " = " in line
-        )
-        columns = [line.split("\t") for line in block.split("\n") if not line.startswith("#")]
-        text = comments["text"] if language == "en" else comments["text"].replace(" ", "")
-        yield text, comments["intent"], [one[1] for one in columns], [one[3] for one in columns]
+        lines = block.split("\n")
+        intent = next(line.split(" = ", 1)[1] for line in lines if line.startswith("# intent = "))
+        columns = [line.split("\t") for line in lines if not line.startswith("#")]
+        yield intent, [one[1] for one in columns], [one[3] for one in columns]
+
+
+def joined(tokens: Sequence[str]) -> str:
+    """Tokens as a text: a space between those that end and begin with a letter or digit of a spaced script."""
+    text = ""
+    for token in tokens:
+        space = text and text[-1].isascii() and token[:1].isascii() and (token[:1].isalnum() or token[:1] in "$#(")
+        text += f" {token}" if space else token
+    return text
 
 
 def _intent_3i4k() -> Task:

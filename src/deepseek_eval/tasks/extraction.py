@@ -9,7 +9,7 @@ from deepseek_eval.scorers.spans import SPAN_METRICS, entities, spans_of_tags
 from deepseek_eval.scorers.structured import STATE_METRICS, dialogue_state
 from deepseek_eval.task import Generate, Rows, Task
 from deepseek_eval.tasks.builders import Question, Style, generate_task, split
-from deepseek_eval.tasks.classification import xsid_sentences
+from deepseek_eval.tasks.classification import joined, xsid_sentences
 
 _ASK = Generate(max_tokens=128, stop=("\n\n",))
 _NONE = {"en": "none", "zh": "无", "ja": "なし", "ko": "없음"}
@@ -89,6 +89,7 @@ def _entity_task(
         others = {one.cluster for one in asked if one.cluster}
         # Examples with entities first: one without is a poor teacher, but there should be one.
         usable = [one for one in kept if not one.cluster or one.cluster not in others]
+        usable = list({one.cluster or one.id: one for one in usable}.values())
         return asked, sorted(usable, key=lambda one: (len(one.target) == 0, -len({k for k, _ in one.target})))
 
     return generate_task(
@@ -179,12 +180,10 @@ def _presidio() -> Task:
 
 
 def _xsid_slots(language: str) -> Task:
-    joint = " " if language == "en" else ""
-
     def sentences(rows: Rows, split_name: str) -> _Found:
-        for index, (text, _, tokens, tags) in enumerate(xsid_sentences(rows, language, split_name)):
-            found = [(_slot_name(kind), joint.join(tokens[start:end])) for kind, start, end in spans_of_tags(tags)]
-            yield f"{split_name}/{index}", "", joint.join(tokens) if joint else text, found
+        for index, (_, tokens, tags) in enumerate(xsid_sentences(rows, language, split_name)):
+            found = [(_slot_name(kind), joined(tokens[start:end])) for kind, start, end in spans_of_tags(tags)]
+            yield f"{split_name}/{index}", "", joined(tokens), found
 
     def read(files: Mapping[str, Rows]) -> tuple[Iterable[Question], list[Question]]:
         test, valid = (
@@ -194,15 +193,15 @@ def _xsid_slots(language: str) -> Task:
             ]
             for name in ("test", "valid")
         )
-        # A greedy cover: examples that show new slots first.
+        # Examples that show new slots come first, then the others.
         seen: set[str] = set()
-        examples = []
+        examples: list[Question] = []
+        others: list[Question] = []
         for one in sorted(valid, key=lambda one: -len(one.target)):
             kinds = {kind for kind, _ in one.target}
-            if kinds - seen:
-                seen |= kinds
-                examples.append(one)
-        return test, examples
+            (examples if kinds - seen else others).append(one)
+            seen |= kinds
+        return test, examples + others
 
     return generate_task(
         f"xsid_slots_{language}",

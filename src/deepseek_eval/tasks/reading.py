@@ -100,8 +100,13 @@ def _paragraphs(squad: Any) -> Iterator[dict[str, Any]]:
 def _questions(template: str, number: int, paragraph: Mapping[str, Any]) -> Iterator[Question]:
     for asked in paragraph["qas"]:
         answers = [one["text"] for one in asked["answers"]]
-        text = template.format(context=paragraph["context"], question=asked["question"])
+        text = template.format(context=_context(paragraph), question=asked["question"])
         yield Question(str(asked["id"]), text, answers[0], target=answers, cluster=str(number))
+
+
+def _context(paragraph: Mapping[str, Any]) -> str:
+    """JSQuAD puts the article's title before the passage."""
+    return str(paragraph["context"]).replace(" [SEP] ", "\n")
 
 
 def _jsquad_title() -> Task:
