@@ -76,10 +76,25 @@ _PERSON_TEXT = {
     "ko": "{name} 씨는 {age}세이고 {city}에 살고 있습니다.",
 }
 _ORDER_TEXT = {
-    "en": ("{} ordered {}.", "{1} of the product {0}", " and ", {"paid": "It is paid.", "unpaid": "It is not paid yet."}),
+    "en": (
+        "{} ordered {}.",
+        "{1} of the product {0}",
+        " and ",
+        {"paid": "It is paid.", "unpaid": "It is not paid yet."},
+    ),
     "zh": ("{}订购了{}。", "商品“{0}”{1}件", "和", {"paid": "已付款。", "unpaid": "尚未付款。"}),
-    "ja": ("{}さんは{}を注文しました。", "商品「{0}」{1}点", "と", {"paid": "支払い済みです。", "unpaid": "まだ支払われていません。"}),
-    "ko": ("{} 씨가 {} 주문했습니다.", "상품 '{0}' {1}개", "와 ", {"paid": "결제했습니다.", "unpaid": "아직 결제하지 않았습니다."}),
+    "ja": (
+        "{}さんは{}を注文しました。",
+        "商品「{0}」{1}点",
+        "と",
+        {"paid": "支払い済みです。", "unpaid": "まだ支払われていません。"},
+    ),
+    "ko": (
+        "{} 씨가 {} 주문했습니다.",
+        "상품 '{0}' {1}개",
+        "와 ",
+        {"paid": "결제했습니다.", "unpaid": "아직 결제하지 않았습니다."},
+    ),
 }
 
 
@@ -129,7 +144,8 @@ def _json_schema(language: str) -> Task:
         scorer=json_answer(),
         metrics=JSON_METRICS,
         suites=("core",) if language == "en" else (),
-        note=_NOTE + " The schema is told in words and not enforced while the answer is written: a server that enforces "
+        note=_NOTE
+        + " The schema is told in words and not enforced while the answer is written: a server that enforces "
         "schemas makes any model's JSON valid.",
     )
 
@@ -223,6 +239,7 @@ def _tool_calling(language: str) -> Task:
         items=items,
         scorer=tool_calls(),
         metrics=TOOL_METRICS,
-        note=_NOTE + " Of five requests one needs no tool and one needs two calls. Tools are shown by the model's own chat "
+        note=_NOTE
+        + " Of five requests one needs no tool and one needs two calls. Tools are shown by the model's own chat "
         "template; a model whose template has no place for tools cannot do this.",
     )
