@@ -6,7 +6,7 @@ into a score; a metric turns the scores of all items into a number with an inter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,6 +128,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
         error: why there is no answer. An item without one is unanswered: neither right nor wrong, and shown as such.
         prompt_tokens, completion_tokens: as the model counts them; 0 if it does not say.
         seconds: from asking to the answer.
+        cost: in US dollars; None if no price is known.
     """
 
     samples: tuple[Sample, ...] = ()
@@ -136,6 +137,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    cost: float | None = None
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,9 +262,10 @@ class Model(Protocol):
     @property
     def card(self) -> ModelCard: ...
 
-    def answer(self, items: Sequence[Item]) -> Iterable[tuple[int, Output]]:
+    def answer(self, task: Task, items: Sequence[Item]) -> Iterator[tuple[int, Output]]:
         """Outputs with the position of their item, each as soon as it is there, in any order. An item that cannot be
-        answered gets an output with an error; an exception means that no further item can be."""
+        answered gets an output with an error. EvaluationError means that no further item can be; what was given before
+        it counts. Closing the iterator cancels what is left."""
         ...
 
     def close(self) -> None:

@@ -52,6 +52,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
     """Log-likelihood of ``tokens[start:]`` given what stands before each of them; ``start`` >= 1.
 
     ``attention`` and ``attention_error`` are as in :class:`GenerateRequest`; a text to score has no question in it.
+    With ``reproducible`` and native kernels its numbers do not depend on what shares the batch, to the last bit.
     """
 
     request_id: str
@@ -60,6 +61,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
     cache_salt: str = ""
     attention: str | None = None
     attention_error: float | None = None
+    reproducible: bool = False
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
