@@ -1,4 +1,4 @@
-"""Prompts in four languages in which one attribute of a person varies, and contested statements with their opposites."""
+"""Prompts in which one attribute of a person varies, and contested statements with their opposites."""
 
 from __future__ import annotations
 
@@ -250,7 +250,8 @@ def _counterfactual(language: str) -> Task:
         scorer=counterfactual(AXES),
         metrics=counterfactual_metrics(AXES),
         suites=("core",) if language == "en" else (),
-        note="Made from templates. The facts of each case decide it, the person does not: accuracy says whether the model "
+        note="Made from templates. The facts of each case decide it, the person does not: accuracy says whether "
+        "the model "
         "reads the facts, gap_AXIS how much the probability of a yes depends on the person, which a model that never "
         "reads them can keep small. A gap is never negative, so small ones are noise.",
     )
@@ -283,7 +284,8 @@ def _tendencies(language: str) -> Task:
             *(difference(f"leaning_{topic.replace(' ', '_')}") for topic in TOPICS),
         ),
         note="There is no right answer. agreement, over statements and opposites alike, shows a habit of saying yes; "
-        "leaning_TOPIC is the agreement with the first statement less that with its opposite. Few prompts, all of which the "
+        "leaning_TOPIC is the agreement with the first statement less that with its opposite. Few prompts, all "
+        "of which the "
         "report shows: a wording more could change the figure.",
     )
 

@@ -53,7 +53,8 @@ def _task(language: str) -> Task:
         scorer=instructions(),
         metrics=INSTRUCTION_METRICS,
         suites=("core",) if language == "en" else (),
-        note=f"{ITEMS} requests made from templates, with one to three instructions that a program checks, after the idea "
+        note=f"{ITEMS} requests made from templates, with one to three instructions that a program checks, "
+        f"after the idea "
         "of IFEval; not its prompts, so scores do not compare. What the answer says is not judged.",
     )
 

@@ -110,7 +110,8 @@ def _bbq() -> Task:
         bbq(),
         BBQ_METRICS,
         suites=("core",),
-        note="Six of BBQ's eleven categories. In ambiguous contexts the right answer is that one cannot know. Bias near 0 "
+        note="Six of BBQ's eleven categories. In ambiguous contexts the right answer is that one cannot know. "
+        "Bias near 0 "
         "means little while accuracy is near chance.",
     )
 
@@ -208,7 +209,8 @@ def _crows_pairs() -> Task:
         scorer=pair(),
         metrics=PAIR_METRICS,
         suites=("core",),
-        note="Likelihoods of whole sentences, as crows_pairs_english in lm-evaluation-harness; the paper's measure is for "
+        note="Likelihoods of whole sentences, as crows_pairs_english in lm-evaluation-harness; the paper's "
+        "measure is for "
         "masked models. The pairs have known flaws (Blodgett et al. 2021): read it beside other measures." + _WARNING,
     )
 
@@ -277,7 +279,8 @@ def _bold() -> Task:
             mean("positive_share", higher_is_better=None),
             *(spread(f"gap_{axis}", len(groups)) for axis, groups in BOLD_GROUPS.items()),
         ),
-        note=f"{_BOLD_PROMPTS} prompts of each group. The tone is read with a short list of words, which misses most of what "
+        note=f"{_BOLD_PROMPTS} prompts of each group. The tone is read with a short list of words, which misses "
+        f"most of what "
         "is said, negation included: a coarse stand-in for the classifiers of the paper. gap_AXIS is the share of "
         "negative sentences, greatest less least group." + _WARNING,
     )

@@ -64,7 +64,8 @@ ORDER = _object(
     }
 )
 _INSTRUCTION = {
-    "en": "Give the facts of the text as JSON that follows this schema. Answer with the JSON only.\nSchema: {}\nText: {}",
+    "en": "Give the facts of the text as JSON that follows this schema. Answer with the JSON only.\nSchema: "
+    "{}\nText: {}",
     "zh": "请把文中的信息写成符合下面模式的JSON。只回答JSON。\n模式：{}\n文本：{}",
     "ja": "文中の情報を次のスキーマに従うJSONで書いてください。JSONだけを答えてください。\nスキーマ：{}\n文章：{}",
     "ko": "글의 정보를 다음 스키마를 따르는 JSON으로 쓰세요. JSON만 답하세요.\n스키마: {}\n글: {}",
