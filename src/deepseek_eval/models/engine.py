@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,7 @@ class EngineModel:
         templates = "\0".join(tokenizer.chat_templates)
         defaults = msgspec.structs.asdict(self._llm.config)
         return {
+            "deepseek": version("deepseek-platform"),
             "architecture": info.architecture,
             "dtype": info.dtype,
             "max_context": info.max_context,
