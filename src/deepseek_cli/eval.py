@@ -66,7 +66,7 @@ def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of results; a second run goes on in it")],
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="folder, .gguf, built-in name, Hugging Face id; repeatable"),
+        typer.Option("--model", "-m", help="folder, .gguf, built-in name, Hugging Face id; several times"),
     ] = None,
     suite: Annotated[str | None, typer.Option(help="tasks of a suite (core)")] = None,
     tasks: Annotated[str | None, typer.Option(help="names of tasks, families or suites, with commas between")] = None,

@@ -145,11 +145,9 @@ def comparison_table(comparison: Comparison) -> None:
     for one in comparison.tasks:
         made = one.difference
         change = f"{_signed(made.value, one.unit)} [{_signed(made.low, one.unit)}, {_signed(made.high, one.unit)}]"
-        verdict = one.verdict
-        if verdict == "not shown" and made.detectable is not None:
-            verdict_text = f"not shown (would show {shown(made.detectable, one.unit)})"
-        else:
-            verdict_text = verdict
+        verdict: str = one.verdict
+        if one.verdict == "not shown" and made.detectable is not None:
+            verdict += f" (would show {shown(made.detectable, one.unit)})"
         table.add_row(
             one.task,
             one.metric,
@@ -158,7 +156,7 @@ def comparison_table(comparison: Comparison) -> None:
             shown(made.second, one.unit),
             change,
             f"{one.p_holm:.3g}",
-            verdict_text,
+            verdict,
         )
     console = _console()
     console.print(table)

@@ -9,17 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepseek_eval.compare import compare
+    from deepseek_eval.compare import Comparison, compare
+    from deepseek_eval.results import Results
     from deepseek_eval.run import evaluate
 
-__all__ = ["compare", "evaluate"]
+_EXPORTS = {
+    "Comparison": "deepseek_eval.compare",
+    "Results": "deepseek_eval.results",
+    "compare": "deepseek_eval.compare",
+    "evaluate": "deepseek_eval.run",
+}
+__all__ = ["Comparison", "Results", "compare", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when asked for, because it is not light."""
-    if name in __all__:
-        from importlib import import_module
+    """Load a public name when it is first used: importing this package stays cheap and free of torch."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        module = import_module("deepseek_eval.run" if name == "evaluate" else "deepseek_eval.compare")
-        return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

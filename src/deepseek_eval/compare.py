@@ -188,15 +188,13 @@ def _warnings(first: ModelResult, second: ModelResult) -> list[str]:
     found = []
     if first.evidence != second.evidence:
         found.append(
-            f"The evidence differs: {first.name} was {first.evidence}, {second.name} was {second.evidence}. "
-            f"Prompts and "
-            "settings need not be the same."
+            f"The evidence differs: {first.name} was {first.evidence}, {second.name} was {second.evidence}. Prompts "
+            "and settings need not be the same."
         )
     if first.likelihoods != second.likelihoods:
         found.append(
-            "One model chose by likelihood, the other by naming a label: differences in multiple choice are "
-            "partly ones "
-            "of method."
+            "One model chose by likelihood, the other by naming a label: differences in multiple choice are partly "
+            "ones of method."
         )
     return found
 

@@ -187,8 +187,10 @@ def rows_of(lines: Iterable[ScoreLine], metric: str) -> tuple[Floats, list[str],
         for line in lines
         if line.score is not None and metric in line.score.statistics
     ]
-    rows = np.array([statistics for statistics, _, _ in found], dtype=np.float64)
-    return rows.reshape(len(found), -1), [one for _, one, _ in found], [cluster for _, _, cluster in found]
+    rows = np.array([statistics for statistics, _, _ in found], dtype=np.float64).reshape(
+        len(found), -1 if found else 1
+    )
+    return rows, [one for _, one, _ in found], [cluster for _, _, cluster in found]
 
 
 def read_lines(path: Path, kind: type[T]) -> Iterator[T]:

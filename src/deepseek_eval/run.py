@@ -142,7 +142,7 @@ def evaluate(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with _only_one(folder, run.watcher):
         _prepare(run, chosen, shots, limit, data, download, progress)
-        found = []
+        found: list[ModelResult] = []
         for one in models:
             found.append(_judge(run, one, progress, {"seed": seed, **settings}, taken={m.folder for m in found}))
             save(_results(run, started, limit, found), folder)

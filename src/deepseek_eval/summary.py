@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from deepseek_eval.results import ScoreLine, TaskResult, rows_of
 from deepseek_eval.statistics import RESAMPLES, Estimate, estimate
@@ -16,7 +16,7 @@ _MOST_ERRORS = 20
 
 
 def score_lines(
-    task: Task, items: Sequence[Item], outputs: dict[str, Output], digests: dict[str, str]
+    task: Task, items: Sequence[Item], outputs: Mapping[str, Output], digests: Mapping[str, str]
 ) -> list[ScoreLine]:
     """The worth of each item that was asked."""
     lines = []
@@ -33,7 +33,7 @@ def summarize(
     task: Task,
     items: Sequence[Item],
     lines: Sequence[ScoreLine],
-    outputs: dict[str, Output],
+    outputs: Mapping[str, Output],
     *,
     stopped: str,
     seed: int,

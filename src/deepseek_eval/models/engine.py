@@ -83,6 +83,7 @@ class EngineModel:
         if not self._llm.info.generates:
             raise ConfigurationError(f"{model} is an encoder: it continues no text that could be judged.")
         self._seed = seed
+        self._calls_made = 0
         self._chats = self._llm.tokenizer.has_chat_template
         self._calls: Format | None = None
         self._shows_tools = False
@@ -109,10 +110,11 @@ class EngineModel:
     def answer(self, task: Task, items: Sequence[Item]) -> Iterator[tuple[int, Output]]:
         asked: dict[int, _Asked] = {}
         refused: list[tuple[int, Output]] = []
+        self._calls_made += 1
         for name, result in self._llm.run(self._requests(items, asked, refused), shown=self._shown):
             yield from refused
             refused.clear()
-            position, _, part = name.partition(".")
+            _, position, part = name.split(".")
             one = asked.get(int(position))
             if one is None:
                 continue  # another part of it has failed
@@ -150,7 +152,9 @@ class EngineModel:
                 tokens = self._prompt(prompt, ask.tools)
                 one.prompt_tokens = len(tokens)
                 return [
-                    GenerateRequest(f"{one.position}.{part}", tokens, self._params(one.item, ask, part))
+                    GenerateRequest(
+                        f"{self._calls_made}.{one.position}.{part}", tokens, self._params(one.item, ask, part)
+                    )
                     for part in range(ask.samples)
                 ]
             case Choose():
@@ -162,7 +166,7 @@ class EngineModel:
         if not all(after for _, after in pairs):
             raise InvalidRequestError("a continuation to score is empty.")
         return [
-            ScoreRequest(f"{one.position}.{part}", before + after, len(before), reproducible=True)
+            ScoreRequest(f"{self._calls_made}.{one.position}.{part}", before + after, len(before), reproducible=True)
             for part, (before, after) in enumerate(pairs)
         ]
 
