@@ -47,8 +47,8 @@ class EndpointModel:
     """A model behind an address.
 
     An answer that does not come, has another form or says that it failed makes its item unanswered, after some tries:
-    connection errors, time-outs, 408, 409, 429 and 5xx are tried again with growing waits, or those that ``Retry-After``
-    asks for. A wrong key or name ends the run; so does an endpoint that answers nothing any more.
+    connection errors, time-outs, 408, 409, 429 and 5xx are tried again after growing waits, or after those that
+    ``Retry-After`` asks for. A wrong key or name ends the run; so does an endpoint that answers nothing any more.
 
     Args:
         name: of the model there.

@@ -61,14 +61,14 @@ class Spending:
 
     @contextmanager
     def reserve(self, prompt: Prompt, max_tokens: int) -> Iterator[Account]:
-        """Put aside what a request may cost. Raises SpendingCapError if that is more than is left: a token per character, which
-        Chinese, Japanese and Korean come near and other texts stay below."""
+        """Put aside what a request may cost: a token per character, which Chinese, Japanese and Korean come near and
+        other texts stay below. Raises SpendingCapError if that is more than is left."""
         texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
         account = Account(self, sum(map(len, texts)), max_tokens)
         if self._most is not None and self.spent + self._reserved + account.reserved > self._most:
             raise SpendingCapError(
-                f"${self.spent:.4f} of ${self._most:.4f} are spent, and the next answer may cost ${account.reserved:.4f}. "
-                "Run again with a higher --max-cost to go on."
+                f"${self.spent:.4f} of ${self._most:.4f} are spent, and the next answer may cost "
+                f"${account.reserved:.4f}. Run again with a higher --max-cost to go on."
             )
         self._reserved += account.reserved
         try:
