@@ -36,7 +36,7 @@ class Endpoint:
                 with lock:
                     endpoint.bodies.append(body)
                     endpoint.times.append(time.monotonic())
-                    endpoint.headers.append(dict(self.headers))
+                    endpoint.headers.append({name.lower(): value for name, value in self.headers.items()})
                     endpoint._busy += 1
                     endpoint.busiest = max(endpoint.busiest, endpoint._busy)
                 status, content, headers = reply(self.path, body)
@@ -92,12 +92,14 @@ def ask(model: EndpointModel, *items: Item) -> list[Output]:
     return [found[position] for position in range(len(items))]
 
 
-def test_an_answer_with_its_tokens_and_cost(serve: Serve) -> None:
+def test_an_answer_with_its_tokens_and_cost(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
     endpoint = serve(lambda path, body: says(f"{path} {body['messages'][0]['content']}"))
     model = EndpointModel("m", base_url=endpoint.url, price_in=1.0, price_out=4.0, seed=3)
     (output,) = ask(model, question(stop=("x",)))
     assert output.samples[0].text == "/v1/chat/completions question 0"
     assert (output.prompt_tokens, output.completion_tokens) == (10, 5)
+    assert endpoint.headers[0]["authorization"] == "Bearer secret"
     assert output.cost == pytest.approx(30e-6) and model.spending.spent == pytest.approx(30e-6)
     assert output.seconds > 0
     (body,) = endpoint.bodies
@@ -298,7 +300,18 @@ def test_anthropic(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     assert output.samples[0].tool_calls[0].arguments == '{"a": 1}'
     assert body["system"] == "be brief" and body["stop_sequences"] == ["END"]
     assert body["tools"][0]["input_schema"] == {"type": "object"}
-    assert {name.lower(): value for name, value in endpoint.headers[0].items()}["x-api-key"] == "secret"
+    assert "secret" in endpoint.headers[0].get("x-api-key", endpoint.headers[0].get("authorization", ""))
+    assert "temperature" not in body
+
+
+def test_fields_besides_the_usual_ones(serve: Serve) -> None:
+    endpoint = serve(lambda path, body: says("x"))
+    extra = {"temperature": None, "reasoning": {"effort": "low"}, "seed": 5}
+    model = EndpointModel("m", base_url=endpoint.url, extra_body=extra, thinking_tokens=100)
+    ask(model, question())
+    (body,) = endpoint.bodies
+    assert "temperature" not in body and body["reasoning"] == {"effort": "low"}
+    assert body["seed"] == 5 and body["max_tokens"] == 107
 
 
 @pytest.mark.parametrize(

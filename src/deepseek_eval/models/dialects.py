@@ -23,9 +23,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Dialect(Protocol):
-    """One kind of API."""
+    """One kind of API.
 
-    path: str
+    Attributes:
+        resource: attributes of the SDK's client that lead to ``create``.
+    """
+
+    resource: tuple[str, ...]
 
     def body(self, model: str, prompt: Prompt, ask: Generate, seed: int) -> Body:
         """A request's body."""
@@ -72,7 +76,7 @@ class ChatDialect:
         length_field: how the limit of an answer is called; OpenAI's own models want ``max_completion_tokens``.
     """
 
-    path = "/chat/completions"
+    resource: tuple[str, ...] = ("chat", "completions")
 
     def __init__(self, length_field: str = "max_tokens") -> None:
         self._length = length_field
@@ -129,7 +133,7 @@ class _TextAnswer(msgspec.Struct):
 class CompletionDialect:
     """OpenAI's older ``/completions``: text is continued as it is."""
 
-    path = "/completions"
+    resource: tuple[str, ...] = ("completions",)
 
     def body(self, model: str, prompt: Prompt, ask: Generate, seed: int) -> Body:
         stops = list(ask.stop) if isinstance(prompt, str) else [*ask.stop, PLAIN_STOP]
@@ -202,9 +206,9 @@ class _AnthropicAnswer(msgspec.Struct):
 
 
 class AnthropicDialect:
-    """Anthropic's ``/v1/messages``."""
+    """Anthropic's ``/v1/messages``. It takes no seed, and since version 2026-10-21 of the API no temperature."""
 
-    path = "/v1/messages"
+    resource: tuple[str, ...] = ("messages",)
 
     def body(self, model: str, prompt: Prompt, ask: Generate, seed: int) -> Body:
         turns: Sequence[Message] = (Message("user", prompt),) if isinstance(prompt, str) else prompt
@@ -213,7 +217,6 @@ class AnthropicDialect:
             "model": model,
             "messages": [{"role": turn.role, "content": turn.content} for turn in turns if turn.role != "system"],
             "max_tokens": ask.max_tokens,
-            "temperature": ask.temperature,
         }
         stops = [stop for stop in ask.stop if stop.strip()]  # it refuses those of white space
         if stops:

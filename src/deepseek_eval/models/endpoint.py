@@ -8,9 +8,10 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, cast
+from functools import reduce
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -36,7 +37,10 @@ APIS = ("chat", "completions", "anthropic")
 LABEL_TOKENS = 16
 _MOST_FAILURES = 24
 """Items in a row without an answer after which an endpoint counts as gone."""
-_Post = Callable[[str, dict[str, Any]], Awaitable[Any]]
+_Post = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+_T = TypeVar("_T")
 
 
 class _Fatal(Exception):
@@ -60,6 +64,9 @@ class EndpointModel:
         timeout: seconds for one try.
         retries: tries after the first.
         price_in, price_out: dollars per million tokens of prompts and answers.
+        extra_body: fields that each request gets besides, or in place of its own; None leaves a field out. For models
+            that refuse a temperature: ``{"temperature": None}``.
+        thinking_tokens: room beside that for the answer, for models that think first.
         max_cost: dollars; nothing is asked that might go beyond. Needs both prices.
         seed: sent with each request that the API takes a seed with.
 
@@ -79,20 +86,25 @@ class EndpointModel:
         price_in: float | None = None,
         price_out: float | None = None,
         max_cost: float | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        thinking_tokens: int = 0,
         seed: int = 0,
     ) -> None:
         if api not in APIS:
             raise ConfigurationError(f"api must be one of {', '.join(APIS)}, not {api!r}.")
         if base_url is not None and not base_url.startswith(("http://", "https://")):
             raise ConfigurationError(f"base_url must begin with http:// or https://, unlike {base_url!r}.")
-        if concurrency < 1 or timeout <= 0 or retries < 0:
-            raise ConfigurationError("concurrency must be at least 1, timeout above 0, retries at least 0.")
+        if concurrency < 1 or timeout <= 0 or retries < 0 or thinking_tokens < 0:
+            raise ConfigurationError(
+                "concurrency must be at least 1, timeout above 0, retries and thinking_tokens at least 0."
+            )
         self._name = name
         self._base_url = base_url
         self._api = api
         self._key = _key(api, api_key_env)
         self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
         self._seed = seed
+        self._extra, self._thinking_tokens = dict(extra_body or {}), thinking_tokens
         self._dialect = _dialect(api, base_url)
         self.spending = Spending(price_in, price_out, max_cost)
         self._failures = 0
@@ -101,7 +113,12 @@ class EndpointModel:
             name=name,
             kind="endpoint",
             evidence="re-run",
-            details={"address": base_url or f"the provider's own ({api})", "api": api},
+            details={
+                "address": base_url or "the provider's own",
+                "api": api,
+                "extra_body": self._extra,
+                "thinking_tokens": thinking_tokens,
+            },
             likelihoods=likelihoods,
         )
 
@@ -195,11 +212,12 @@ class EndpointModel:
         samples: list[Sample] = []
         tokens_in = tokens_out = 0
         cost: float | None = None
+        ask = msgspec.structs.replace(ask, max_tokens=ask.max_tokens + self._thinking_tokens)
         for part in range(ask.samples):
             seed = zlib.crc32(f"{self._seed}/{name}/{part}".encode())
             body = self._dialect.body(self._name, prompt, ask, seed)
             with self.spending.reserve(prompt, ask.max_tokens) as account:
-                answer = await self._post(post, self._dialect.path, body, self._dialect.read)
+                answer = await _meaning(post, body, self._dialect.read)
                 own = account.settle(answer.prompt_tokens, answer.completion_tokens)
             cost = own if cost is None else cost + (own or 0.0)
             samples.append(msgspec.structs.replace(answer.sample, text=_cut(answer.sample.text, ask.stop)))
@@ -208,8 +226,7 @@ class EndpointModel:
         return Output(samples=tuple(samples), prompt_tokens=tokens_in, completion_tokens=tokens_out, cost=cost)
 
     async def _likelihoods(self, post: _Post, prompt: Prompt, continuations: Sequence[str]) -> Output:
-        assert isinstance(self._dialect, CompletionDialect)
-        dialect = self._dialect
+        dialect = cast(CompletionDialect, self._dialect)
         text = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
         found: list[Likelihood] = []
         tokens_in = 0
@@ -222,23 +239,12 @@ class EndpointModel:
 
             with self.spending.reserve(whole, 1) as account:
                 body = dialect.likelihood_body(self._name, whole)
-                likelihood, tokens = await self._post(post, dialect.path, body, read)
+                likelihood, tokens = await _meaning(post, body, read)
                 own = account.settle(tokens, 1)
             cost = own if cost is None else cost + (own or 0.0)
             found.append(likelihood)
             tokens_in += tokens or 0
         return Output(likelihoods=tuple(found), prompt_tokens=tokens_in, cost=cost)
-
-    async def _post(self, post: _Post, path: str, body: dict[str, Any], read: Callable[[Any], Any]) -> Any:
-        """The meaning of an answer; one without is asked for again, once. Raises _Unanswered and _Fatal."""
-        for last in (False, True):
-            answer = await post(path, body)
-            try:
-                return read(answer)
-            except msgspec.ValidationError as error:
-                if last:
-                    raise _Unanswered(f"the answer makes no sense: {error}") from error
-        raise AssertionError
 
     async def _connect(self, stack: AsyncExitStack) -> _Post:
         """A function that posts a body and returns the decoded answer. Raises _Unanswered and _Fatal."""
@@ -257,11 +263,15 @@ class EndpointModel:
             import openai as library
 
             client = await stack.enter_async_context(library.AsyncOpenAI(**options))
+        added = {name: value for name, value in self._extra.items() if value is not None}
+        create = reduce(getattr, self._dialect.resource, client).with_raw_response.create
         whole = self._timeout * (1 + self._retries)  # a server that sends a byte now and then never times out
 
-        async def post(path: str, body: dict[str, Any]) -> Any:
+        async def post(body: dict[str, Any]) -> Any:
+            body = {name: value for name, value in body.items() if name not in self._extra}
             try:
-                return await asyncio.wait_for(client.post(path, cast_to=object, body=body), whole)
+                raw = await asyncio.wait_for(create(**body, extra_body=added), whole)
+                return msgspec.json.decode(raw.http_response.content)
             except (library.AuthenticationError, library.PermissionDeniedError, library.NotFoundError) as error:
                 raise _Fatal(f"the endpoint refuses: {_short(error)}") from error
             except (library.APITimeoutError, TimeoutError) as error:
@@ -271,7 +281,7 @@ class EndpointModel:
             except library.APIStatusError as error:
                 counts = int(error.status_code >= 500 or error.status_code == 429)
                 raise _Unanswered(f"HTTP {error.status_code}: {_short(error)}", counts=counts) from error
-            except (library.APIError, ValueError) as error:
+            except (library.APIError, msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise _Unanswered(f"the answer makes no sense: {_short(error)}") from error
 
         return post
@@ -284,7 +294,7 @@ class EndpointModel:
                 post = await self._connect(stack)
                 dialect = cast(CompletionDialect, self._dialect)
                 try:
-                    answer = await post(dialect.path, dialect.likelihood_body(self._name, "One two three"))
+                    answer = await post(dialect.likelihood_body(self._name, "One two three"))
                     dialect.read_likelihood(answer, 3, 13)
                 except _Fatal as error:
                     raise EvaluationError(f"{self._name}: {error}") from error
@@ -301,6 +311,15 @@ class _Unanswered(Exception):
     def __init__(self, message: str, *, counts: int = 0) -> None:
         super().__init__(message)
         self.counts = counts
+
+
+async def _meaning(post: _Post, body: dict[str, Any], read: Callable[[Any], _T]) -> _T:
+    """Of an answer. Raises _Unanswered and _Fatal."""
+    answer = await post(body)
+    try:
+        return read(answer)
+    except msgspec.ValidationError as error:
+        raise _Unanswered(f"the answer makes no sense: {error}") from error
 
 
 async def _cancel_when(stop: threading.Event, workers: Sequence[asyncio.Future[None]]) -> None:
