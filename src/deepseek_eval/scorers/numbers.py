@@ -41,14 +41,16 @@ _MARKS = (
 
 
 def numbers(text: str) -> list[Decimal]:
-    """All numbers of a text, in order. A minus sign behind a digit is a hyphen or a subtraction."""
+    """All numbers of a text, in order. A minus sign right behind a letter or a digit is a hyphen or a subtraction."""
     text = unicodedata.normalize("NFKC", text)
     found = []
     for match in _NUMBER.finditer(text):
         value = _value(match["number"])
         if value is not None:
-            before = text[: match.start()].rstrip()[-1:]
-            negative = bool(match["sign"]) and not (before.isalnum() or before in (")", "%"))
+            before = text[: match.start()]
+            if match["sign"] and text[match.end("sign")].isspace():
+                before = before.rstrip()  # "10 - 3" is a subtraction, "10 -3" has a negative number
+            negative = bool(match["sign"]) and not (before[-1:].isalnum() or before[-1:] in (")", "%"))
             found.append(-value if negative else value)
     return found
 
