@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deepseek_eval.sandbox import obstacle, run_program
 from deepseek_eval.scorers.choice import LETTERS, choice, chosen
 from deepseek_eval.scorers.code import program
 from deepseek_eval.scorers.instructions import CHECKS, instructions
@@ -314,9 +315,9 @@ def test_instructions() -> None:
 
 
 def test_programs() -> None:
+    if reason := obstacle():
+        pytest.skip(reason)
     head = 'def f(x):\n    """Doc."""\n'
     assert program("    return x\n", head, "f") == head + "    return x\n"
     whole = program("Sure:\n```python\ndef f(x):\n    return 2\n```\nDone.", head, "f")
-    scope: dict[str, Any] = {}
-    exec(whole, scope)
-    assert scope["f"](1) == 2
+    assert run_program(whole + "\nassert f(1) == 2\n", timeout=10, memory_bytes=1 << 30).passed
