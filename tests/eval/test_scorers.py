@@ -104,9 +104,9 @@ def test_the_number_of_an_answer(text: str, expected: str | None) -> None:
 
 
 def test_number_scores() -> None:
-    scored = number()(item("1000"), said("#### 1,000.0"))
+    scored = number(strict=True)(item("1000"), said("#### 1,000.0"))
     assert scored.statistics == {"exact_match": (1.0, 1.0), "strict": (1.0, 1.0)}
-    loose = number()(item("1000"), said("It is 1000"))
+    loose = number(strict=True)(item("1000"), said("It is 1000"))
     assert loose.statistics == {"exact_match": (1.0, 1.0), "strict": (0.0, 1.0)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 
 import numpy as np
@@ -65,27 +65,28 @@ def test_items(name: str, shared_data: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if all_tasks()[name].shots])
 def test_examples_are_no_questions(name: str, shared_data: Path) -> None:
-    """Examples are the same for all items, and none of them is asked."""
+    """Examples are the same for all items, and none of them is asked.
+
+    A prompt is description, examples, question; one without examples lacks the middle. The beginning that all those
+    have is the description, or more, by which examples begin too.
+    """
     task = all_tasks()[name]
     bare = {item.id: read(item) for item in task.items(open_all(task.datasets, shared_data), 0)}
     items = items_of(name, shared_data)
-    assert {item.id for item in items} == set(bare)
-    shown = None
+    assert [item.id for item in items] == list(bare)
+    start = len(reduce(common_start, bare.values()))
+    taken = len(read(items[0])) - len(bare[items[0].id])
+    examples = read(items[0])[start : start + taken]
+    assert taken > 0
     for item in items[:: max(1, len(items) // 200)]:
-        alone = bare[item.id]
-        description = len(common_start(read(item), alone))
-        own = alone[description:] if description < len(alone) else alone
-        assert read(item).endswith(own[-200:])
-        before = read(item)[: len(read(item)) - len(own)]
-        shown = shown or before
-        assert len(common_start(shown, before)) >= len(shown) - 40  # the same examples for all
-        question = own.strip()
-        assert len(question) < 24 or question not in before, item.id
+        question = bare[item.id][start:]
+        assert read(item) == bare[item.id][:start] + examples + question
+        assert len(question) < 24 or question.strip() not in examples, item.id
 
 
 def common_start(first: str, second: str) -> str:
-    length = next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
-    return first[:length] if length is not None else first[: min(len(first), len(second))]
+    different = (index for index, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
+    return first[: next(different, min(len(first), len(second)))]
 
 
 def outputs_for(task: Task, item: Item) -> list[Output]:

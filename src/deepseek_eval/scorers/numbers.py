@@ -104,11 +104,11 @@ def read_number(text: str) -> tuple[Decimal | None, str]:
     return (found[-1], "the last number") if found else (None, "no number in the answer")
 
 
-def number() -> Scorer:
+def number(*, strict: bool = False) -> Scorer:
     """Exact value of a number. ``target``: the right one, as a number or its text.
 
-    Metrics: ``exact_match``: the number is found by :func:`read_number`. ``strict``: it follows ``####``, which
-    few-shot examples showed.
+    Metrics: ``exact_match``: the number is found by :func:`read_number`. ``strict``, if asked for: it follows
+    ``####``, as examples showed.
     """
 
     def score(item: Item, output: Output) -> Score:
@@ -116,10 +116,9 @@ def number() -> Scorer:
         right = _decimal(str(item.target))
         found, how = read_number(text)
         same = found is not None and found == right
-        statistics: dict[str, tuple[float, ...]] = {
-            "exact_match": one(same),
-            "strict": one(same and how.endswith("####")),
-        }
+        statistics: dict[str, tuple[float, ...]] = {"exact_match": one(same)}
+        if strict:
+            statistics["strict"] = one(same and how.endswith("####"))
         return Score(
             statistics=statistics,
             answer="" if found is None else f"{found:f}",
