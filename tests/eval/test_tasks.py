@@ -74,7 +74,7 @@ def test_examples_are_no_questions(name: str, shared_data: Path) -> None:
     bare = {item.id: read(item) for item in task.items(open_all(task.datasets, shared_data), 0)}
     items = items_of(name, shared_data)
     assert [item.id for item in items] == list(bare)
-    start = len(reduce(common_start, bare.values()))
+    start = reduce(common_start, bare.values()).rfind("\n\n") + 1
     taken = len(read(items[0])) - len(bare[items[0].id])
     examples = read(items[0])[start : start + taken]
     assert taken > 0
