@@ -262,8 +262,9 @@ class _Builder:
         fields = self._fields
         style = Style(fields.description, fields.delimiter)
         pool = list(self._questions(fields.examples)) if fields.examples else []
-        examples = examples_of(fields.name, pool, shots)
-        for question in self._questions(fields.data):
+        questions = list(self._questions(fields.data))
+        examples = examples_of(fields.name, pool, shots, questions)
+        for question in questions:
             text = prompt(question, examples, style)
             yield Item(
                 id=question.id,
