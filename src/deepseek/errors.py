@@ -14,8 +14,10 @@ DeepSeekError
 ├── TokenizerError               a tokenizer that cannot be built or used
 │   └── ChatTemplateError        a chat template that fails, loops or writes without end
 ├── BenchmarkError               a measurement that could not be made
-├── DataError                    training data that cannot be used; carries what was wrong with which rows
+├── DataError                    data that cannot be used; carries what was wrong with which rows
 ├── TrainingError                a training run that cannot go on
+├── EvaluationError              an evaluation that cannot go on
+│   └── SpendingCapError         the next answer might cost more than is left to spend
 ├── InvalidRequestError          a request's value that cannot be served; names the parameter
 │   ├── ContextLengthError       prompt and answer do not fit the context
 │   └── UnknownAdapterError      no adapter of this name is loaded; carries the names of those that are
@@ -123,11 +125,19 @@ class BenchmarkError(DeepSeekError):
 
 
 class DataError(DeepSeekError, ValueError):
-    """Training data that cannot be used: the message names the file, the rows and what to do."""
+    """Data that cannot be used: the message names the file, the rows and what to do."""
 
 
 class TrainingError(DeepSeekError):
     """A training run cannot go on: the loss is no number. The message names the step and the rows of its batch."""
+
+
+class EvaluationError(DeepSeekError):
+    """An evaluation cannot go on: the model under test is gone, refuses the key, or the results cannot be written."""
+
+
+class SpendingCapError(EvaluationError):
+    """The next answer might cost more than is left to spend. What was answered is kept."""
 
 
 class InvalidRequestError(DeepSeekError, ValueError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -27,7 +28,7 @@ from deepseek.engine.events import (
     TokenEvent,
 )
 from deepseek.engine.grammar import check
-from deepseek.errors import EngineError, InvalidRequestError
+from deepseek.errors import DeepSeekError, EngineError, InvalidRequestError
 from deepseek.runtime.output import LogprobEntry, OutputAssembler, TextDelta
 from deepseek.sampling import SamplingParams
 from deepseek.threads import wait_politely
@@ -59,6 +60,14 @@ class Completion:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     logprobs: list[LogprobEntry] = field(default_factory=list)
+
+    def add(self, event: TokenEvent, delta: TextDelta) -> None:
+        """Append what an event brought."""
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
+        self.cached_tokens += event.cached_tokens
+        self.finish_reason = delta.finish_reason or self.finish_reason
 
 
 @dataclass(frozen=True)
@@ -172,12 +181,7 @@ class LLM:
         by_request = self._submit(token_lists, each, asked)
         for event, delta in self._deltas({name: each[prompt] for name, (prompt, _) in by_request.items()}):
             prompt, choice = by_request[event.request_id]
-            answer = generations[prompt].choices[choice]
-            answer.text += delta.text
-            answer.token_ids += delta.token_ids
-            answer.logprobs += delta.logprobs
-            answer.cached_tokens += event.cached_tokens
-            answer.finish_reason = delta.finish_reason or answer.finish_reason
+            generations[prompt].choices[choice].add(event, delta)
         return generations
 
     def chat(
@@ -268,6 +272,38 @@ class LLM:
             elif isinstance(event, TokenEvent):
                 raise EngineError(event.error or "the engine failed")
         return [scored[name] for name in requests]
+
+    def run(
+        self, requests: Iterable[GenerateRequest | ScoreRequest], *, window: int = 256, shown: Collection[str] = ()
+    ) -> Iterator[tuple[str, Completion | Score | DeepSeekError]]:
+        """Results of any number of requests, with their ids, each as soon as it is there.
+
+        ``requests`` is read as the work goes on: ``window`` of them are with the engine at a time, so that its batch is
+        full until the last one. Their ids were never used before. ``shown`` are special tokens that are part of the
+        answers' texts. A request that is refused or fails gives its error, and the others go on. Closing the iterator
+        cancels what is left.
+        """
+        coming, live = iter(requests), dict[str, _Running]()
+        try:
+            while True:
+                refused = None
+                for request in islice(coming, window - len(live)):
+                    try:
+                        self._engine.add(request)
+                    except InvalidRequestError as error:
+                        refused = error
+                        yield request.request_id, refused
+                    else:
+                        live[request.request_id] = _Running(request, self.tokenizer, shown)
+                if not live and refused is None:
+                    return
+                for event in self._engine.step():
+                    if event.request_id in live and (result := live[event.request_id].take(event)) is not None:
+                        del live[event.request_id]
+                        self._engine.cancel(event.request_id)  # one that a stop string ended goes on in the engine
+                        yield event.request_id, result
+        finally:
+            self._cancel(list(live))
 
     def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> list[array[float]]:
         """A vector of fp32 numbers for each text (or token ids), in order, pooled as :attr:`info` says.
@@ -400,6 +436,28 @@ class LLM:
     def _new_id(self) -> str:
         self._next_id += 1
         return str(self._next_id)
+
+
+class _Running:
+    """A request of :meth:`LLM.run`, and its result as far as it is there."""
+
+    def __init__(self, request: GenerateRequest | ScoreRequest, tokenizer: Tokenizer, shown: Collection[str]) -> None:
+        self._request = request
+        self._completion = Completion()
+        if isinstance(request, GenerateRequest):
+            self._assembler = OutputAssembler(tokenizer, request.params, shown=shown)
+
+    def take(self, event: EngineEvent) -> Completion | Score | DeepSeekError | None:
+        """The result, if this event was the last that it needs."""
+        if isinstance(event, ScoreEvent):
+            assert isinstance(self._request, ScoreRequest)
+            return Score(self._request.tokens[self._request.start :], event.logprobs, event.greedy)
+        assert isinstance(event, TokenEvent)
+        if event.finish_reason == "error":
+            message = event.error or "the engine failed"
+            return (InvalidRequestError if event.error_code == INVALID_CONSTRAINT else EngineError)(message)
+        self._completion.add(event, delta := self._assembler.push(event))
+        return self._completion if delta.finish_reason else None
 
 
 def _params_of_each(params: Params, count: int) -> list[SamplingParams]:

@@ -19,6 +19,7 @@ COMMANDS = {
     "usage": "list what each key has used",
     "doctor": "show what this machine can do and which kernels it gets",
     "quantize": "make a model half the size or less, and say what that costs",
+    "eval": "judge models, and say whether two differ",
     "bench": "measure speed and memory",
 }
 

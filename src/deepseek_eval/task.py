@@ -6,7 +6,7 @@ into a score; a metric turns the scores of all items into a number with an inter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,6 +77,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
         ask: what it is asked for.
         target: what the scorer compares with; plain JSON values.
         groups: by what a report divides the scores (``{"language": "ja", "category": "Age"}``).
+        cluster: items that share a passage, a template or a pair say so with the same word: they are not independent,
+            so intervals resample them together and a limit takes them together. "" is an item of its own.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     ask: Ask
     target: Any = None
     groups: dict[str, str] = {}
+    cluster: str = ""
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -125,6 +128,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
         error: why there is no answer. An item without one is unanswered: neither right nor wrong, and shown as such.
         prompt_tokens, completion_tokens: as the model counts them; 0 if it does not say.
         seconds: from asking to the answer.
+        cost: in US dollars; None if no price is known.
     """
 
     samples: tuple[Sample, ...] = ()
@@ -133,6 +137,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    cost: float | None = None
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +196,10 @@ class Rows(Protocol):
         """A whole file, UTF-8."""
         ...
 
+    def json(self, path: str) -> Any:
+        """A JSON file as one value. Raises DataError."""
+        ...
+
 
 @dataclass(frozen=True)
 class Task:
@@ -204,11 +213,11 @@ class Task:
             ``tools``, ``long-context``, ``safety``, ``bias``, ``perplexity``.
         languages: ISO 639-1 codes.
         datasets: names of the datasets it reads.
-        items: files of each of ``datasets`` -> items, in the dataset's order. Few-shot examples come from another
-            split than the items, are chosen by ``shots`` and are the same for every model.
+        items: (files of each of ``datasets``, shots) -> items, in the dataset's order. ``shots`` examples come before
+            each question; they are of another split than the items, and the same for every model.
         scorer: output -> score.
         metrics: the first is the task's main one.
-        shots: examples before each question.
+        shots: examples before each question, unless a run says otherwise.
         suites: which suites it is part of.
         version: raised when prompts or scoring change: scores of different versions are not compared.
         note: what a reader of the score must know (few shots of what, which part of the dataset).
@@ -253,9 +262,10 @@ class Model(Protocol):
     @property
     def card(self) -> ModelCard: ...
 
-    def answer(self, items: Sequence[Item]) -> Iterable[tuple[int, Output]]:
+    def answer(self, task: Task, items: Sequence[Item]) -> Iterator[tuple[int, Output]]:
         """Outputs with the position of their item, each as soon as it is there, in any order. An item that cannot be
-        answered gets an output with an error; an exception means that no further item can be."""
+        answered gets an output with an error. EvaluationError means that no further item can be; what was given before
+        it counts. Closing the iterator cancels what is left."""
         ...
 
     def close(self) -> None:

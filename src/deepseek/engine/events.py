@@ -57,6 +57,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
 
     ``attention``, ``attention_error`` and ``adapter`` are as in :class:`GenerateRequest`; a text to score has no
     question in it.
+    With ``reproducible`` and native kernels its numbers do not depend on what shares the batch, to the last bit.
     """
 
     request_id: str
@@ -66,6 +67,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
     attention: str | None = None
     attention_error: float | None = None
     adapter: str | None = None
+    reproducible: bool = False
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):

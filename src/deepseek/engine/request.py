@@ -34,10 +34,10 @@ class Sequence:
         max_length: length of ``tokens`` at which the answer ends.
         score_start: first position whose log-probability is wanted; None if none is.
         cache_salt: salt of the prefix cache.
-        reproducible: the caller gave a seed and is promised the same tokens whatever else runs, or wants a vector that
-            is the same whenever the text is. So how a row is computed depends on its place in the request alone (see
-            :func:`deepseek.engine.batch.arrange`), and pages of the prefix cache are shared among reproducible
-            requests, those of their prompts only.
+        reproducible: the caller gave a seed and is promised the same tokens whatever else runs, or wants a vector or
+            log-probabilities that are the same whenever the text is. So how a row is computed depends on its place in
+            the request alone (see :func:`deepseek.engine.batch.arrange`), and pages of the prefix cache are shared
+            among reproducible requests, those of their prompts only.
         isolated: reproducible, on a model whose rows depend on what else is in the batch: computed in forwards of its
             own, whose shapes depend on nothing but this request.
         priority: higher runs first.
@@ -158,8 +158,8 @@ class Sequence:
         if isinstance(request, EmbedRequest):
             sequence.pooler = Pooler.of(request)
             sequence.priority, sequence.tenant, sequence.weight = request.priority, request.tenant, request.weight
-            if reproducible:
-                sequence.reproducible, sequence.cache_salt = True, f"seeded {request.cache_salt}"
+        if reproducible and (isinstance(request, EmbedRequest) or request.reproducible):
+            sequence.reproducible, sequence.cache_salt = True, f"seeded {request.cache_salt}"
         return sequence
 
     @property

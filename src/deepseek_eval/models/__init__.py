@@ -1,0 +1,1 @@
+"""What can be put under test: our engine, endpoints, stored outputs."""

@@ -1,0 +1,302 @@
+"""Run tasks on models: resumable, and the same every time."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from deepseek.errors import ConfigurationError, DataError, EvaluationError, HubError
+from deepseek.hub.cache import lock
+from deepseek.hub.progress import Progress
+from deepseek.machine import describe_machine
+from deepseek_eval.datasets import data_folder, open_all
+from deepseek_eval.registry import select
+from deepseek_eval.results import (
+    FORMAT,
+    Appender,
+    MetricInfo,
+    Missing,
+    ModelResult,
+    OutputLine,
+    Results,
+    TaskInfo,
+    TaskResult,
+    item_digest,
+    read_lines,
+    save,
+    write_lines,
+)
+from deepseek_eval.select import items_of, subset
+from deepseek_eval.summary import score_lines, summarize
+from deepseek_eval.task import Item, Model, Task
+
+LIMITS = {"core": 48}
+"""Suites that are slices: items of each task, unless a run says otherwise."""
+_PACKAGES = ("deepseek-platform", "torch", "numpy", "scipy", "sacrebleu", "rouge-score", "tokenizers")
+
+
+class Watcher(Protocol):
+    """Hears how far a run is."""
+
+    def start(self, model: str, task: str, total: int, done: int) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Does nothing. Implements :class:`Watcher`."""
+
+    def start(self, model: str, task: str, total: int, done: int) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass
+class _Prepared:
+    """A task with the items that are asked."""
+
+    task: Task
+    items: list[Item]
+    digests: dict[str, str]
+    info: TaskInfo
+
+
+@dataclass
+class _Run:
+    """What all models of a run share."""
+
+    folder: Path
+    seed: int
+    watcher: Watcher
+    prepared: list[_Prepared] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+
+
+def evaluate(
+    model: str | Model | Sequence[str | Model],
+    *,
+    suite: str | None = None,
+    tasks: Iterable[str | Task] = (),
+    output_dir: str | Path,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    data: Path | None = None,
+    download: bool = False,
+    watcher: Watcher | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Results:
+    """Judge models on tasks and write ``results.json`` and the files beside it (:mod:`deepseek_eval.results`).
+
+    Running it again with the same folder goes on where it ended: answers that are there to the very same question, from
+    the very same model and settings, are not asked for again; scores and numbers are made anew.
+
+    Args:
+        model: one or several: names for our engine, or models of :mod:`deepseek_eval.models`, which are closed
+            afterwards if they were made here.
+        suite: of tasks; ``core`` if no tasks are named either.
+        tasks: names of tasks, families and suites, or tasks themselves.
+        output_dir: a folder; made if need be.
+        limit: of each task at most so many items, chosen by ``seed``; None takes all, or a suite's own slice.
+        shots: examples before each question, in place of the tasks' own numbers.
+        seed: of samples, limit and resamples.
+        data: the folder of datasets; else ``$DEEPSEEK_EVAL_DATA``, else one in the cache.
+        download: fetch datasets that are missing.
+        watcher: hears how far the run is.
+        progress: hears of downloads.
+        **settings: of our engine, as :class:`deepseek.config.EngineConfig` has them.
+
+    Raises:
+        ConfigurationError: unknown names, settings that cannot work.
+        DataError: no task can be run: their data is missing.
+        EvaluationError: the folder cannot be written.
+        HubError, CheckpointError: a model cannot be had.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit must be at least 1, not {limit}.")
+    models = [model] if isinstance(model, str) or not isinstance(model, Sequence) else list(model)
+    if not models:
+        raise ConfigurationError("there is no model to evaluate: name at least one.")
+    named = list(tasks)
+    if suite is None and not named:
+        suite = "core"
+    chosen = _chosen([*([suite] if suite else []), *named])
+    if limit is None and suite in LIMITS and not named:
+        limit = LIMITS[suite]
+    folder = Path(output_dir).expanduser()
+    run = _Run(folder, seed, watcher or Silent())
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    with _only_one(folder, run.watcher):
+        _prepare(run, chosen, shots, limit, data, download, progress)
+        found: list[ModelResult] = []
+        for one in models:
+            found.append(_judge(run, one, progress, {"seed": seed, **settings}, taken={m.folder for m in found}))
+            save(_results(run, started, limit, found), folder)
+    return _results(run, started, limit, found)
+
+
+def _chosen(wanted: Sequence[str | Task]) -> list[Task]:
+    found: dict[str, Task] = {}
+    for one in wanted:
+        for task in [one] if isinstance(one, Task) else select([one]):
+            if found.setdefault(task.name, task) is not task:
+                raise ConfigurationError(f"two different tasks are called {task.name!r}.")
+    return list(found.values())
+
+
+def _only_one(folder: Path, watcher: Watcher) -> Any:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"the folder {folder} cannot be made: {error.strerror or error}.") from error
+    return lock(folder / ".lock", lambda: watcher.note(f"Another run writes to {folder}; waiting for it."))
+
+
+def _prepare(
+    run: _Run,
+    tasks: Sequence[Task],
+    shots: int | None,
+    limit: int | None,
+    data: Path | None,
+    download: bool,
+    progress: Progress | None,
+) -> None:
+    """The items of all tasks whose data is there. Raises DataError if there is none at all."""
+    place = data_folder(data)
+    for task in tasks:
+        try:
+            files = open_all(task.datasets, place, download=download, progress=progress)
+        except (DataError, HubError) as error:
+            run.missing.append(Missing(task=task.name, reason=str(error)))
+            run.watcher.note(f"{task.name} is not run: {error}")
+            continue
+        count = task.shots if shots is None else shots
+        every, hashes = items_of(task, files, count)
+        items = subset(every, limit, run.seed)
+        digests = {item.id: item_digest(item, run.seed) for item in items}
+        write_lines(run.folder / "items" / f"{task.name}.jsonl", items)
+        whole = hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in digests.items()).encode()).hexdigest()
+        info = TaskInfo(
+            name=task.name,
+            title=task.title,
+            kind=task.kind,
+            languages=task.languages,
+            version=task.version,
+            shots=count,
+            note=task.note,
+            metrics=tuple(map(MetricInfo.of, task.metrics)),
+            items=len(items),
+            items_in_all=len(every),
+            data=hashes,
+            items_sha256=whole,
+        )
+        run.prepared.append(_Prepared(task, items, digests, info))
+    if not run.prepared:
+        raise DataError("no task can be run. " + " ".join(one.reason for one in run.missing[:3]))
+
+
+def _judge(
+    run: _Run, model: str | Model, progress: Progress | None, settings: dict[str, Any], *, taken: set[str]
+) -> ModelResult:
+    """All tasks with one model."""
+    if not isinstance(model, str):
+        return _with_model(run, model, taken)
+    from deepseek_eval.models.engine import EngineModel
+
+    engine = EngineModel(model, progress=progress, **settings)
+    with closing(engine):
+        return _with_model(run, engine, taken)
+
+
+def _with_model(run: _Run, model: Model, taken: set[str]) -> ModelResult:
+    card = model.card
+    identity = hashlib.sha256(msgspec.json.encode([card.name, card.kind, card.details], order="deterministic"))
+    folder = f"{_as_file_name(card.name)}-{identity.hexdigest()[:8]}"
+    if folder in taken:
+        raise ConfigurationError(f"the model {card.name} is there twice, with the same settings: name it once.")
+    results: dict[str, TaskResult] = {}
+    stopped = ""
+    for one in run.prepared:
+        if stopped:
+            run.missing.append(Missing(task=one.task.name, model=card.name, reason=stopped))
+            continue
+        results[one.task.name] = result = _one_task(run, one, model, run.folder / "models" / folder)
+        stopped = result.stopped
+    return ModelResult(
+        folder=folder,
+        name=card.name,
+        kind=card.kind,
+        evidence=card.evidence,
+        likelihoods=card.likelihoods,
+        details=dict(card.details),
+        tasks=results,
+    )
+
+
+def _one_task(run: _Run, prepared: _Prepared, model: Model, place: Path) -> TaskResult:
+    """Ask what was not asked before, then score all."""
+    task, items, digests = prepared.task, prepared.items, prepared.digests
+    path = place / "outputs" / f"{task.name}.jsonl"
+    outputs = {
+        line.id: line.output
+        for line in read_lines(path, OutputLine)
+        if digests.get(line.id) == line.digest and not line.output.error
+    }
+    waiting = [item for item in items if item.id not in outputs]
+    run.watcher.start(model.card.name, task.name, len(items), len(items) - len(waiting))
+    kept, clock, stopped = len(outputs), time.monotonic(), ""
+    if waiting:
+        with closing(Appender(path)) as file:
+            try:
+                for position, output in model.answer(task, waiting):
+                    item = waiting[position]
+                    outputs[item.id] = output
+                    file.add(OutputLine(task.name, item.id, output, digests[item.id]))
+                    run.watcher.advance()
+            except EvaluationError as error:
+                stopped = str(error)
+                run.watcher.note(f"{model.card.name}, {task.name}: {error}")
+    seconds = time.monotonic() - clock
+    lines = score_lines(task, items, outputs, digests)
+    write_lines(place / "scores" / f"{task.name}.jsonl", lines)
+    result = summarize(task, items, lines, outputs, stopped=stopped, seed=run.seed)
+    return msgspec.structs.replace(result, asked_now=len(lines) - kept, seconds=seconds)
+
+
+def _as_file_name(name: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_." else "-" for char in name)[:80].strip(".-") or "model"
+
+
+def _results(run: _Run, started: str, limit: int | None, models: Sequence[ModelResult]) -> Results:
+    return Results(
+        format=FORMAT,
+        started=started,
+        seed=run.seed,
+        limit=limit,
+        versions={name: _version(name) for name in _PACKAGES},
+        machine=dict(describe_machine()),
+        tasks={one.task.name: one.info for one in run.prepared},
+        models=tuple(models),
+        missing=tuple(run.missing),
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,193 @@
+"""Intervals cover what they say, tests reject as often as they may, and known examples come out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from deepseek_eval.statistics import RESAMPLES, difference, estimate, holm, summed_by_cluster
+from deepseek_eval.task import Floats, Metric
+
+
+def ratio(sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+ACCURACY = Metric("accuracy", ratio, chance=0.25)
+MEAN = Metric("mean", ratio, unit="number")
+
+
+def f1(sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(2 * sums[..., 0] / (2 * sums[..., 0] + sums[..., 1] + sums[..., 2]))
+
+
+F1 = Metric("f1", f1)
+
+
+def answers(right: int, items: int) -> Floats:
+    return np.array([[1.0, 1.0]] * right + [[0.0, 1.0]] * (items - right))
+
+
+def of_values(values: Floats) -> Floats:
+    return np.stack([values, np.ones_like(values)], axis=1)
+
+
+def test_shares_get_wilson() -> None:
+    found = estimate(ACCURACY, answers(40, 100))
+    assert found.method == "wilson" and found.items == found.clusters == 100
+    # z = 1.959964: (0.4 + z²/200 ± z sqrt(0.24/100 + z²/40000)) / (1 + z²/100)
+    assert (found.value, found.low, found.high) == pytest.approx((0.4, 0.309401, 0.497998), abs=1e-6)
+    assert found.above_chance is True
+    assert estimate(ACCURACY, answers(30, 100)).above_chance is False
+
+
+@pytest.mark.parametrize("right", [0, 1, 9, 10])
+def test_shares_at_the_ends(right: int) -> None:
+    found = estimate(ACCURACY, answers(right, 10))
+    assert found.low is not None and found.high is not None
+    assert 0 <= found.low <= right / 10 <= found.high <= 1
+    assert found.low < found.high
+
+
+def test_nothing_and_one_item() -> None:
+    nothing = estimate(ACCURACY, np.zeros((0, 2)))
+    assert nothing.value is None and nothing.low is None and nothing.method == "none"
+    one = estimate(MEAN, of_values(np.array([3.5])))
+    assert one.value == 3.5 and one.low is None
+    undefined = estimate(F1, np.zeros((5, 3)))
+    assert undefined.value is None
+
+
+def test_a_mean_agrees_with_its_standard_error() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    found = estimate(MEAN, of_values(values))
+    low, high = stats.t.interval(0.95, 399, values.mean(), stats.sem(values))
+    assert found.method == "bca"
+    assert found.low == pytest.approx(low, abs=0.04) and found.high == pytest.approx(high, abs=0.04)
+
+
+def test_bca_agrees_with_scipy() -> None:
+    values = np.random.default_rng(2).exponential(1, 60)
+    found = estimate(MEAN, of_values(values), resamples=20_000)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, rng=np.random.default_rng(3)).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
+def test_bca_covers_a_skewed_ratio() -> None:
+    """95% nominal; 200 runs of 80 items are within 4 standard errors of 92% at least."""
+    generator = np.random.default_rng(4)
+    covered = 0
+    for run in range(200):
+        found = estimate(MEAN, of_values(generator.exponential(1, 80)), seed=run, resamples=500)
+        assert found.low is not None and found.high is not None
+        covered += found.low <= 1 <= found.high
+    assert 172 <= covered <= 200
+
+
+def test_an_interval_is_the_same_every_time() -> None:
+    rows = of_values(np.random.default_rng(5).normal(size=50))
+    assert estimate(MEAN, rows, seed=7) == estimate(MEAN, rows, seed=7)
+    assert estimate(MEAN, rows, seed=7) != estimate(MEAN, rows, seed=8)
+
+
+def test_resamples_in_pieces_are_those_of_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = of_values(np.random.default_rng(6).normal(size=50))
+    whole = estimate(MEAN, rows)
+    monkeypatch.setattr("deepseek_eval.statistics._ROWS_AT_ONCE", 49)
+    pieces = estimate(MEAN, rows)
+    assert (pieces.low, pieces.high) == pytest.approx((whole.low, whole.high), abs=1e-12)
+
+
+def test_items_of_a_cluster_are_one_draw() -> None:
+    right = np.random.default_rng(7).integers(0, 2, 50)
+    rows = np.repeat(of_values(right.astype(float)), 8, axis=0)
+    names = [str(i) for i in range(50) for _ in range(8)]
+    alone, together = estimate(ACCURACY, rows), estimate(ACCURACY, rows, names)
+    assert together.clusters == 50 and together.items == 400 and together.method == "bca"
+    assert alone.value == together.value
+    assert together.high is not None and together.low is not None
+    assert alone.high is not None and alone.low is not None
+    assert together.high - together.low > 2 * (alone.high - alone.low)  # sqrt(8) in theory
+
+
+def test_items_without_a_cluster_are_their_own() -> None:
+    rows = of_values(np.arange(5.0))
+    assert summed_by_cluster(rows, ["a", "", "a", "", "b"]).tolist() == [[2, 2], [1, 1], [3, 1], [4, 1]]
+
+
+def test_mcnemar_by_hand() -> None:
+    first, second = answers(0, 100), answers(0, 100)
+    first[:12, 0] = 1
+    second[10:15, 0] = 1  # both right: 2, only the first: 10, only the second: 3
+    found = difference(ACCURACY, first, second)
+    assert found is not None and found.test == "mcnemar"
+    assert (found.only_first, found.only_second) == (10, 3)
+    assert found.p_value == pytest.approx(2 * sum(math.comb(13, k) for k in range(4)) / 2**13)
+    assert found.value == pytest.approx(-0.07) and found.low < -0.07 < found.high
+
+
+def test_newcombe_of_his_own_table() -> None:
+    """Newcombe 1998, table II, column of method 10: a=36, b=12, c=2, d=0 gives 0.0569 to 0.3404."""
+    first, second = answers(0, 50), answers(0, 50)
+    second[:36, 0] = first[:36, 0] = 1
+    second[36:48, 0] = 1
+    first[48:, 0] = 1
+    found = difference(ACCURACY, first, second)
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((0.20, 0.0569, 0.3404), abs=1e-4)
+
+
+def test_no_difference_at_all() -> None:
+    rows = answers(3, 10)
+    found = difference(ACCURACY, rows, rows)
+    assert found is not None
+    assert found.p_value == 1 and found.value == 0 and found.low < 0 < found.high and found.detectable is None
+    values = of_values(np.arange(20.0))
+    equal = difference(MEAN, values, values)
+    assert equal is not None and equal.p_value == 1 and equal.value == 0
+
+
+def test_the_paired_bootstrap_finds_a_difference_and_none() -> None:
+    generator = np.random.default_rng(8)
+    hard = generator.normal(size=200)
+    first = of_values(hard + generator.normal(0, 0.1, 200))
+    better = difference(MEAN, first, of_values(hard + 0.05 + generator.normal(0, 0.1, 200)))
+    assert better is not None and better.test == "bootstrap"
+    assert better.p_value < 0.01 and better.low > 0
+    assert better.detectable == pytest.approx(2.8 * math.sqrt(0.02 / 200), rel=0.2)
+
+
+def test_a_true_null_is_seldom_rejected() -> None:
+    generator = np.random.default_rng(9)
+    rejected = 0
+    for run in range(200):
+        hard = generator.normal(size=60)
+        pair = [of_values(hard + generator.normal(0, 0.5, 60)) for _ in range(2)]
+        found = difference(MEAN, *pair, seed=run, resamples=500)
+        rejected += found is not None and found.p_value < 0.05
+    assert rejected <= 24  # 10 expected; beyond four standard errors
+
+
+def test_the_order_of_two_models_is_the_sign() -> None:
+    generator = np.random.default_rng(10)
+    first, second = (generator.integers(0, 3, (80, 3)).astype(float) for _ in range(2))
+    one, other = difference(F1, first, second), difference(F1, second, first)
+    assert one is not None and other is not None
+    assert one.value == -other.value and one.p_value == pytest.approx(other.p_value, abs=2 / RESAMPLES)
+
+
+def test_undefined_for_one_of_them() -> None:
+    assert difference(F1, np.zeros((4, 3)), np.ones((4, 3))) is None
+    assert difference(F1, np.zeros((0, 3)), np.zeros((0, 3))) is None
+
+
+def test_holm() -> None:
+    assert holm([]) == []
+    assert holm([0.04]) == [0.04]
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
