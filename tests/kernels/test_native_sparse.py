@@ -216,10 +216,12 @@ def test_long_middles_are_filtered(isa: str) -> None:
     tokens = 140_000
     keys, values = text_like(tokens, 1, 32, seed=7)
     case = Case.of(keys, values, "int8", isa=isa)
-    query = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(2)) * 3
+    query = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(2)) * 3
     actual, stats = case.attend(query, 0.03, isa, 2)
-    assert apart(actual[0], dense(query[0], *case.stored())).mean() < 0.06
+    assert apart(actual[1], dense(query[1], *case.stored())).mean() < 0.06
     assert stats["bytes"] < stats["dense_bytes"] / 10
+    for threads in (1, 5):
+        assert torch.equal(case.attend(query, 0.03, isa, threads)[0], actual)
 
 
 @pytest.mark.parametrize("position", [100, 5000])
