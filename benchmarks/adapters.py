@@ -1,8 +1,9 @@
 """Decoding with adapters against decoding without, in turn, and how long loading takes: `make bench-adapters`.
 
-One engine runs all sides, round by round, in turn forwards and backwards. A round is one batch of answers of equal
-length; what counts is the median time of its decode steps. Reported are medians of the rounds' ratios to the model
-alone. Adapters are random: what they compute takes as long as what trained ones do.
+Every side is an engine of its own around one model, with one batch of answers of equal length. The sides decode step by
+step in turn, forwards and backwards, so that what else the machine does hits all of them. Reported are medians of the
+ratios of the model's own step to the side's beside it. Adapters are random: what they compute takes as long as what
+trained ones do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from deepseek.adapters.adapter import Host
 from deepseek.adapters.read import WEIGHTS
 from deepseek.adapters.settings import CONFIG
-from deepseek.config import EngineConfig
+from deepseek.config import PAGE_SIZE, EngineConfig
 from deepseek.engine.engine import Engine
 from deepseek.engine.events import GenerateRequest
 from deepseek.engine.load import load_engine
@@ -50,61 +51,79 @@ def write_adapter(folder: Path, host: Host, *, rank: int, targets: Sequence[str]
     (folder / CONFIG).write_text(json.dumps(config))
 
 
-def step_time(engine: Engine, name: str, adapters: Sequence[str | None], steps: int) -> float:
-    """Median seconds of a decode step of as many answers as there are ``adapters``."""
+def begin(engine: Engine, adapters: Sequence[str | None], steps: int) -> None:
+    """Have as many answers as there are ``adapters`` computed up to their first tokens."""
     params = SamplingParams(max_tokens=steps + 1, temperature=0.0, ignore_eos=True)
     for index, adapter in enumerate(adapters):
         prompt = [(31 * index + 7 * i) % 1000 + 3 for i in range(PROMPT)]
-        engine.add(GenerateRequest(f"{name}-{index}", prompt, params, cache_salt=name, adapter=adapter))
+        engine.add(GenerateRequest(str(index), prompt, params, adapter=adapter))
     while engine.stats().waiting or any(s.in_prompt for s in engine.scheduler.running):
         engine.step()
-    times = []
-    while engine.has_work:
-        started = time.perf_counter()
-        engine.step()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
-def measure(model: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Ratios of one model."""
-    config = EngineConfig(
-        model=model, dtype=args.dtype, offline=True, speculation="off", prefix_cache=False, kv_cache_bytes=512 << 20
-    )
-    engine = load_engine(config).engine
-    assert isinstance(engine, Engine)
-    loads = []
-    for index in range(args.adapters):
-        place = folder / f"{model}-{index}"
-        write_adapter(place, engine.model.host, rank=args.rank, targets=args.targets, seed=index)
-        loads.append(engine.load_adapter(str(index), str(place)).load_seconds)
-    size = engine.stats().adapter_bytes // args.adapters
-    names = [str(index) for index in range(args.adapters)]
+def step_seconds(engines: Mapping[str, Engine], steps: int) -> dict[str, list[float]]:
+    """Seconds of each side's decode steps."""
+    times: dict[str, list[float]] = {side: [] for side in engines}
+    for step in range(steps):
+        order = list(engines) if step % 2 == 0 else list(engines)[::-1]
+        for side in order:
+            started = time.perf_counter()
+            engines[side].step()
+            times[side].append(time.perf_counter() - started)
+    return times
+
+
+def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Figures of one model."""
+    config = EngineConfig(model=name, dtype=args.dtype, offline=True, speculation="off", kv_cache_bytes=64 << 20)
+    first = load_engine(config).engine
+    assert isinstance(first, Engine)
+    places = {str(index): folder / f"{name}-{index}" for index in range(args.adapters)}
+    for seed, place in enumerate(places.values()):
+        write_adapter(place, first.model.host, rank=args.rank, targets=args.targets, seed=seed)
+    names = list(places)
+    spread = [names[i * args.adapters // args.batch] for i in range(args.batch)]
     sides: Mapping[str, Sequence[str | None]] = {
         "base": [None] * args.batch,
+        "all": spread,
         "one": [names[0]] * args.batch,
-        "all": [names[i * args.adapters // args.batch] for i in range(args.batch)],
-        "half": [None if i % 2 else names[i * args.adapters // args.batch] for i in range(args.batch)],
+        "half": [None if i % 2 else adapter for i, adapter in enumerate(spread)],
         "base-alone": [None],
         "one-alone": [names[0]],
     }
-    rounds: list[dict[str, float]] = []
-    for number in range(args.rounds):
-        order = list(sides) if number % 2 == 0 else list(sides)[::-1]
-        rounds.append({side: step_time(engine, f"{number}-{side}", sides[side], args.steps) for side in order})
+    engines, loads = {}, []
+    pages = args.batch * (2 + (PROMPT + args.steps) // PAGE_SIZE)
+    for side, adapters in sides.items():
+        engine = engines[side] = Engine(
+            first.model,
+            num_pages=pages,
+            page_size=PAGE_SIZE,
+            max_context=first.max_context,
+            max_running=args.batch,
+            max_batch_tokens=512,
+            end_ids=frozenset(),
+            prefix_cache=False,
+        )
+        used = [adapter for adapter in names if adapter in adapters]
+        loads += [engine.load_adapter(adapter, str(places[adapter])) for adapter in used]
+        begin(engine, adapters, args.steps)
+    times = step_seconds(engines, args.steps)
     ratios = {
-        side: statistics.median(r["base-alone" if side.endswith("alone") else "base"] / r[side] for r in rounds)
-        for side in sides
+        side: statistics.median(
+            base / own
+            for base, own in zip(times["base-alone" if side.endswith("alone") else "base"], own_times, strict=True)
+        )
+        for side, own_times in times.items()
     }
+    seconds = [info.load_seconds for info in loads]
     return {
-        "model": model,
+        "model": name,
         "rank": args.rank,
         "targets": list(args.targets),
-        "adapter_bytes": size,
-        "load_seconds": {"median": statistics.median(loads), "longest": max(loads)},
+        "adapter_bytes": loads[0].nbytes,
+        "load_seconds": {"median": statistics.median(seconds), "longest": max(seconds)},
         "throughput_ratio": ratios,
-        "step_seconds": {side: statistics.median(r[side] for r in rounds) for side in sides},
-        "rounds": rounds,
+        "step_seconds": {side: statistics.median(own) for side, own in times.items()},
     }
 
 
@@ -116,8 +135,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=ALL)
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=24, help="timed steps of each side in a round")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=100, help="timed steps of each side")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="adapters"))

@@ -29,10 +29,11 @@ from deepseek.errors import (
 from deepseek.kernels.cpu.extension import obstacle
 from deepseek.kernels.sampling import choose_tokens
 from deepseek.models.base import Model
+from deepseek.models.registry import load_native_model
 from deepseek.sampling import SamplingParams
 from tests.adapters import making
 from tests.adapters.making import PROMPT
-from tests.adapters.test_models import native_model, needs_native, torch_model
+from tests.adapters.test_models import checkpoint, native_model, needs_native, torch_model
 from tests.fakes import make_engine, run, tokens_of
 from tests.parity import tiny
 
@@ -208,6 +209,19 @@ def test_tokens_before_a_prompt_are_those_of_peft(kind: str, what: str, count: i
     assert max(abs(a - b) for a, b in zip(base.logprobs, expected, strict=True)) > 0.05
     stats = engine.stats()
     assert stats.prompt_tokens == 3 * len(PROMPT)  # what stands before them is not the caller's
+
+
+@needs_native
+def test_a_prefix_in_an_int8_cache(tmp_path: Path) -> None:
+    theirs = making.logits_of(making.tokens(tmp_path, "prefix", count=PAGE + 1)).log_softmax(-1)
+    model = load_native_model(checkpoint("llama-wide"), scheme="fp16", kv_dtype="int8", threads=1)
+    engine = engine_of(model)
+    engine.load_adapter("x", str(tmp_path))
+    engine.add(ScoreRequest("a", PROMPT, 10, adapter="x"))
+    (event,) = run(engine)
+    assert isinstance(event, ScoreEvent)
+    expected = [float(theirs[i - 1, PROMPT[i]]) for i in range(10, len(PROMPT))]
+    assert max(abs(a - b) for a, b in zip(event.logprobs, expected, strict=True)) < 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -137,16 +137,16 @@ def _weight_of(linear: Linear, site: Site) -> Tensor:
 
 
 def _near_one(matrix: Tensor) -> tuple[Tensor, float]:
-    """``matrix`` divided by a power of two so that its largest magnitude is about 1, where fp16 is finest; and that."""
+    """``matrix`` in fp16, divided by a power of two so that its largest magnitude is about 1; and that."""
     largest = float(matrix.abs().max())
     factor = 2.0 ** int(torch.frexp(torch.tensor(largest)).exponent) if largest else 1.0
-    return matrix / factor, factor
+    return (matrix / factor).to(torch.float16), factor
 
 
 def _pack_inputs(a: Tensor) -> Any:
     """[rank, in] -> fp16 bits [ranks / 16, in padded, 16]."""
     rank, inputs = a.shape
-    padded = torch.zeros(-(-rank // _BAND) * _BAND, -(-inputs // _GROUP) * _GROUP)
+    padded = torch.zeros(-(-rank // _BAND) * _BAND, -(-inputs // _GROUP) * _GROUP, dtype=a.dtype)
     padded[:rank, :inputs] = a
     return _bits(padded.view(-1, _BAND, padded.shape[1]).transpose(1, 2))
 
@@ -154,10 +154,10 @@ def _pack_inputs(a: Tensor) -> Any:
 def _pack_outputs(b: Tensor) -> Any:
     """[out, rank] -> fp16 bits [bands, rank, 16]."""
     outputs, rank = b.shape
-    padded = torch.zeros(-(-outputs // _BAND) * _BAND, rank)
+    padded = torch.zeros(-(-outputs // _BAND) * _BAND, rank, dtype=b.dtype)
     padded[:outputs] = b
     return _bits(padded.view(-1, _BAND, rank).transpose(1, 2))
 
 
 def _bits(values: Tensor) -> Any:
-    return values.to(torch.float16).contiguous().view(torch.int16).numpy().view("uint16")
+    return values.contiguous().view(torch.int16).numpy().view("uint16")

@@ -81,7 +81,20 @@ struct Forward {
     return false;
   }
 
-  // The first half of the updates: rows of x through the adapters' A. Synchronises at the end.
+  // The first half of the updates: this thread's share of the rows of x through the adapters' A.
+  void shrink_own_rows(const Layer& layer, Updates which, const float* x, int ld) const {
+    const Range share = team.share(step.rows);
+    for (int i = 0; i < step.num_segments; ++i) {
+      const Segment& segment = step.segments[i];
+      const LowRank& low = update(segment, layer, which);
+      const int begin = share.begin > segment.begin ? share.begin : segment.begin;
+      const int end = share.end < segment.end ? share.end : segment.end;
+      if (begin >= end) continue;
+      for (int band = 0; band < low.ranks / 16; ++band) shrink(low, band, begin, end, x, ld, work.low_rank, work.low_rank_ld);
+    }
+  }
+
+  // The same of rows that no thread has made alone. Synchronises at the end.
   void shrink_rows(const Layer& layer, Updates which, const float* x, int ld) const {
     if (!adapted(layer, which)) return;
     int total = 0;
@@ -150,10 +163,10 @@ struct Forward {
     }
   }
 
-  // Adds the result of a sub-layer to the residual, through its own norm where the model has one.
+  // Adds the result of a sub-layer to the residual, through its own norm where the model has one. The first half of adapters'
+  // updates has been computed.
   void finish(const Layer& layer, Updates which, const Linear& out, const Norm& norm, const RowsMemory& rows,
               const float* x, int ld) const {
-    shrink_rows(layer, which, x, ld);
     if (norm.weight == nullptr) {
       adapted_linear(layer, which, out, packed(rows), x, ld, work.residual, padded(), true);
       team.sync();
@@ -176,8 +189,8 @@ struct Forward {
     const Updates which = &AdapterLayer::qkv;
     normalize(layer.before_attention, work.residual, nullptr, step.rows, input,
               both(wanted(layer.qkv), {false, adapted(layer, which)}));
+    shrink_own_rows(layer, which, work.normed, padded());
     team.sync();
-    shrink_rows(layer, which, work.normed, padded());
     adapted_linear(layer, which, layer.qkv, input, work.normed, padded(), work.qkv, work.qkv_ld, false);
     team.sync();
     const Rotary& rotary = model.rotaries[layer.rotary];
@@ -232,8 +245,9 @@ struct Forward {
       for (int t = share.begin; t < share.end; ++t) {
         rows.put_row(t, work.attended + static_cast<size_t>(t) * work.attended_ld);
       }
-      team.sync();
     }
+    shrink_own_rows(layer, &AdapterLayer::output, work.attended, work.attended_ld);
+    if (wanted(layer.output).packed || adapted(layer, &AdapterLayer::output)) team.sync();
     finish(layer, &AdapterLayer::output, layer.output, layer.after_attention, work.attended_rows, work.attended,
            work.attended_ld);
   }
@@ -247,10 +261,11 @@ struct Forward {
     const Updates which = &AdapterLayer::gate_up;
     normalize(layer.before_feed_forward, work.residual, nullptr, step.rows, packed(work.input),
               both(wanted(layer.gate_up), {false, adapted(layer, which)}));
+    shrink_own_rows(layer, which, work.normed, padded());
     team.sync();
-    shrink_rows(layer, which, work.normed, padded());
     gate_up(layer);
     team.sync();
+    shrink_rows(layer, &AdapterLayer::down, work.inner, work.inner_ld);
     finish(layer, &AdapterLayer::down, layer.down, layer.after_feed_forward, work.inner_rows, work.inner, work.inner_ld);
   }
 
