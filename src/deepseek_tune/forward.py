@@ -53,7 +53,7 @@ class PackedModel:
         output = self._model.get_decoder()(
             input_ids=torch.from_numpy(row.ids)[None].to(self.device),
             position_ids=torch.from_numpy(row.positions)[None].to(self.device),
-            packing=attention.runs(row.lengths),
+            packing=attention.Packing(row.shared, attention.runs(row.lengths)),
             use_cache=False,
         )
         hidden: Tensor = output.last_hidden_state[0]

@@ -190,7 +190,7 @@ class Trainer:
     def _step(self, examples: list[list[int]]) -> None:
         began = time.perf_counter()
         rows = [pack(self.cache, row) for row in examples]
-        answers, tokens = sum(row.answer_tokens for row in rows), sum(len(row.ids) for row in rows)
+        answers, tokens = sum(row.answer_tokens for row in rows), sum(row.example_tokens for row in rows)
         progress = (self.state.tokens + tokens / 2) / (self._batches.train.tokens * self._settings.epochs)
         share = rate(progress, self._settings.schedule, self._settings.warmup)
         for group in self._optimizer.param_groups:

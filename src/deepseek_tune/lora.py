@@ -239,7 +239,7 @@ class LoRATuner:
         """The model with its adapter, ready to be trained."""
         import torch
 
-        from deepseek_tune import adapters, forward
+        from deepseek_tune import adapters, forward, fused
         from deepseek_tune.base import load_base
         from deepseek_tune.data.problems import beginning
         from deepseek_tune.loop import Trainer, make_batches
@@ -254,6 +254,7 @@ class LoRATuner:
         packed = forward.PackedModel(model)
         torch.manual_seed(settings.seed)
         wrapped = adapters.add_adapter(model, plan, base.files.name)
+        fused.install(wrapped)
         if start:
             adapters.put_weights(wrapped, start)
         if settings.gradient_checkpointing:
