@@ -23,6 +23,7 @@ from deepseek_tune.data.cache import TokenCache
 from deepseek_tune.data.packing import PackedRow, Packer, pack
 from deepseek_tune.forward import PackedModel
 from deepseek_tune.method import Method
+from deepseek_tune.parallel import World
 from deepseek_tune.progress import Evaluation, Reporter, Step
 from deepseek_tune.schedule import rate
 from deepseek_tune.settings import TuningSettings
@@ -116,6 +117,7 @@ class Trainer:
         folder: for checkpoints.
         identity: what a checkpoint must have been made with; kept in it.
         reporter: hears of the run.
+        world: the processes that share the work.
     """
 
     def __init__(
@@ -130,8 +132,10 @@ class Trainer:
         folder: Path,
         identity: Mapping[str, Any],
         reporter: Reporter,
+        world: World = World(),  # noqa: B008  # frozen
     ) -> None:
         self.state = RunState()
+        self._world = world
         self._packed, self._method, self._settings = packed, method, settings
         self.cache, self._batches, self._describe = cache, batches, describe
         self._folder, self._identity, self._reporter = folder, dict(identity), reporter
@@ -194,12 +198,17 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._method.learning_rate * share * group["scale"]
         self._method.module.train()
-        total = 0.0
-        for row in rows:
+        total, bad = 0.0, rows
+        for row in self._world.own(rows):
             loss = self.backward(row, answers)
-            if not math.isfinite(loss):
-                raise self._not_finite(f"the loss is {loss}", [row])
             total += loss
+            if not math.isfinite(loss):
+                bad = [row]
+                break
+        (total,) = self._world.add(total)
+        if not math.isfinite(total):
+            raise self._not_finite(f"the loss is {total}", bad)
+        self._world.add_gradients(self._parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm))
         if not math.isfinite(norm):
             raise self._not_finite(f"the norm of the gradient is {norm}", rows)
@@ -252,11 +261,12 @@ class Trainer:
         """The mean loss over the answer tokens of the held-out examples, nats."""
         self._method.module.eval()
         total, answers = 0.0, 0
-        for examples in self._batches.held_out.rows(0):
+        for examples in self._world.own(list(self._batches.held_out.rows(0))):
             row = pack(self.cache, examples, share=self._settings.share_prompts)
             total += self._packed.loss(row).item()
             answers += row.answer_tokens
-        return total / answers
+        total, told = self._world.add(total, answers)
+        return total / told
 
     def _not_finite(self, what: str, rows: Iterable[PackedRow]) -> TrainingError:
         examples = [example for row in rows for example in row.examples]
@@ -277,11 +287,12 @@ class Trainer:
         tensors |= {f"best.{name}": weight for name, weight in self._best_weights.items()}
         for index, values in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value.detach().cpu() for name, value in values.items()}
-        tensors["random.cpu"] = torch.get_rng_state()
+        tensors |= {f"random.cpu.{i}": state for i, state in enumerate(self._world.gather(torch.get_rng_state()))}
         if torch.cuda.is_available():
             tensors |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
         values = {"identity": self._identity, "state": msgspec.to_builtins(self.state)}
-        checkpoints.save(self._folder, len(self.state.steps), tensors, values)
+        if self._world.first:
+            checkpoints.save(self._folder, len(self.state.steps), tensors, values)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over what :meth:`save` wrote."""
@@ -293,7 +304,8 @@ class Trainer:
             index, _, what = name.partition(".")
             stored.setdefault(int(index), {})[what] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": stored})
-        torch.set_rng_state(tensors["random.cpu"])
+        if (state := tensors.get(f"random.cpu.{self._world.rank}")) is not None:
+            torch.set_rng_state(state)
         if torch.cuda.is_available():
             states = _part(tensors, "random.cuda.")
             if len(states) == torch.cuda.device_count():

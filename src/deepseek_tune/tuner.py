@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deepseek_tune.forward import PackedModel
     from deepseek_tune.loop import Batches, RunState, Trainer
     from deepseek_tune.method import Method
+    from deepseek_tune.parallel import World
     from deepseek_tune.progress import Reporter
 
 RUN = "run.json"
@@ -72,6 +73,7 @@ class _Data:
     device: torch.device
     dtype: torch.dtype
     identity: dict[str, Any]
+    world: World
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,9 @@ class Tuner(ABC, Generic[Settings]):
         tokenized data. Raises as :meth:`train`."""
         from deepseek_tune.estimate import measure
 
-        reporter = self._make_reporter()
-        data = self._read(reporter)
+        world = self._join()
+        reporter = self._make_reporter(world)
+        data = self._read(reporter, world)
         ready = self._load(data, reporter)
         return measure(
             ready.trainer, ready.batches, data.cache.answer_tokens, self.settings.epochs, ready.method.module
@@ -126,9 +129,10 @@ class Tuner(ABC, Generic[Settings]):
             TrainingError: a loss is no number.
             DiskSpaceError: no room for a checkpoint or the result; earlier checkpoints are good.
         """
-        reporter = self._make_reporter()
         output = self.settings.output
-        data = self._read(reporter)
+        world = self._join()
+        reporter = self._make_reporter(world)
+        data = self._read(reporter, world)
         if self.settings.resume and (done := _finished(output)):
             _check_identity(done["identity"], data.identity, output)
             reporter.note(f"{output} is finished already; resume=False starts over")
@@ -141,10 +145,12 @@ class Tuner(ABC, Generic[Settings]):
         from deepseek_tune.adapters import CONFIG, WEIGHTS
 
         folder = output / _CHECKPOINTS
+        world = ready.data.world
         if not self.settings.resume:
-            for name in (RUN, CONFIG, WEIGHTS):
-                (output / name).unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            if world.first:
+                for name in (RUN, CONFIG, WEIGHTS):
+                    (output / name).unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
         elif found := checkpoints.latest(folder):
             tensors, values = checkpoints.load(found)
             _check_identity(values["identity"], ready.data.identity, output)
@@ -170,13 +176,15 @@ class Tuner(ABC, Generic[Settings]):
             tokens_per_second=state.tokens / sum(step.seconds for step in state.steps),
             stopped=state.finished,
         )
-        try:
-            self._write(output, ready, state, weights, result)
-        except OSError as error:
-            raise checkpoints.disk_error(
-                error, output, "The run is in its last checkpoint: make room and run the same command again."
-            ) from error
-        shutil.rmtree(folder, ignore_errors=True)
+        if world.first:
+            try:
+                self._write(output, ready, state, weights, result)
+            except OSError as error:
+                raise checkpoints.disk_error(
+                    error, output, "The run is in its last checkpoint: make room and run the same command again."
+                ) from error
+            shutil.rmtree(folder, ignore_errors=True)
+        world.wait()
         return result
 
     def _write(
@@ -214,19 +222,27 @@ class Tuner(ABC, Generic[Settings]):
         }
         write_file(output / RUN, (json.dumps(run, indent=1) + "\n").encode())
 
-    def _make_reporter(self) -> Reporter:
-        from deepseek_tune.progress import RichReporter, Silent
-
-        return self._reporter or (RichReporter() if self.settings.progress else Silent())
-
-    def _read(self, reporter: Reporter) -> _Data:
-        """Data first: a run that cannot work is refused before the model is loaded."""
-        settings = self.settings
+    def _join(self) -> World:
         if missing := [name for name in _NEEDED if find_spec(name) is None]:
             raise ConfigurationError(f"tuning needs {', '.join(missing)}: pip install 'deepseek-platform[tune]'.")
         wait_politely()
+        from deepseek_tune.parallel import join
+
+        return join(self.settings.device)
+
+    def _make_reporter(self, world: World) -> Reporter:
+        from deepseek_tune.progress import RichReporter, Silent
+
+        if not world.first:
+            return Silent()
+        return self._reporter or (RichReporter() if self.settings.progress else Silent())
+
+    def _read(self, reporter: Reporter, world: World | None = None) -> _Data:
+        """Data first: a run that cannot work is refused before the model is loaded."""
+        settings = self.settings
         from deepseek_tune.base import choose_device, choose_dtype, find_base
         from deepseek_tune.data.cache import tokenized
+        from deepseek_tune.parallel import World
 
         device = choose_device(settings.device)
         dtype = choose_dtype(settings.dtype, device)
@@ -241,7 +257,7 @@ class Tuner(ABC, Generic[Settings]):
             "base_model": base.files.name,
             "dtype": str(dtype).removeprefix("torch."),
         }
-        return _Data(base, cache, device, dtype, identity)
+        return _Data(base, cache, device, dtype, identity, world or World())
 
     def _load(self, data: _Data, reporter: Reporter) -> _Prepared:
         """The model with its adapter, ready to be trained."""
@@ -260,6 +276,8 @@ class Tuner(ABC, Generic[Settings]):
         packed = forward.PackedModel(model)
         torch.manual_seed(settings.seed)
         method = self._method(model, packed, base.files.name)
+        if not data.world.first:  # dropout differs between processes, as it does between rows
+            torch.manual_seed(settings.seed + (data.world.rank << 32))
         if settings.gradient_checkpointing:
             forward.recompute_activations(model)
         batches = make_batches(cache.lengths, settings)
@@ -273,6 +291,7 @@ class Tuner(ABC, Generic[Settings]):
             folder=settings.output / _CHECKPOINTS,
             identity=data.identity,
             reporter=reporter,
+            world=data.world,
         )
         return _Prepared(data, batches, method, trainer)
 
