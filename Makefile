@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-context bench-million bench-peers bench-quality bench-serving bench-gpu gpu-wheels \
+.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-context bench-million bench-peers bench-quality bench-serving bench-gpu gpu-wheels bench-tune \
         peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
 
 help:  ## this list
@@ -150,6 +150,10 @@ bench-gpu:  ## kernels and engine on an NVIDIA GPU, with nothing installed but t
 bench-serving: $(DEV_STAMP)  ## the server under load and under faults, next to other servers (see `make peers`); about 20 minutes
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json
+
+bench-tune: $(DEV_STAMP)  ## tuning speed and memory, from naive full fine-tuning with transformers to ours; an hour, 16 GB
+	$(BIN)/deepseek pull smollm2-135m-instruct
+	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/python -m benchmarks.tune.ladder --json benchmarks/results/tune_ladder.json
 
 peers: peer-llama-cpp peer-openvino peer-vllm peer-transformers  ## other engines to measure against, into .venv-peers; about 40 minutes
 
