@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,10 +120,17 @@ def add_adapter(model: Any, plan: AdapterPlan, base_name: str) -> Any:
         base_model_name_or_path=base_name,
     )
     model.name_or_path = base_name  # which peft prefers to the config's; a GGUF file has none
-    with warnings.catch_warnings():
-        # peft 0.21 asks for an attribute that transformers 5.23 has renamed, and works all the same.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    with quiet_peft():
         return peft.get_peft_model(model, config)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without a warning of peft 0.21, which asks for an attribute that transformers 5.23 has renamed, and works all the
+    same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def parameter_groups(wrapped: Any, plan: AdapterPlan) -> list[dict[str, Any]]:

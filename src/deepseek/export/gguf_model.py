@@ -86,9 +86,6 @@ def write_gguf(checkpoint: Checkpoint, source: Path, name: str, path: Path, kind
     _write_header(path, architecture, metadata, stored, factors, _FILE_TYPES[KINDS[kind]])
     places = _read_back(path, parsed)
     with path.open("r+b") as file:
-        if factors is not None:
-            file.seek(places["rope_freqs.weight"])
-            file.write(factors.float().numpy().tobytes())
         for tensor in stored:
             file.seek(places[tensor.name])
             for piece in _bytes(checkpoint, tensor):
@@ -183,6 +180,10 @@ def _write_header(
     writer.close()
     start = _aligned(path.stat().st_size)
     os.truncate(path, start + sum(map(_aligned, sizes)))
+    if factors is not None:  # the first tensor; readers take it for a part of the config
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(factors.float().numpy().tobytes())
 
 
 def _aligned(size: int) -> int:

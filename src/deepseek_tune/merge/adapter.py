@@ -91,7 +91,8 @@ def refuse_prompts(folder: Path) -> None:
     if kind in _PROMPTS:
         raise ConfigurationError(
             f"{folder} was made by {_PROMPTS[str(kind)]}: it stands before the prompt and changes no weight, so it "
-            f"cannot be merged. Serve it as it is, as a cached prefix: deepseek serve BASE --adapter {folder.name}={folder}"
+            f"cannot be merged. Serve it as it is, as a cached prefix: deepseek serve BASE --adapter "
+            f"{folder.name}={folder}"
         )
 
 

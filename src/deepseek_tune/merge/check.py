@@ -15,6 +15,7 @@ import msgspec
 import psutil
 
 from deepseek.errors import CheckpointError, ConfigurationError
+from deepseek_tune.adapters import quiet_peft
 from deepseek_tune.base import BaseFiles, load_base
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ PROBE = (
 )
 MAX_TOKENS = 256
 
-BOUNDS = {"f32": 2e-3, "f16": 1e-2, "bf16": 6e-2, "q8_0": 6e-2}
+BOUNDS = {"f32": 2e-3, "f16": 1e-2, "bf16": 6e-2, "q8_0": 2.5e-1}
 """How far logits may be off, as a share of their spread (both as root mean squares), by the precision of the weights.
-Rounding alone gives a third of it or less on the models that were tried (see ``tests/tune/test_merge.py``)."""
+Rounding alone gave a quarter of it or less on the models that were tried (SmolLM2 135M with an adapter of all layers:
+0.0004%, 0.19%, 1.3% and 6.2%); another order of rows or a forgotten matrix gives more than 50%."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -96,7 +98,8 @@ def _reference(base: BaseFiles, adapter: Path, ids: list[int]) -> tuple[Tensor, 
     import torch
 
     model = load_base(base.files, torch.float32, torch.device("cpu"))
-    wrapped = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
+    with quiet_peft():
+        wrapped = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
     tokens = torch.tensor([ids])
     with torch.inference_mode():
         wanted = wrapped(input_ids=tokens).logits[0].float()
