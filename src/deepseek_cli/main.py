@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": "show what this machine can do and which kernels it gets",
     "quantize": "make a model half the size or less, and say what that costs",
     "bench": "measure speed and memory",
+    "tune": "adapt a model to data of your own",
 }
 
 
