@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepseek_tune.estimate import Estimate
-    from deepseek_tune.lora import LoRATuner, TuningResult
-    from deepseek_tune.settings import LoRASettings
+    from deepseek_tune.lora import LoRATuner
+    from deepseek_tune.ptuning import PTuner
+    from deepseek_tune.settings import LoRASettings, PTuningSettings
+    from deepseek_tune.tuner import TuningResult
 
 _EXPORTS = {
     "Estimate": "deepseek_tune.estimate",
     "LoRASettings": "deepseek_tune.settings",
     "LoRATuner": "deepseek_tune.lora",
-    "TuningResult": "deepseek_tune.lora",
+    "PTuner": "deepseek_tune.ptuning",
+    "PTuningSettings": "deepseek_tune.settings",
+    "TuningResult": "deepseek_tune.tuner",
 }
-__all__ = ["Estimate", "LoRASettings", "LoRATuner", "TuningResult"]
+__all__ = ["Estimate", "LoRASettings", "LoRATuner", "PTuner", "PTuningSettings", "TuningResult"]
 
 
 def __getattr__(name: str) -> Any:

@@ -72,7 +72,7 @@ def measure(trainer: Trainer, batches: Batches, answer_tokens: int, epochs: int,
     state = torch.get_rng_state()
     cache = trainer.cache
     rows = [pack(cache, examples) for _, examples in zip(range(2), batches.train.rows(0), strict=False)]
-    row = max(rows, key=lambda one: len(one.ids))
+    row = max(rows, key=lambda one: one.example_tokens)
     wrapped.train()
     trainer.backward(row, max(1, row.answer_tokens))
     began = time.perf_counter()
@@ -83,7 +83,7 @@ def measure(trainer: Trainer, batches: Batches, answer_tokens: int, epochs: int,
     wrapped.zero_grad()
     torch.set_rng_state(state)
     trainable = sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
-    speed = len(row.ids) / seconds
+    speed = row.example_tokens / seconds
     train, held = batches.train, batches.held_out
     packed_rows = sum(1 for _ in train.rows(0))
     judging = held.tokens / speed / _BACKWARD

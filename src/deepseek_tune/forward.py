@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +19,30 @@ _PROBE = (9, 5, 5)
 """Lengths of the examples that a model is verified with."""
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What stands before each example, besides its tokens.
+
+    Attributes:
+        count: positions that it takes.
+        embeddings: [count, width], the inputs of as many tokens; or None.
+        learned: [layers, 2, KV heads, count, width], keys and values (:mod:`deepseek_tune.attention`); or None.
+    """
+
+    count: int
+    embeddings: Tensor | None = None
+    learned: Tensor | None = None
+
+
 class PackedModel:
     """Computes the loss of packed rows with a causal language model of transformers.
 
     Args:
         model: in place, its attention becomes the packed one; adapters may be put into it before or after.
+
+    Attributes:
+        prompt: makes what stands before each example, for every row anew; None if nothing does.
+        vocab_size: of the model.
 
     Raises UnsupportedModelError if the model computes something that packing or the chunked loss would change.
     """
@@ -39,7 +60,8 @@ class PackedModel:
             raise UnsupportedModelError(f"{name} has no plain output matrix.")
         self._model = model
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._vocab_size: int = config.vocab_size
+        self.vocab_size: int = config.vocab_size
+        self.prompt: Callable[[], Prompt] | None = None
         self._verify()
         model.set_attn_implementation(attention.NAME)
 
@@ -50,14 +72,35 @@ class PackedModel:
 
     def hidden(self, row: PackedRow) -> Tensor:
         """The last hidden states [tokens, width]."""
+        prompt = self.prompt() if self.prompt is not None else Prompt(0)
+        ids = torch.from_numpy(row.ids)[None].to(self.device)
+        positions = torch.from_numpy(row.positions)[None].to(self.device) + prompt.count
+        given: dict[str, Any] = {"input_ids": ids}
+        before = 0
+        if prompt.embeddings is not None:
+            before = prompt.count
+            given = {"inputs_embeds": torch.cat([prompt.embeddings[None], self._model.get_input_embeddings()(ids)], 1)}
+            positions = torch.cat([torch.arange(before, device=self.device)[None], positions], 1)
         output = self._model.get_decoder()(
-            input_ids=torch.from_numpy(row.ids)[None].to(self.device),
-            position_ids=torch.from_numpy(row.positions)[None].to(self.device),
-            packing=attention.runs(row.lengths),
+            **given,
+            position_ids=positions,
+            packing=attention.Packing(before + row.shared, attention.runs(row.lengths)),
+            learned=prompt.learned,
             use_cache=False,
         )
-        hidden: Tensor = output.last_hidden_state[0]
+        hidden: Tensor = output.last_hidden_state[0, before:]
         return hidden
+
+    @torch.no_grad()
+    def prefix_of(self, ids: Tensor) -> Tensor:
+        """The keys and values [tokens, layers * 2 * KV width] that the model has for a text of these tokens."""
+        self._model.set_attn_implementation("sdpa")
+        try:
+            cache = self._model(input_ids=ids[None].to(self.device), use_cache=True).past_key_values
+        finally:
+            self._model.set_attn_implementation(attention.NAME)
+        both = [part[0].transpose(0, 1).flatten(1) for layer in cache.layers for part in (layer.keys, layer.values)]
+        return torch.cat(both, 1)
 
     def loss(self, row: PackedRow) -> Tensor:
         """The sum of the cross-entropies of the row's answer tokens, a scalar in fp32."""
@@ -73,7 +116,7 @@ class PackedModel:
         """Compare the packed hidden states and the head with the model's own logits, on a few tokens: what a family
         does beyond what is known here (scaled logits, mixing layers) must not pass unnoticed."""
         random = torch.Generator().manual_seed(0)
-        examples = [torch.randint(self._vocab_size, (length,), generator=random) for length in _PROBE]
+        examples = [torch.randint(self.vocab_size, (length,), generator=random) for length in _PROBE]
         training = self._model.training
         self._model.eval()
         try:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from deepseek.errors import TrainingError
 from deepseek_tune import checkpoints
-from deepseek_tune.adapters import AdapterPlan, adapter_weights, parameter_groups, put_weights
 from deepseek_tune.data.cache import TokenCache
 from deepseek_tune.data.packing import PackedRow, Packer, pack
 from deepseek_tune.forward import PackedModel
+from deepseek_tune.method import Method
 from deepseek_tune.progress import Evaluation, Reporter, Step
 from deepseek_tune.schedule import rate
-from deepseek_tune.settings import LoRASettings
+from deepseek_tune.settings import TuningSettings
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Batches:
             yield step
 
 
-def make_batches(lengths: NDArray[np.int64], settings: LoRASettings) -> Batches:
+def make_batches(lengths: NDArray[np.int64], settings: TuningSettings) -> Batches:
     """Divide the examples of these lengths; the seed decides which are held out."""
     order = np.random.default_rng([settings.seed, len(lengths)]).permutation(len(lengths)).astype(np.int64)
     held = min(int(settings.validation * len(lengths)), MAX_HELD_OUT)
@@ -108,8 +108,7 @@ class Trainer:
 
     Args:
         packed: the model that computes losses.
-        wrapped: peft's model around the same.
-        plan: what the adapter is.
+        method: what is trained.
         settings: of the run.
         cache: the examples.
         batches: how they are divided.
@@ -122,9 +121,8 @@ class Trainer:
     def __init__(
         self,
         packed: PackedModel,
-        wrapped: Any,
-        plan: AdapterPlan,
-        settings: LoRASettings,
+        method: Method,
+        settings: TuningSettings,
         cache: TokenCache,
         batches: Batches,
         *,
@@ -134,12 +132,12 @@ class Trainer:
         reporter: Reporter,
     ) -> None:
         self.state = RunState()
-        self._packed, self._wrapped, self._plan, self._settings = packed, wrapped, plan, settings
+        self._packed, self._method, self._settings = packed, method, settings
         self.cache, self._batches, self._describe = cache, batches, describe
         self._folder, self._identity, self._reporter = folder, dict(identity), reporter
         self._best_weights: dict[str, Tensor] = {}
         self._optimizer = torch.optim.AdamW(
-            parameter_groups(wrapped, plan), lr=plan.learning_rate, weight_decay=settings.weight_decay
+            method.groups(), lr=method.learning_rate, weight_decay=settings.weight_decay
         )
         self._parameters = [weight for group in self._optimizer.param_groups for weight in group["params"]]
 
@@ -159,7 +157,7 @@ class Trainer:
             self.save()
         finally:
             self._reporter.finish()
-        return self._best_weights or adapter_weights(self._wrapped)
+        return self._best_weights or self._method.weights()
 
     def _epoch(self) -> None:
         """The rest of an epoch, unless the run ends early."""
@@ -189,13 +187,13 @@ class Trainer:
 
     def _step(self, examples: list[list[int]]) -> None:
         began = time.perf_counter()
-        rows = [pack(self.cache, row) for row in examples]
-        answers, tokens = sum(row.answer_tokens for row in rows), sum(len(row.ids) for row in rows)
+        rows = [pack(self.cache, row, share=self._settings.share_prompts) for row in examples]
+        answers, tokens = sum(row.answer_tokens for row in rows), sum(row.example_tokens for row in rows)
         progress = (self.state.tokens + tokens / 2) / (self._batches.train.tokens * self._settings.epochs)
         share = rate(progress, self._settings.schedule, self._settings.warmup)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._plan.learning_rate * share * group["scale"]
-        self._wrapped.train()
+            group["lr"] = self._method.learning_rate * share * group["scale"]
+        self._method.module.train()
         total = 0.0
         for row in rows:
             loss = self.backward(row, answers)
@@ -212,7 +210,7 @@ class Trainer:
             step=len(self.state.steps) + 1,
             epoch=self.state.epoch,
             loss=total,
-            learning_rate=self._plan.learning_rate * share,
+            learning_rate=self._method.learning_rate * share,
             grad_norm=norm,
             tokens=tokens,
             answer_tokens=answers,
@@ -241,7 +239,7 @@ class Trainer:
         best = self.state.best
         self.state.evaluations.append(evaluation)
         if best is None or evaluation.loss < best.loss:
-            self._best_weights = adapter_weights(self._wrapped)
+            self._best_weights = self._method.weights()
             self.state.since_best = 0
         else:
             self.state.since_best += 1
@@ -252,10 +250,10 @@ class Trainer:
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """The mean loss over the answer tokens of the held-out examples, nats."""
-        self._wrapped.eval()
+        self._method.module.eval()
         total, answers = 0.0, 0
         for examples in self._batches.held_out.rows(0):
-            row = pack(self.cache, examples)
+            row = pack(self.cache, examples, share=self._settings.share_prompts)
             total += self._packed.loss(row).item()
             answers += row.answer_tokens
         return total / answers
@@ -275,7 +273,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of everything that the rest of the run depends on."""
-        tensors = {f"adapter.{name}": weight for name, weight in adapter_weights(self._wrapped).items()}
+        tensors = {f"adapter.{name}": weight for name, weight in self._method.state().items()}
         tensors |= {f"best.{name}": weight for name, weight in self._best_weights.items()}
         for index, values in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value.detach().cpu() for name, value in values.items()}
@@ -288,7 +286,7 @@ class Trainer:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over what :meth:`save` wrote."""
         self.state = msgspec.convert(values["state"], RunState)
-        put_weights(self._wrapped, _part(tensors, "adapter."))
+        self._method.restore(_part(tensors, "adapter."))
         self._best_weights = _part(tensors, "best.")
         stored: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():

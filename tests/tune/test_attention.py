@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from deepseek.errors import UnsupportedModelError
-from deepseek_tune.attention import packed_attention, runs
+from deepseek_tune import attention
+from deepseek_tune.attention import Packing, packed_attention, runs
 from deepseek_tune.data.packing import IGNORED, PackedRow
 from deepseek_tune.forward import PackedModel
 from tests.parity.tiny import VOCAB, build
@@ -70,6 +71,40 @@ def test_packed_is_one_by_one(family: str) -> None:
         assert float((grad - wanted[name]).abs().max()) < 1e-5 * scale, name
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("short", [0, attention.SHORT])
+def test_a_shared_beginning_is_computed_once(family: str, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With plain products and with SDPA: losses and gradients are those of the whole examples."""
+    monkeypatch.setattr(attention, "SHORT", short)
+    model = build(family)
+    packed = PackedModel(model)
+    apart = row_of(LENGTHS)
+    shared, tails = 5, tuple(length - 5 for length in LENGTHS if length > 5)
+    beginning = apart.ids[:shared]
+    starts = apart.cu_seqlens
+    ids, targets, positions = [], [], []
+    for index, length in enumerate(LENGTHS[: len(tails)]):
+        ids.append(np.concatenate([beginning, apart.ids[starts[index] + shared : starts[index] + length]]))
+        target = apart.targets[starts[index] : starts[index] + length].copy()
+        target[:shared] = IGNORED
+        targets.append(target)
+        positions.append(np.arange(length))
+    lengths, examples = LENGTHS[: len(tails)], tuple(range(len(tails)))
+    loss = packed.loss(PackedRow(*map(np.concatenate, (ids, positions, targets)), lengths, examples))
+    loss.backward()
+    wanted = gradients(model)
+    once = (
+        np.concatenate([first, *(values[shared:] for values in each)])
+        for first, each in ((beginning, ids), (np.arange(shared), positions), (np.full(shared, IGNORED), targets))
+    )
+    found = packed.loss(PackedRow(*once, tails, examples, shared))
+    found.backward()
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+    scale = max(float(grad.abs().max()) for grad in wanted.values())
+    for name, grad in gradients(model).items():
+        assert float((grad - wanted[name]).abs().max()) < 1e-5 * scale, name
+
+
 def test_padding_changes_nothing() -> None:
     model = build("llama")
     packed = PackedModel(model)
@@ -94,10 +129,10 @@ def test_attention_itself_does_not_read_padding() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, 20, 8) for heads in (4, 2, 2))
     module = torch.nn.Identity()
-    clean, _ = packed_attention(module, query, key, value, None, packing=runs((9, 4, 4)))
+    clean, _ = packed_attention(module, query, key, value, None, packing=Packing(0, runs((9, 4, 4))))
     for tensor in (query, key, value):
         tensor[:, :, 17:] = float("nan")
-    out, _ = packed_attention(module, query, key, value, None, packing=runs((9, 4, 4)))
+    out, _ = packed_attention(module, query, key, value, None, packing=Packing(0, runs((9, 4, 4))))
     assert torch.equal(out, clean) and not out[:, 17:].any()
 
 

@@ -281,15 +281,17 @@ def test_weights_move_as_a_loop_by_hand_moves_them(given: dict[str, Any], data: 
     settings |= {"batch_tokens": 100_000, "row_tokens": 700}
     tuner = LoRATuner(**settings)
     ready = tuner._load(tuner._read(Silent()), Silent())
-    weights = [weight for weight in ready.wrapped.parameters() if weight.requires_grad]
+    weights = [weight for weight in ready.method.module.parameters() if weight.requires_grad]
     copies = [weight.detach().clone().requires_grad_() for weight in weights]
     optimizer = torch.optim.AdamW(copies, lr=1e-2, weight_decay=0)
     losses, answers = [], 0
     for example in range(len(ready.data.cache)):
         ids, bits = ready.data.cache.example(example)
         tokens = torch.tensor(ids.astype(int))
-        named = dict(zip([n for n, w in ready.wrapped.named_parameters() if w.requires_grad], copies, strict=True))
-        logits = torch.func.functional_call(ready.wrapped, named, kwargs={"input_ids": tokens[None]}).logits[0]
+        named = dict(
+            zip([n for n, w in ready.method.module.named_parameters() if w.requires_grad], copies, strict=True)
+        )
+        logits = torch.func.functional_call(ready.method.module, named, kwargs={"input_ids": tokens[None]}).logits[0]
         places = torch.from_numpy(bits.nonzero()[0])
         losses.append(cross_entropy(logits[places - 1], tokens[places], reduction="sum"))
         answers += len(places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_seed_and_epoch_decide_and_a_start_resumes() -> None:
 @pytest.mark.parametrize("pad_to", [1, 64])
 def test_a_packed_row(tmp_path: Path, tokenizer: Tokenizer, pad_to: int) -> None:
     cache = tokenized(write_jsonl(tmp_path / "data.jsonl", questions(4)), tokenizer, DataSettings(), root=tmp_path)
-    row = pack(cache, [2, 0, 3], pad_to=pad_to)
+    row = pack(cache, [2, 0, 3], share=False, pad_to=pad_to)
     assert row.examples == (2, 0, 3) and len(row.ids) % pad_to == 0
     assert row.cu_seqlens.tolist() == [0, *np.cumsum(row.lengths).tolist()]
     for start, end, example in zip(row.cu_seqlens, row.cu_seqlens[1:], row.examples, strict=False):
@@ -62,3 +63,48 @@ def test_a_packed_row(tmp_path: Path, tokenizer: Tokenizer, pad_to: int) -> None
         assert row.targets[start:end][learned].tolist() == ids[answers].tolist()
     assert np.all(row.targets[row.cu_seqlens[-1] :] == IGNORED)
     assert row.answer_tokens == sum(cache.example(example)[1].sum() for example in row.examples)
+
+
+@pytest.mark.parametrize("pad_to", [1, 64])
+def test_what_examples_begin_with_stands_once(tmp_path: Path, tokenizer: Tokenizer, pad_to: int) -> None:
+    cache = tokenized(write_jsonl(tmp_path / "data.jsonl", questions(4)), tokenizer, DataSettings(), root=tmp_path)
+    row, apart = pack(cache, [2, 0, 3], pad_to=pad_to), pack(cache, [2, 0, 3], share=False)
+    whole = [cache.example(example)[0].tolist() for example in row.examples]
+    common = list(takewhile(lambda same: same, (len(set(tokens)) == 1 for tokens in zip(*whole, strict=False))))
+    assert row.shared == len(common) > 5
+    assert row.example_tokens == apart.example_tokens == sum(map(len, whole))
+    assert row.answer_tokens == apart.answer_tokens and len(row.ids) % pad_to == 0
+    assert row.positions[: row.shared].tolist() == list(range(row.shared))
+    for start, end, ids in zip(row.cu_seqlens, row.cu_seqlens[1:], whole, strict=False):
+        assert row.ids[: row.shared].tolist() + row.ids[start:end].tolist() == ids
+        assert row.positions[start:end].tolist() == list(range(row.shared, len(ids)))
+        learned = np.flatnonzero(row.targets[start:end] != IGNORED)
+        assert row.targets[start:end][learned].tolist() == row.ids[start:end][learned + 1].tolist() or end == len(ids)
+
+
+class Two:
+    """Two examples as a cache holds them; answers begin at ``first``."""
+
+    def __init__(self, one: list[int], other: list[int], first: int) -> None:
+        self.ids = np.array(one), np.array(other)
+        self.first = first
+
+    def example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.ids[index], np.arange(len(self.ids[index])) >= self.first
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "first", "shared"),
+    [
+        ([5, 6, 7, 8], [5, 6, 7, 9], 3, 2),  # the token before an answer says it
+        ([5, 6, 7, 8], [5, 6, 7, 9], 2, 1),
+        ([5, 6, 7, 8], [5, 6, 7, 9], 1, 0),
+        ([5, 6, 7, 8], [5, 6, 7, 8], 3, 2),
+        ([5, 6, 7, 8], [5, 4, 7, 8], 3, 1),
+        ([5, 6, 7, 8], [4, 6, 7, 8], 3, 0),
+    ],
+)
+def test_answers_are_not_shared(one: list[int], other: list[int], first: int, shared: int) -> None:
+    row = pack(Two(one, other, first), [0, 1])  # type: ignore[arg-type]
+    assert row.shared == shared and row.answer_tokens == 2 * (4 - first)
+    assert pack(Two(one, other, first), [0]).shared == 0  # type: ignore[arg-type]

@@ -8,11 +8,11 @@ lengths are neighbours, and attention takes them in one call.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,14 +85,15 @@ def best_fit(lengths: NDArray[np.int64], examples: NDArray[np.int64], max_tokens
 
 @dataclass(frozen=True)
 class PackedRow:
-    """Several examples one after the other.
+    """Several examples one after the other, behind what all of them begin with.
 
     Attributes:
         ids: int64 [tokens].
-        positions: int64 [tokens], from 0 in each example.
+        positions: int64 [tokens], from 0 at the beginning of each example.
         targets: int64 [tokens]: what comes next where that is an answer's token, else ``IGNORED``.
-        lengths: tokens of each example, in order. Tokens beyond their sum are padding.
+        lengths: tokens of each example without the shared ones, in order. Tokens behind them are padding.
         examples: indices into the data set.
+        shared: tokens at the start of the row that every example begins with. Nothing is learned from them.
     """
 
     ids: NDArray[np.int64]
@@ -100,11 +101,17 @@ class PackedRow:
     targets: NDArray[np.int64]
     lengths: tuple[int, ...]
     examples: tuple[int, ...]
+    shared: int = 0
 
     @property
     def cu_seqlens(self) -> NDArray[np.int32]:
-        """int32 [examples + 1]: where each example begins, and the end of the last."""
-        return np.cumsum([0, *self.lengths], dtype=np.int32)
+        """int32 [examples + 1]: where each example begins behind the shared tokens, and the end of the last."""
+        return np.cumsum([self.shared, *self.lengths], dtype=np.int32)
+
+    @property
+    def example_tokens(self) -> int:
+        """Of the examples, what they share counted in each."""
+        return sum(self.lengths) + self.shared * len(self.lengths)
 
     @property
     def answer_tokens(self) -> int:
@@ -112,23 +119,39 @@ class PackedRow:
         return int((self.targets != IGNORED).sum())
 
 
-def pack(cache: TokenCache, examples: Sequence[int], *, pad_to: int = 1) -> PackedRow:
-    """The row of these examples, padded at its end to a multiple of ``pad_to`` tokens."""
-    ids, positions, targets, lengths = [], [], [], []
-    for example in examples:
-        tokens, answers = cache.example(example)
+def pack(cache: TokenCache, examples: Sequence[int], *, share: bool = True, pad_to: int = 1) -> PackedRow:
+    """The row of these examples, padded at its end to a multiple of ``pad_to`` tokens.
+
+    With ``share``, tokens that all of them begin with stand once: up to the last before any of their answers is told,
+    and only if there are two examples or more.
+    """
+    read = [cache.example(example) for example in examples]
+    shared = _shared(read) if share and len(read) > 1 else 0
+    ids = [read[0][0][:shared].astype(np.int64)]
+    positions, targets = [np.arange(shared)], [np.full(shared, IGNORED, np.int64)]
+    for tokens, answers in read:
         target = np.full(len(tokens), IGNORED, np.int64)
         target[:-1][answers[1:]] = tokens[1:][answers[1:]]
-        ids.append(tokens.astype(np.int64))
-        positions.append(np.arange(len(tokens)))
-        targets.append(target)
-        lengths.append(len(tokens))
-    padding = math.ceil(sum(lengths) / pad_to) * pad_to - sum(lengths)
-    zeros = np.zeros(padding, np.int64)
+        ids.append(tokens[shared:].astype(np.int64))
+        positions.append(np.arange(shared, len(tokens)))
+        targets.append(target[shared:])
+    used = sum(map(len, ids))
+    zeros = np.zeros(-used % pad_to, np.int64)
     return PackedRow(
         np.concatenate([*ids, zeros]),
         np.concatenate([*positions, zeros]),
         np.concatenate([*targets, zeros + IGNORED]),
-        tuple(lengths),
+        tuple(len(tokens) - shared for tokens, _ in read),
         tuple(examples),
+        shared,
     )
+
+
+def _shared(examples: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> int:
+    """Tokens that all examples begin with, none of which says an answer's token."""
+    first, most = examples[0][0], min(int(np.argmax(answers)) - 1 for _, answers in examples)
+    for tokens, _ in examples[1:]:
+        most = min(most, len(tokens) - 1)
+        different = np.flatnonzero(tokens[:most] != first[:most])
+        most = int(different[0]) if len(different) else most
+    return max(0, most)
