@@ -10,7 +10,7 @@ import typer
 from deepseek.errors import ConfigurationError
 from deepseek_cli.settings_options import add_settings, documented
 from deepseek_tune.data.cache import DataSettings
-from deepseek_tune.settings import LoRASettings
+from deepseek_tune.settings import LoRASettings, PTuningSettings
 
 if TYPE_CHECKING:
     from deepseek_tune import TuningResult
@@ -37,12 +37,28 @@ def lora(given: dict[str, Any]) -> None:
 
 
 @tune.command()
-@add_settings(LoRASettings, extra=_DATA)
-def estimate(given: dict[str, Any]) -> None:
-    """Say what a run will cost in time and memory, and what is trained, without training."""
-    from deepseek_tune import LoRATuner
+@add_settings(PTuningSettings, extra=_DATA)
+def ptuning(given: dict[str, Any]) -> None:
+    """Train a prompt (P-Tuning), or with --variant prefix a prefix of every layer. A run that was cut off goes on when
+    the same command is given again."""
+    from deepseek_tune import PTuner
 
-    typer.echo(str(LoRATuner(**_complete(given)).estimate()))
+    _train(PTuner(**_complete(given)))
+
+
+@tune.command()
+@add_settings(LoRASettings, PTuningSettings, extra=_DATA)
+def estimate(
+    given: dict[str, Any],
+    method: Annotated[str, typer.Option(help="lora or ptuning, whose options are taken")] = "lora",
+) -> None:
+    """Say what a run will cost in time and memory, and what is trained, without training."""
+    from deepseek_tune import LoRATuner, PTuner
+
+    tuners = {"lora": LoRATuner, "ptuning": PTuner}
+    if method not in tuners:
+        raise ConfigurationError(f"--method is {' or '.join(tuners)}, not {method!r}.")
+    typer.echo(str(tuners[method](**_complete(given)).estimate()))
 
 
 @tune.command()
@@ -115,4 +131,5 @@ def _train(tuner: Any) -> None:
     typer.echo(f"loss {result.loss:.3f}{held}; {result.tokens_per_second:,.0f} tokens/s; {result.stopped}")
     base = tuner.settings.base_model
     typer.echo(f"serve it: deepseek serve {base} --adapter {output.name}={output}")
-    typer.echo(f"merge it: deepseek tune merge {output} {output}-merged")
+    if isinstance(tuner.settings, LoRASettings):
+        typer.echo(f"merge it: deepseek tune merge {output} {output}-merged")

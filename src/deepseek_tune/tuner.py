@@ -17,6 +17,8 @@ import msgspec
 from deepseek.errors import CheckpointError, ConfigurationError
 from deepseek.machine import describe_machine
 from deepseek.threads import wait_politely
+from deepseek_tune.adapters import RUN
+from deepseek_tune.checkpoints import FOLDER
 from deepseek_tune.settings import TuningSettings, make_settings
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from deepseek_tune.method import Method
     from deepseek_tune.progress import Reporter
 
-RUN = "run.json"
-_CHECKPOINTS = "checkpoints"
 _NEEDED = ("torch", "transformers", "peft")
 
 Settings = TypeVar("Settings", bound=TuningSettings)
@@ -132,7 +132,7 @@ class Tuner(ABC, Generic[Settings]):
         if self.settings.resume and (done := _finished(output)):
             _check_identity(done["identity"], data.identity, output)
             reporter.note(f"{output} is finished already; resume=False starts over")
-            shutil.rmtree(output / _CHECKPOINTS, ignore_errors=True)  # of a run that was cut off while it did the same
+            shutil.rmtree(output / FOLDER, ignore_errors=True)  # of a run that was cut off while it did the same
             return msgspec.convert(done["result"], TuningResult)
         return self._train(self._load(data, reporter), reporter, output)
 
@@ -140,7 +140,7 @@ class Tuner(ABC, Generic[Settings]):
         from deepseek_tune import checkpoints
         from deepseek_tune.adapters import CONFIG, WEIGHTS
 
-        folder = output / _CHECKPOINTS
+        folder = output / FOLDER
         if not self.settings.resume:
             for name in (RUN, CONFIG, WEIGHTS):
                 (output / name).unlink(missing_ok=True)
@@ -270,7 +270,7 @@ class Tuner(ABC, Generic[Settings]):
             cache,
             batches,
             describe=lambda example: beginning(base.tokenizer.decode(cache.example(example)[0].tolist())),
-            folder=settings.output / _CHECKPOINTS,
+            folder=settings.output / FOLDER,
             identity=data.identity,
             reporter=reporter,
         )
