@@ -55,7 +55,7 @@ def estimate(
     """Say what a run will cost in time and memory, and what is trained, without training."""
     from deepseek_tune import LoRATuner, PTuner
 
-    tuners = {"lora": LoRATuner, "ptuning": PTuner}
+    tuners: dict[str, type[LoRATuner] | type[PTuner]] = {"lora": LoRATuner, "ptuning": PTuner}
     if method not in tuners:
         raise ConfigurationError(f"--method is {' or '.join(tuners)}, not {method!r}.")
     typer.echo(str(tuners[method](**_complete(given)).estimate()))

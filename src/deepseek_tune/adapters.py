@@ -21,6 +21,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 RUN = "run.json"
 """Of a finished run: its settings, data and steps."""
+REPORT = "report.html"
+"""The same for people."""
 DEFAULT_RANK = 16
 TINY_SHARE = 0.001
 """Of the parameters that the preset ``tiny`` trains."""
