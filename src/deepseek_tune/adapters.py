@@ -128,9 +128,10 @@ def add_adapter(model: Any, plan: AdapterPlan, base_name: str) -> Any:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without a warning of peft 0.21, which asks for an attribute that transformers 5.23 has renamed, and works all the
-    same."""
+    """Without two warnings of peft 0.21: it asks for an attribute that transformers 5.23 has renamed, and works all the
+    same; and before a prompt it counts positions itself."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
 

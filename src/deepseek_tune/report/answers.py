@@ -50,12 +50,12 @@ def sample_answers(
     if not chosen:
         return []
     model = load_base(base.files, dtype, device)
+    prompts = [prompt for prompt, _ in chosen]
     with quiet_peft():
         wrapped = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
-    prompts = [prompt for prompt, _ in chosen]
-    after = _generate(wrapped, prompts, base)
-    with wrapped.disable_adapter():
-        before = _generate(wrapped, prompts, base)
+        after = _generate(wrapped, prompts, base)
+        with wrapped.disable_adapter():
+            before = _generate(wrapped, prompts, base)
     decode = base.tokenizer.decode
     return [
         Sample(decode(prompt).strip(), decode(answer).strip(), decode(plain).strip(), decode(tuned).strip())
