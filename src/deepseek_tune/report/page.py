@@ -62,7 +62,7 @@ def render(run: Mapping[str, Any], folder: Path, samples: Sequence[Sample]) -> s
         adapter={name: _shown(value) for name, value in run["adapter"].items()},
         versions=run["versions"],
         machine={name: _shown(value) for name, value in run["machine"].items()},
-        stopped=result["stopped"],
+        stopped=result["stopped"] if result["stopped"].startswith("early") else f"after {result['stopped']}",
         best_step=result["best_step"],
     )
 
@@ -168,4 +168,6 @@ def _data(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _shown(value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:g}"
+    if value is None:
+        return "not set"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
