@@ -121,7 +121,8 @@ def _charts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     if judged:
         points = ([one["step"] for one in judged], [one["loss"] for one in judged])
         curves.append(Line("held out", *points, colour=2, markers=True))
-    charts = [("Loss", line_chart(curves, x_label="step", y_label="nats per answer token", label="Loss of each step"))]
+    unit = "nats per answer token"
+    charts = [("Loss", line_chart(curves, x_label="step", y_label=unit, label="Loss of each step", width=13.0))]
     for title, key, unit, colour in (
         ("Learning rate", "learning_rate", "of the matrices A" if "lora_rank" in run["settings"] else "", 3),
         ("Norm of the gradient", "grad_norm", "before it was cut", 4),
