@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +97,7 @@ def merge(
     if result.check is not None:
         typer.echo(f"checked: {result.check}")
     if result.format != "gguf-lora":
-        typer.echo(f"serve it: deepseek serve {output}")
+        typer.echo(f"serve it: deepseek serve {shlex.quote(str(output))}")
 
 
 def _complete(given: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +131,6 @@ def _train(tuner: Any) -> None:
     typer.echo(f"{output}: {result.trainable_parameters:,} parameters, {result.trainable_share:.3%} of the model")
     typer.echo(f"loss {result.loss:.3f}{held}; {result.tokens_per_second:,.0f} tokens/s; {result.stopped}")
     base = tuner.settings.base_model
-    typer.echo(f"serve it: deepseek serve {base} --adapter {output.name}={output}")
+    typer.echo(f"serve it: deepseek serve {shlex.quote(base)} --adapter {shlex.quote(f'{output.name}={output}')}")
     if isinstance(tuner.settings, LoRASettings):
-        typer.echo(f"merge it: deepseek tune merge {output} {output}-merged")
+        typer.echo(f"merge it: deepseek tune merge {shlex.quote(str(output))} {shlex.quote(f'{output}-merged')}")
