@@ -25,7 +25,7 @@ HOUSE = [
 ]
 # The same inside `deepseek`; names on one line may import each other's modules but not in a circle.
 ROOMS = [
-    ["benchmark", "quantization", "quality", "client"],
+    ["benchmark", "quantization", "quality", "client", "export"],
     ["llm"],
     ["runtime"],
     ["engine"],
@@ -38,14 +38,14 @@ ROOMS = [
     ["kernels"],
     ["tokenizer"],
     ["hub"],
-    ["config", "constraints", "sampling", "machine", "threads", "helper", "embedding"],
+    ["config", "constraints", "sampling", "machine", "threads", "helper", "embedding", "charts"],
     ["errors"],
 ]
 # Modules that hold messages and settings only: anybody may import them.
 CONTRACTS = {"deepseek.engine.events", "deepseek.attention.policy", "deepseek.models.base", "deepseek.kernels.paging"}
 HEAVY = (
     *("torch", "transformers", "fastapi", "uvicorn", "numpy", "tokenizers", "huggingface_hub", "zmq", "gguf"),
-    *("llguidance", "openai", "peft", "pyarrow", "accelerate"),
+    *("llguidance", "openai", "peft", "pyarrow", "accelerate", "matplotlib", "yaml"),
 )
 
 

@@ -12,11 +12,11 @@ import torch
 import deepseek.quantization as quantization
 from deepseek.config import EngineConfig
 from deepseek.errors import CheckpointError, ConfigurationError, DiskSpaceError, ModelNotFoundError
+from deepseek.hub import shard_writer as writer
 from deepseek.hub.open import open_checkpoint
 from deepseek.kernels.registry import bind
 from deepseek.models.registry import load_model
 from deepseek.quality import measure_quality, scoring_config
-from deepseek.quant import compressed_tensors as writer
 from deepseek.quant import study as study_module
 from deepseek.quant.schemes import int8_group, quantize
 from deepseek.quant.smoothing import SmoothedCheckpoint

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepseek.errors import CheckpointError, ConfigurationError, DeepSeekError, DiskSpaceError
+from deepseek.errors import CheckpointError, ConfigurationError, DeepSeekError
 from deepseek.hub.open import open_checkpoint
+from deepseek.hub.output import check_output, check_space, written_whole
 from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import ModelFiles, resolve
 from deepseek.machine import describe_machine
@@ -40,21 +36,6 @@ REPORT = "quality.json"
 CALIBRATION_TOKENS = 8192
 _INT4_FOR_FP16 = 2.4
 """Weights that must go from 8 to 4.6 bits for one to go from 8 to 16."""
-
-_COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
-)
 
 Say = Callable[[str], None]
 
@@ -93,7 +74,7 @@ def quantize_model(
 
     if kind not in KINDS:
         raise ConfigurationError(f"a model can be quantized to {' or '.join(KINDS)}, not to {kind!r}.")
-    _check_output(output)
+    check_output(output)
     texts = None if calibration is None else read_texts(calibration)
     files = resolve(model, offline=offline, progress=RichProgress())
     checkpoint = open_checkpoint(files.path)
@@ -107,7 +88,7 @@ def quantize_model(
 
         study = None if texts is None else _study(files, checkpoint, texts, kind, tokens, choose, say)
         try:
-            with _written_whole(output) as folder:
+            with written_whole(output) as folder:
                 plan = choose(None) if study is None else study.plan
                 dtype = _float_dtype(checkpoint.config)
                 source = checkpoint if study is None else study.checkpoint
@@ -124,34 +105,6 @@ def quantize_model(
     finally:
         checkpoint.close()
     return report
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigurationError(f"{output} exists and is not an empty folder: choose another name, or remove it.")
-
-
-@contextmanager
-def _written_whole(output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` that gets its name when everything in it is written, and is removed otherwise."""
-    output = output.absolute()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
-    except OSError as error:
-        raise ConfigurationError(f"{output} cannot be written: {error.strerror or error}.") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        os.rename(folder, output)  # noqa: PTH104  # replaces an empty folder, fails on any other
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskSpaceError(f"the disk of {output.parent} is full; free some room.") from error
-        raise ConfigurationError(f"{output} cannot be written: {error.strerror or error}.") from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _study(
@@ -226,14 +179,12 @@ def _write_weights(
 ) -> None:
     import torch
 
-    from deepseek.quant.compressed_tensors import ShardWriter, stored_tensors
+    from deepseek.hub.shard_writer import ShardWriter
+    from deepseek.quant.compressed_tensors import stored_tensors
     from deepseek.quant.plan import plan_size, unit_of
 
-    needed, free = plan_size(plan, shapes, tied=tied), shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"the weights take {needed / 2**30:.1f} GiB and {folder.parent} has {free / 2**30:.1f} GiB free."
-        )
+    needed = plan_size(plan, shapes, tied=tied)
+    check_space(folder, needed)
     say(f"writing {needed / 2**20:.0f} MiB of weights")
     writer = ShardWriter(folder)
     for name in shapes:
@@ -272,8 +223,9 @@ def _write_companions(
     tied: bool,
     dtype: torch.dtype,
 ) -> None:
-    """config.json, and the tokenizer's files: copied from a folder, written from a GGUF file's metadata."""
+    """config.json, and what stands beside it."""
     from deepseek.quant.compressed_tensors import quantization_config
+    from deepseek.tokenizer.companions import write_companions
 
     ours = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
     ours["dtype"] = str(dtype).removeprefix("torch.")
@@ -284,24 +236,7 @@ def _write_companions(
             "would compute long contexts wrongly."
         )
     (folder / "config.json").write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
-    if source.is_dir():
-        for name in _COPIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-        templates = source / "additional_chat_templates"
-        if templates.is_dir():
-            shutil.copytree(
-                templates, folder / templates.name, ignore=lambda _, names: [n for n in names if n[-6:] != ".jinja"]
-            )
-        return
-    from deepseek.hub.gguf_file import GGUFFile
-    from deepseek.tokenizer.to_folder import write_tokenizer
-
-    file = GGUFFile(source)
-    try:
-        write_tokenizer(file.metadata, source.name, folder)
-    finally:
-        file.close()
+    write_companions(source, folder)
 
 
 def _report(files: ModelFiles, shapes: Shapes, plan: Plan, folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ COMMANDS = {
     "quantize": "make a model half the size or less, and say what that costs",
     "eval": "judge models, and say whether two differ",
     "bench": "measure speed and memory",
+    "tune": "adapt a model to data of your own",
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+RUN = "run.json"
+"""Of a finished run: its settings, data and steps."""
+REPORT = "report.html"
+"""The same for people."""
 DEFAULT_RANK = 16
 TINY_SHARE = 0.001
 """Of the parameters that the preset ``tiny`` trains."""
 _LEARNING_RATES = {"default": 5e-4, "tiny": 2e-3}
 _QUERIES = ("q_proj", "q_b_proj", "qkv_proj", "query_key_value")
 _VALUES = ("v_proj", "kv_b_proj")
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _UNSUPPORTED = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
 
 
@@ -117,10 +122,18 @@ def add_adapter(model: Any, plan: AdapterPlan, base_name: str) -> Any:
         base_model_name_or_path=base_name,
     )
     model.name_or_path = base_name  # which peft prefers to the config's; a GGUF file has none
-    with warnings.catch_warnings():
-        # peft 0.21 asks for an attribute that transformers 5.23 has renamed, and works all the same.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    with quiet_peft():
         return peft.get_peft_model(model, config)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without two warnings of peft 0.21: it asks for an attribute that transformers 5.23 has renamed, and works all the
+    same; and before a prompt it counts positions itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def parameter_groups(wrapped: Any, plan: AdapterPlan) -> list[dict[str, Any]]:
@@ -173,29 +186,44 @@ def read_adapter(folder: Path, model: Any) -> dict[str, Tensor]:
 
     Raises CheckpointError with all mismatches: layers that the model does not have, shapes that differ.
     """
+    config, weights = read_config(folder), read_weights(folder)
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    refuse_mismatches(folder, config, shapes, linear_layers(model))
+    return weights
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the adapter in ``folder``, whatever they are. Raises CheckpointError."""
     import safetensors.torch
     from safetensors import SafetensorError
 
-    config = read_config(folder)
     try:
-        weights = safetensors.torch.load_file(folder / WEIGHTS)
+        return safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}.") from error
-    if wrong := mismatches({name: tuple(weight.shape) for name, weight in weights.items()}, config["r"], model):
+
+
+def refuse_mismatches(
+    folder: Path,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    linear: Mapping[str, tuple[int, int]],
+) -> None:
+    """Raises CheckpointError that names all in which an adapter does not fit a model with these linear layers."""
+    if wrong := mismatches(shapes, config["r"], linear):
         shown = "\n".join(f"  {line}" for line in wrong[:20]) + (f"\n  and {len(wrong) - 20} more" * (len(wrong) > 20))
         raise CheckpointError(
             f"the adapter in {folder} does not fit the base model (it was made for "
             f"{config.get('base_model_name_or_path') or 'one without a name'}):\n{shown}"
         )
-    return weights
 
 
-def mismatches(shapes: Mapping[str, tuple[int, ...]], rank: int, model: Any) -> list[str]:
-    """What keeps adapter weights of these shapes from fitting ``model``: one line each, none if they fit."""
-    linear = linear_layers(model)
+def mismatches(shapes: Mapping[str, tuple[int, ...]], rank: int, linear: Mapping[str, tuple[int, int]]) -> list[str]:
+    """What keeps adapter weights of these shapes from fitting linear layers (name -> outputs, inputs): one line each,
+    none if they fit."""
     wrong = []
     for name, shape in sorted(shapes.items()):
-        layer, _, part = name.removeprefix(_PREFIX).partition(".lora_")
+        layer, _, part = name.removeprefix(PREFIX).partition(".lora_")
         if layer not in linear:
             wrong.append(f"{name}: the model has no linear layer {layer}")
             continue

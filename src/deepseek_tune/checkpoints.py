@@ -19,6 +19,8 @@ from deepseek.hub.cache import sync_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
+FOLDER = "checkpoints"
+"""Below the folder of the result."""
 _PREFIX = "step-"
 _PARTIAL = ".partial"
 _TENSORS = "state.safetensors"
@@ -85,6 +87,11 @@ def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint below ``folder``."""
     complete = [path for path in folder.glob(f"{_PREFIX}*") if path.suffix != _PARTIAL]
     return max(complete, default=None)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint was made at."""
+    return int(path.name.removeprefix(_PREFIX).rstrip("+"))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

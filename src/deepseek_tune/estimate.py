@@ -11,6 +11,7 @@ import torch
 
 from deepseek_tune.data.packing import pack
 from deepseek_tune.loop import Batches, Trainer
+from deepseek_tune.progress import duration
 
 _BACKWARD = 3.0
 """A training step's work over that of a forward pass."""
@@ -64,13 +65,6 @@ class Estimate:
             ("memory", f"{self.memory_bytes / 2**30:.2f} GiB at most"),
         )
         return "\n".join(f"{name:9} {value}" for name, value in rows)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as hours and minutes, or as minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def measure(trainer: Trainer, batches: Batches, answer_tokens: int, epochs: int, wrapped: torch.nn.Module) -> Estimate:

@@ -20,7 +20,7 @@ VARIANTS, ENCODERS, INITS = ("p-tuning", "prefix"), ("mlp", "lstm"), ("tokens", 
 _OF_THE_PLACE = frozenset(
     {
         *("train_data", "output_dir", "resume", "offline", "threads", "cache_dir", "progress"),
-        *("checkpoint_every", "max_bad_rows"),
+        *("checkpoint_every", "max_bad_rows", "report", "samples"),
     }
 )
 """Settings that may differ between a run and its continuation. The data is known by its digest."""
@@ -57,6 +57,8 @@ class TuningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         threads: CPU threads; None takes torch's own number.
         offline: never touch the network.
         progress: draw a progress bar on standard error.
+        report: write a page with the run's figures and charts beside the adapter (``report.html``).
+        samples: held-out examples that the page shows answers to, without the adapter and with it; 0 for none.
     """
 
     suffix: ClassVar[str] = ""
@@ -92,12 +94,14 @@ class TuningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: int | None = None
     offline: bool = False
     progress: bool = True
+    report: bool = True
+    samples: int = 4
 
     def __post_init__(self) -> None:
         self.data  # noqa: B018  # checks its own
         self._check_choices(dtype=DTYPES, schedule=SCHEDULES, device=("auto", "cpu", "cuda"), shape=("auto", *NEEDED))
         self._check_least(epochs=1, batch_tokens=1, row_tokens=1, evals_per_epoch=1, checkpoint_every=1, threads=1)
-        self._check_least(patience=0, seed=0, weight_decay=0)
+        self._check_least(patience=0, seed=0, weight_decay=0, samples=0)
         self._check_positive("learning_rate", "max_grad_norm")
         self._check_shares("warmup", "validation")
 

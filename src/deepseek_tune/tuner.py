@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from deepseek.errors import CheckpointError, ConfigurationError
+from deepseek.errors import CheckpointError, ConfigurationError, DeepSeekError
 from deepseek.machine import describe_machine
 from deepseek.threads import wait_politely
+from deepseek_tune.adapters import REPORT, RUN
+from deepseek_tune.checkpoints import FOLDER
 from deepseek_tune.settings import TuningSettings, make_settings
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from deepseek_tune.parallel import World
     from deepseek_tune.progress import Reporter
 
-RUN = "run.json"
-_CHECKPOINTS = "checkpoints"
 _NEEDED = ("torch", "transformers", "peft")
 
 Settings = TypeVar("Settings", bound=TuningSettings)
@@ -136,19 +136,41 @@ class Tuner(ABC, Generic[Settings]):
         if self.settings.resume and (done := _finished(output)):
             _check_identity(done["identity"], data.identity, output)
             reporter.note(f"{output} is finished already; resume=False starts over")
-            shutil.rmtree(output / _CHECKPOINTS, ignore_errors=True)  # of a run that was cut off while it did the same
+            shutil.rmtree(output / FOLDER, ignore_errors=True)  # of a run that was cut off while it did the same
             return msgspec.convert(done["result"], TuningResult)
-        return self._train(self._load(data, reporter), reporter, output)
+        result = self._train(self._load(data, reporter), reporter, output)
+        if self.settings.report and world.first:
+            self._report(data, reporter, output)
+        return result
+
+    def _report(self, data: _Data, reporter: Reporter, output: Path) -> None:
+        """The page beside the adapter. The training model is gone by now: there is room to load one for answers. The
+        run is over and its result is whole, so whatever the page lacks is no error but a line that says so."""
+        from deepseek_tune.loop import make_batches
+        from deepseek_tune.report.answers import sample_answers
+        from deepseek_tune.report.page import write_report
+
+        if find_spec("matplotlib") is None:
+            reporter.note("no report.html: it needs matplotlib: pip install 'deepseek-platform[tune]'")
+            return
+        held_out = make_batches(data.cache.lengths, self.settings).held_out.indices
+        count = min(self.settings.samples, len(held_out))
+        chosen = [int(held_out[at * len(held_out) // count]) for at in range(count)]  # from everywhere in the data
+        try:
+            samples = sample_answers(data.base, output, data.cache, chosen, dtype=data.dtype, device=data.device)
+            reporter.note(f"the run on a page: {write_report(output, samples)}")
+        except (DeepSeekError, OSError) as error:
+            reporter.note(f"no report.html: {error}")
 
     def _train(self, ready: _Prepared, reporter: Reporter, output: Path) -> TuningResult:
         from deepseek_tune import checkpoints
         from deepseek_tune.adapters import CONFIG, WEIGHTS
 
-        folder = output / _CHECKPOINTS
+        folder = output / FOLDER
         world = ready.data.world
         if not self.settings.resume:
             if world.first:
-                for name in (RUN, CONFIG, WEIGHTS):
+                for name in (RUN, CONFIG, WEIGHTS, REPORT):
                     (output / name).unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=True)
         elif found := checkpoints.latest(folder):
@@ -288,7 +310,7 @@ class Tuner(ABC, Generic[Settings]):
             cache,
             batches,
             describe=lambda example: beginning(base.tokenizer.decode(cache.example(example)[0].tolist())),
-            folder=settings.output / _CHECKPOINTS,
+            folder=settings.output / FOLDER,
             identity=data.identity,
             reporter=reporter,
             world=data.world,

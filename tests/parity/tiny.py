@@ -190,13 +190,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(name: str) -> Any:
-    """A transformers model in fp32 whose every weight is random, norms, biases and router biases too."""
+def build(name: str, **changes: Any) -> Any:
+    """A transformers model in fp32 whose every weight is random, norms, biases and router biases too. ``changes``: to
+    its config."""
     architecture, options = CASES[name]
     config_class = getattr(transformers, f"{architecture}TextConfig", None) or getattr(
         transformers, f"{architecture}Config"
     )
-    config = config_class(**{**_BASE, **json.loads(json.dumps(options))})
+    config = config_class(**{**_BASE, **json.loads(json.dumps(options)), **changes})
     config._attn_implementation = "eager"
     torch.manual_seed(sum(map(ord, name)))
     model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()

@@ -52,6 +52,7 @@ def given(tiny_model: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
         "train_data": data,
         "cache_dir": tmp_path / "cache",
         "progress": False,
+        "report": False,
         "epochs": 2,
         "lora_rank": 4,
         "lora_dropout": 0.1,

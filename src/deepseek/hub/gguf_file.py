@@ -77,6 +77,7 @@ class GGUFFile:
     Attributes:
         path: the file.
         metadata: key -> int, float, bool, str, or a list of these.
+        types: key -> (number of its type in the file, and of a list's elements).
         tensors: name -> :class:`GGUFTensor`; every one lies inside the file and overlaps no other.
 
     Raises CheckpointError if the file is missing, truncated, malformed, or uses a tensor type that is not supported.
@@ -96,6 +97,7 @@ class GGUFFile:
             self._map.close()
             raise
         self.metadata: dict[str, Any] = header.metadata
+        self.types: dict[str, tuple[int, int | None]] = header.types
         self.tensors: dict[str, GGUFTensor] = header.tensors
 
     def data(self, tensor: GGUFTensor) -> memoryview:
@@ -119,6 +121,7 @@ class _Header:
         self.size = len(data)
         self.position = 0
         self.elements_left = MAX_ELEMENTS
+        self.types: dict[str, tuple[int, int | None]] = {}
         tensor_count, key_count = self._read_start()
         self.metadata = self._read_metadata(key_count)
         self.tensors = self._read_tensors(tensor_count)
@@ -179,6 +182,7 @@ class _Header:
         return metadata
 
     def _value(self, kind: int, key: str) -> Any:
+        self.types[key] = (kind, None)
         if kind in _SCALARS:
             layout = struct.Struct("<" + _SCALARS[kind])
             return layout.unpack_from(self.data, self._advance(layout.size, f"the value of {key!r}"))[0]
@@ -190,6 +194,7 @@ class _Header:
 
     def _array(self, key: str) -> list[Any]:
         kind = self._u32(f"the element type of {key!r}")
+        self.types[key] = (_ARRAY, kind)
         count = self._u64(f"the length of {key!r}")
         if count > self.elements_left:
             raise self._fail(f"metadata key {key!r} claims {count} elements, too many")

@@ -146,3 +146,47 @@ def _split_kv_b(file: GGUFFile, config: Mapping[str, Any], key_up: GGUFTensor, l
         )
     rows = key_up.shape[0] * (key_up.shape[2] + value_up.shape[1])
     return Source(key_up, (rows, key_up.shape[1]), value_up=value_up)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a Hugging Face tensor goes in a GGUF file.
+
+    Attributes:
+        name: of the GGUF tensor.
+        expert: the slice of a merged expert tensor, or None.
+        rope_heads, plus_one: as in :class:`Source`.
+    """
+
+    name: str
+    expert: int | None = None
+    rope_heads: int = 0
+    plus_one: bool = False
+
+
+_PARTS = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate_proj|up_proj|down_proj)")
+
+
+def place_of(name: str, config: Mapping[str, Any]) -> Place | None:
+    """The reverse of :func:`locate`: where ``name`` of a model with this config goes; None if it has no place."""
+    gemma = config["model_type"] == "gemma3_text"
+    for theirs, ours in _TOP.items():
+        if name == ours:
+            return Place(theirs, plus_one=gemma and theirs == "output_norm.weight")
+    match = _PARTS.fullmatch(name)
+    if match is None:
+        return None
+    layer, part, suffix = match.groups()
+    if expert := _EXPERT.fullmatch(part):
+        kind = next(kind for kind, ours in _EXPERTS.items() if ours == expert[2])
+        return Place(f"blk.{layer}.{kind}.{suffix}", expert=int(expert[1]))
+    kind = next((kind for kind, ours in (_GEMMA_BLOCK if gemma else _BLOCK).items() if ours == part), "")
+    if not kind:
+        return None
+    heads = 0
+    if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
+        every = config["num_attention_heads"]
+        heads = every if kind == "attn_q" else config.get("num_key_value_heads") or every
+    plus_one = gemma and part.endswith("norm") and suffix == "weight"
+    return Place(f"blk.{layer}.{kind}.{suffix}", rope_heads=heads, plus_one=plus_one)

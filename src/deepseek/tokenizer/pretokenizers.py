@@ -76,6 +76,9 @@ _EXPRESSIONS: dict[str, tuple[str, ...]] = {
     "deepseek-v3": _DEEPSEEK_V3,
 }
 
+PRETOKENIZERS = ("qwen2", "llama-bpe", "smollm", *sorted(_EXPRESSIONS, key=lambda name: name == "default"))
+"""All names, those that are in wide use first."""
+
 WHOLE_WORDS_FIRST = frozenset({"llama3", "llama-v3", "llama-bpe"})
 """Names whose words are looked up whole before merges are tried; their models also begin every text with BOS."""
 
