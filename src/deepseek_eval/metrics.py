@@ -6,7 +6,7 @@ A function that makes a metric says what its statistics are, in order.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -264,8 +264,3 @@ def unbiased_pass(samples: int, right: int, k: int) -> float:
         raise ValueError(f"pass@{k} needs {k} samples, not {samples}")
     wrong = samples - right
     return 1.0 - float(np.prod([(wrong - index) / (samples - index) for index in range(k)]))
-
-
-def total(rows: Sequence[tuple[float, ...]]) -> Floats:
-    """Sums of what items add: [statistics]."""
-    return np.asarray(rows, dtype=np.float64).sum(axis=0)

@@ -39,7 +39,7 @@ class Chosen:
 
 
 def chosen(item: Item, output: Output) -> Chosen:
-    """The likeliest continuation, the first of several; without likelihoods, the label or continuation that is named."""
+    """The likeliest continuation, the first of several; without likelihoods, the one whose label or text is named."""
     ask = item.ask
     assert isinstance(ask, Choose)
     if output.likelihoods:

@@ -40,6 +40,12 @@ def _paragraphs(text: str) -> int:
     return sum(bool(part.strip()) for part in re.split(r"\n\s*\n", text))
 
 
+def _times(text: str, word: str) -> int:
+    """How often a word is there; not inside of a longer one where a script parts words with spaces."""
+    edge = r"\b" if word.isascii() else ""
+    return len(re.findall(edge + re.escape(word) + edge, text, re.IGNORECASE))
+
+
 CHECKS: dict[str, Check] = {
     "words_at_most": lambda text, count: 0 < _words(text) <= count,
     "words_at_least": lambda text, count: _words(text) >= count,
@@ -48,9 +54,9 @@ CHECKS: dict[str, Check] = {
     "paragraphs": lambda text, count: _paragraphs(text) == count,
     "bullets": lambda text, count: len(_BULLET.findall(text)) == count,
     "numbered": lambda text, count: len(_NUMBERED.findall(text)) == count,
-    "contains": lambda text, word: word.casefold() in text.casefold(),
-    "contains_times": lambda text, pair: text.casefold().count(pair[0].casefold()) == pair[1],
-    "avoids": lambda text, word: bool(text.strip()) and word.casefold() not in text.casefold(),
+    "contains": lambda text, word: _times(text, word) > 0,
+    "contains_times": lambda text, pair: _times(text, pair[0]) == pair[1],
+    "avoids": lambda text, word: bool(text.strip()) and not _times(text, word),
     "starts": lambda text, words: text.strip().casefold().startswith(words.casefold()),
     "ends": lambda text, words: text.strip().casefold().endswith(words.casefold()),
     "lowercase": lambda text, _: bool(text.strip()) and text == text.lower(),

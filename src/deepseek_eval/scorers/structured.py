@@ -144,7 +144,7 @@ def tool_calls() -> Scorer:
     """Calls of tools. ``target``: [{"name": ..., "arguments": {...}}, ...], [] where no tool is to be called.
 
     Metrics: ``call_match``: all calls with all arguments, in any order, and no other. ``name_match``: the right tools.
-    ``schema_valid``: each call names a tool that there is and its arguments fit the tool's schema (of items with calls).
+    ``schema_valid``: each call names a tool that there is and its arguments fit its schema (of items with calls).
     """
 
     def score(item: Item, output: Output) -> Score:

@@ -44,7 +44,8 @@ _FREE = ("dyck_languages", "multistep_arithmetic_two", "object_counting", "word_
 KINDS = tuple(sorted([*_TWO, *_LETTERED, *_FREE]))
 _HELD_OUT = 6
 _NOTE = (
-    "Three examples without reasoning, of rows that are kept back; the original's examples, with reasoning, are another "
+    "Three examples without reasoning, of rows that are kept back; the original's examples, with reasoning, are "
+    "another "
     "task. Do not train on this data."
 )
 

@@ -165,7 +165,8 @@ def _clinc150_scope() -> Task:
         classes=choices,
         style=Style(description=about),
         shots=6,
-        note="4,500 requests in scope and 1,000 out of it: a model that always says yes has an accuracy of 82%, so read "
+        note="4,500 requests in scope and 1,000 out of it: a model that always says yes has an accuracy of 82%, "
+        "so read "
         "macro F1. The scope is told in one sentence, which is less than a trained classifier sees.",
     )
 

@@ -73,7 +73,8 @@ def _translation(source: str, target: str) -> Task:
         shots=4,
         suites=("core",) if (source, target) == ("zh", "en") else (),
         note="Sentence by sentence. The texts were written in English and translated by people, so out of other "
-        f"languages they are translations themselves. The last {_HELD_OUT} documents are kept back as examples. BLEU with "
+        f"languages they are translations themselves. The last {_HELD_OUT} documents are kept back as examples. "
+        f"BLEU with "
         f"sacrebleu's tokenizer for the language.",
     )
 
@@ -105,7 +106,8 @@ def _headline(language: str) -> Task:
         style=Style(delimiter=delimiter),
         shots=1,
         suites=("core",) if language == "en" else (),
-        note="Made from NTREX, whose documents begin with their headline: the next eight lines are the article. There are "
+        note="Made from NTREX, whose documents begin with their headline: the next eight lines are the article. "
+        "There are "
         "fewer than 120, so intervals are wide, and a headline has many good wordings, of which one is the reference. "
         "Only the English ones were written by a newsroom.",
     )
@@ -126,6 +128,7 @@ def _perplexity(language: str) -> Task:
         scorer=text_likelihood(),
         metrics=PERPLEXITY_METRICS,
         suites=("core",) if language == "en" else (),
-        note="Documents one by one. Compare models by bits per byte, which does not depend on the tokenizer. Models may "
+        note="Documents one by one. Compare models by bits per byte, which does not depend on the tokenizer. "
+        "Models may "
         "have read the texts, which are of 2018.",
     )

@@ -271,7 +271,8 @@ def _crosswoz() -> Task:
             delimiter="",
         ),
         shots=2,
-        note=f"Before the system's answers number {', '.join(map(str, turns_asked))} of each test dialogue. Slots are those "
+        note=f"Before the system's answers number {', '.join(map(str, turns_asked))} of each test dialogue. "
+        f"Slots are those "
         "the dataset's system state has; slots that hold a list count as one value.",
     )
 

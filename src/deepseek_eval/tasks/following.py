@@ -53,7 +53,8 @@ def _task(language: str) -> Task:
         scorer=instructions(),
         metrics=INSTRUCTION_METRICS,
         suites=("core",) if language == "en" else (),
-        note=f"{ITEMS} requests made from templates, with one to three instructions that a program checks, after the idea "
+        note=f"{ITEMS} requests made from templates, with one to three instructions that a program checks, "
+        f"after the idea "
         "of IFEval; not its prompts, so scores do not compare. What the answer says is not judged.",
     )
 
@@ -80,13 +81,31 @@ def _word(random: Random, language: str) -> str:
     return random.choice(WORDS[language])
 
 
-REQUEST = {"en": "Write about {}.", "zh": "请写一段关于{}的文字。", "ja": "{}について書いてください。", "ko": "{}에 대해 글을 써 주세요."}
+REQUEST = {
+    "en": "Write about {}.",
+    "zh": "请写一段关于{}的文字。",
+    "ja": "{}について書いてください。",
+    "ko": "{}에 대해 글을 써 주세요.",
+}
 TOPICS = {
     "en": (
         *("a walk in the rain", "the history of bread", "learning to swim", "a small town market", "the Moon", "tea"),
         *("a library at night", "trains", "the first day of school", "growing tomatoes", "winter", "a lost umbrella"),
     ),
-    "zh": ("雨中散步", "面包的历史", "学游泳", "小镇的集市", "月亮", "茶", "夜晚的图书馆", "火车", "开学第一天", "种番茄", "冬天", "丢失的雨伞"),
+    "zh": (
+        "雨中散步",
+        "面包的历史",
+        "学游泳",
+        "小镇的集市",
+        "月亮",
+        "茶",
+        "夜晚的图书馆",
+        "火车",
+        "开学第一天",
+        "种番茄",
+        "冬天",
+        "丢失的雨伞",
+    ),
     "ja": (
         *("雨の日の散歩", "パンの歴史", "水泳の練習", "小さな町の市場", "月", "お茶", "夜の図書館", "電車"),
         *("入学の日", "トマトの育て方", "冬", "なくした傘"),
@@ -103,7 +122,12 @@ WORDS = {
     "ko": ("아침", "친구", "조용", "기억", "창문", "밝은", "여행", "정원"),
 }
 _STARTS = {"en": "Once upon a time", "zh": "很久以前", "ja": "昔々", "ko": "옛날 옛적에"}
-_ENDS = {"en": "Thank you for reading.", "zh": "谢谢阅读。", "ja": "お読みいただきありがとうございました。", "ko": "읽어 주셔서 감사합니다."}
+_ENDS = {
+    "en": "Thank you for reading.",
+    "zh": "谢谢阅读。",
+    "ja": "お読みいただきありがとうございました。",
+    "ko": "읽어 주셔서 감사합니다.",
+}
 
 _LENGTH = (
     Instruction(
@@ -236,7 +260,7 @@ EDGES = (
             "en": "Put the whole answer into double quotation marks.",
             "zh": "把整个回答放在双引号里。",
             "ja": "回答全体を「」で囲んでください。",
-            "ko": '답 전체를 큰따옴표로 감싸세요.',
+            "ko": "답 전체를 큰따옴표로 감싸세요.",
         },
     ),
 )

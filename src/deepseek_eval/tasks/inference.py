@@ -32,7 +32,8 @@ def tasks() -> Iterator[Task]:
 
 def _jnli() -> Task:
     def read(files: Mapping[str, Rows]) -> tuple[Iterable[Question], list[Question]]:
-        head = "### 指示：\n与えられた前提と仮説の関係を回答してください。\n\n出力は以下から選択してください：\n含意\n矛盾\n中立\n\n"
+        head = "### 指示：\n与えられた前提と仮説の関係を回答してください。\n\n出力は以下から選択してください："
+        "\n含意\n矛盾\n中立\n\n"
         every = (
             Question(
                 row["sentence_pair_id"],
@@ -56,7 +57,8 @@ def _jnli() -> Task:
         classes=tuple(_JA_NLI.values()),
         style=_JA_STYLE,
         shots=3,
-        note="JGLUE 1.3, validation; 12 of its rows are kept back as examples. The prompt is that of ja_leaderboard_jnli "
+        note="JGLUE 1.3, validation; 12 of its rows are kept back as examples. The prompt is that of "
+        "ja_leaderboard_jnli "
         "in lm-evaluation-harness, which takes its examples from the training split.",
     )
 
@@ -66,7 +68,8 @@ def _klue_nli() -> Task:
         every = (
             Question(
                 row["guid"],
-                f"전제: {row['premise']}\n가설: {row['hypothesis']}\n전제가 참이라면 가설은 참, 거짓, 알 수 없음 중 무엇입니까?\n답:",
+                f"전제: {row['premise']}\n가설: {row['hypothesis']}\n전제가 참이라면 가설은 참, 거짓, 알 수 "
+                f"없음 중 무엇입니까?\n답:",
                 _KO_NLI[row["gold_label"]],
                 tuple(_KO_NLI.values()),
                 groups={"source": row["source"]},

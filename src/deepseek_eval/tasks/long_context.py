@@ -55,7 +55,8 @@ def _recall(language: str, name: str, length: int) -> Task:
         scorer=_recalled(),
         metrics=(mean("recall"), mean("all_found")),
         suites=("core",) if (language, name) == ("en", "4k") else (),
-        note="Kinds of RULER (needles, several values, keys, chains of variables) in made-up text, as in `deepseek bench "
+        note="Kinds of RULER (needles, several values, keys, chains of variables) in made-up text, as in "
+        "`deepseek bench "
         "recall`; lengths are in characters.",
     )
 

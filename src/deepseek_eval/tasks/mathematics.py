@@ -48,8 +48,10 @@ def _gsm8k() -> Task:
         number(),
         _METRICS,
         shots=5,
-        note="Test split; the first rows of train are the examples. The prompt is that of gsm8k in lm-evaluation-harness, "
-        "which draws its examples; strict is its exact_match, and exact_match here also takes an answer in other words.",
+        note="Test split; the first rows of train are the examples. The prompt is that of gsm8k in "
+        "lm-evaluation-harness, "
+        "which draws its examples; strict is its exact_match, and exact_match here also takes an answer in "
+        "other words.",
     )
 
 

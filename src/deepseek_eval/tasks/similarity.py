@@ -16,7 +16,8 @@ _BINS = 21  # quarters of a point from 0 to 5
 _METRICS = (pearson(), spearman(_BINS), mean("mean_error", unit="number", higher_is_better=False))
 _NOTE = (
     "Six ratings are offered. The model's rating is their mean, weighted with their likelihoods, or the one it names. "
-    "Spearman's correlation is that of ratings rounded to quarters. 12 rows are kept back as examples, with whole ratings."
+    "Spearman's correlation is that of ratings rounded to quarters. 12 rows are kept back as examples, with "
+    "whole ratings."
 )
 
 
@@ -185,5 +186,6 @@ def _word_relations() -> Task:
         classes=names,
         shots=4,
         suites=("core",),
-        note="500 pairs of each kind, from PPDB and WordNet as counter-fitting selected them; no pairs that begin alike.",
+        note="500 pairs of each kind, from PPDB and WordNet as counter-fitting selected them; no pairs that "
+        "begin alike.",
     )

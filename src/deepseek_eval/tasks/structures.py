@@ -64,7 +64,8 @@ ORDER = _object(
     }
 )
 _INSTRUCTION = {
-    "en": "Give the facts of the text as JSON that follows this schema. Answer with the JSON only.\nSchema: {}\nText: {}",
+    "en": "Give the facts of the text as JSON that follows this schema. Answer with the JSON only.\nSchema: "
+    "{}\nText: {}",
     "zh": "请把文中的信息写成符合下面模式的JSON。只回答JSON。\n模式：{}\n文本：{}",
     "ja": "文中の情報を次のスキーマに従うJSONで書いてください。JSONだけを答えてください。\nスキーマ：{}\n文章：{}",
     "ko": "글의 정보를 다음 스키마를 따르는 JSON으로 쓰세요. JSON만 답하세요.\n스키마: {}\n글: {}",
@@ -76,10 +77,25 @@ _PERSON_TEXT = {
     "ko": "{name} 씨는 {age}세이고 {city}에 살고 있습니다.",
 }
 _ORDER_TEXT = {
-    "en": ("{} ordered {}.", "{1} of the product {0}", " and ", {"paid": "It is paid.", "unpaid": "It is not paid yet."}),
+    "en": (
+        "{} ordered {}.",
+        "{1} of the product {0}",
+        " and ",
+        {"paid": "It is paid.", "unpaid": "It is not paid yet."},
+    ),
     "zh": ("{}订购了{}。", "商品“{0}”{1}件", "和", {"paid": "已付款。", "unpaid": "尚未付款。"}),
-    "ja": ("{}さんは{}を注文しました。", "商品「{0}」{1}点", "と", {"paid": "支払い済みです。", "unpaid": "まだ支払われていません。"}),
-    "ko": ("{} 씨가 {} 주문했습니다.", "상품 '{0}' {1}개", "와 ", {"paid": "결제했습니다.", "unpaid": "아직 결제하지 않았습니다."}),
+    "ja": (
+        "{}さんは{}を注文しました。",
+        "商品「{0}」{1}点",
+        "と",
+        {"paid": "支払い済みです。", "unpaid": "まだ支払われていません。"},
+    ),
+    "ko": (
+        "{} 씨가 {} 주문했습니다.",
+        "상품 '{0}' {1}개",
+        "와 ",
+        {"paid": "결제했습니다.", "unpaid": "아직 결제하지 않았습니다."},
+    ),
 }
 
 
@@ -129,7 +145,8 @@ def _json_schema(language: str) -> Task:
         scorer=json_answer(),
         metrics=JSON_METRICS,
         suites=("core",) if language == "en" else (),
-        note=_NOTE + " The schema is told in words and not enforced while the answer is written: a server that enforces "
+        note=_NOTE
+        + " The schema is told in words and not enforced while the answer is written: a server that enforces "
         "schemas makes any model's JSON valid.",
     )
 
@@ -223,6 +240,7 @@ def _tool_calling(language: str) -> Task:
         items=items,
         scorer=tool_calls(),
         metrics=TOOL_METRICS,
-        note=_NOTE + " Of five requests one needs no tool and one needs two calls. Tools are shown by the model's own chat "
+        note=_NOTE
+        + " Of five requests one needs no tool and one needs two calls. Tools are shown by the model's own chat "
         "template; a model whose template has no place for tools cannot do this.",
     )
