@@ -7,7 +7,7 @@ width, so they fit any screen without scaling their text; the others scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -133,8 +133,7 @@ def radar(axes: Sequence[str], polygons: Sequence[Polygon], chance: Sequence[flo
     return Markup("".join([*parts, "</svg>"]))
 
 
-def _radar_grid(axes: Sequence[str], at: object) -> list[str]:
-    assert callable(at)
+def _radar_grid(axes: Sequence[str], at: Callable[[int, float], Point]) -> list[str]:
     parts = []
     for ring in (0.25, 0.5, 0.75, 1.0):
         parts.append(f'<polygon class="grid" points="{_points(at(axis, ring) for axis in range(len(axes)))}"/>')
@@ -149,8 +148,8 @@ def _radar_grid(axes: Sequence[str], at: object) -> list[str]:
     return parts
 
 
-def _points(points: object) -> str:
-    return " ".join(f"{x},{y}" for x, y in points)  # type: ignore[attr-defined]
+def _points(points: Iterable[Point]) -> str:
+    return " ".join(f"{x},{y}" for x, y in points)
 
 
 def _marker(colour: str, at: Point, size: float = 4.5) -> str:

@@ -85,9 +85,7 @@ def similar_errors(every: Sequence[Asked], place: int, seed: int) -> list[Cluste
     from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
 
     texts = _own_parts([_question(one) for one in answered])
-    vectorizer = TfidfVectorizer(
-        token_pattern=r"(?u)[^\W\d_]{2,}", analyzer=_terms, max_df=0.4, min_df=2, max_features=4000, sublinear_tf=True
-    )
+    vectorizer = TfidfVectorizer(analyzer=_terms, max_df=0.4, min_df=2, max_features=4000, sublinear_tf=True)
     try:
         vectors = vectorizer.fit_transform(texts)
     except ValueError:  # no term is in two questions and not in nearly all
