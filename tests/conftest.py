@@ -57,8 +57,9 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside a development checkout."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
+    """The folder of real data: ``$DEEPSEEK_EVAL_DATA``, or the one beside a development checkout."""
+    named = os.environ.get("DEEPSEEK_EVAL_DATA")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("the shared data folder is not beside this checkout")
+        pytest.skip("the shared data folder is not beside this checkout, and DEEPSEEK_EVAL_DATA names none")
     return folder

@@ -264,8 +264,9 @@ class LLM:
         """Results of any number of requests, with their ids, each as soon as it is there.
 
         ``requests`` is read as the work goes on: ``window`` of them are with the engine at a time, so that its batch is
-        full until the last one; their ids were never used before. ``shown`` are special tokens that are part of answers' texts. A request that is refused
-        or fails gives its error, and the others go on. Closing the iterator cancels what is left.
+        full until the last one. Their ids were never used before. ``shown`` are special tokens that are part of the
+        answers' texts. A request that is refused or fails gives its error, and the others go on. Closing the iterator
+        cancels what is left.
         """
         coming, live = iter(requests), dict[str, _Running]()
         try:

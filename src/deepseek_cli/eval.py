@@ -79,12 +79,21 @@ def run(
     base_url: Annotated[
         str | None, typer.Option(help="models are names at this OpenAI-compatible address (https://.../v1)")
     ] = None,
-    api: Annotated[str, typer.Option(help="what the address speaks: chat, completions or anthropic")] = "chat",
+    api: Annotated[
+        str | None,
+        typer.Option(help="chat, completions or anthropic; without an address, the provider's own"),
+    ] = None,
     api_key_env: Annotated[str | None, typer.Option(help="variable that holds the key")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="requests to an endpoint at a time")] = 8,
     timeout: Annotated[float, typer.Option(min=0.1, help="seconds for an answer of an endpoint")] = 120.0,
     price_in: Annotated[float | None, typer.Option(min=0, help="dollars per million prompt tokens")] = None,
     price_out: Annotated[float | None, typer.Option(min=0, help="dollars per million answer tokens")] = None,
+    extra_body: Annotated[
+        str | None, typer.Option(help="JSON: fields of each request to an endpoint; null leaves one out")
+    ] = None,
+    thinking_tokens: Annotated[
+        int, typer.Option(min=0, help="room for an endpoint's thoughts, beside that for answers")
+    ] = 0,
     max_cost: Annotated[float | None, typer.Option(min=0, help="stop before an endpoint costs more dollars")] = None,
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")] = None,
@@ -100,9 +109,10 @@ def run(
 
     models: list[str | Model] = []
     settings: dict[str, Any] = {}
-    if base_url is None and (max_cost is not None or price_in is not None or price_out is not None):
+    endpoint = base_url is not None or api is not None
+    if not endpoint and (max_cost is not None or price_in is not None or price_out is not None):
         raise ConfigurationError("prices and --max-cost are for endpoints: name one with --base-url.")
-    if base_url is not None:
+    if endpoint:
         from deepseek_eval.models.endpoint import EndpointModel
 
         for name in model or ():
@@ -110,13 +120,15 @@ def run(
                 EndpointModel(
                     name,
                     base_url=base_url,
-                    api=api,
+                    api=api or "chat",
                     api_key_env=api_key_env,
                     concurrency=concurrency,
                     timeout=timeout,
                     price_in=price_in,
                     price_out=price_out,
                     max_cost=max_cost,
+                    extra_body=_object(extra_body),
+                    thinking_tokens=thinking_tokens,
                     seed=seed,
                 )
             )
@@ -147,6 +159,19 @@ def run(
     results_tables(results, output)
     if any(result.stopped for one in results.models for result in one.tasks.values()):
         raise typer.Exit(3)
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """A JSON object that was given as an option. Raises ConfigurationError."""
+    from deepseek.errors import ConfigurationError
+
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise ConfigurationError(f"--extra-body is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError("--extra-body must be a JSON object.")
+    return found
 
 
 @eval.command()

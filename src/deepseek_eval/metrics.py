@@ -166,7 +166,8 @@ def chrf_counts(answer: str, reference: str) -> tuple[float, ...]:
         mine, other = (
             Counter(text[start : start + order] for start in range(len(text) - order + 1)) for text in (ours, theirs)
         )
-        counts += [float(mine.total()), float(other.total()), float((mine & other).total())]
+        # As sacrebleu has it: what a too short reference cannot have is not held against the answer.
+        counts += [float(mine.total() if other else 0), float(other.total()), float((mine & other).total())]
     return tuple(counts)
 
 

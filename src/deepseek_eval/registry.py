@@ -9,6 +9,7 @@ from functools import cache
 
 from deepseek.errors import ConfigurationError
 from deepseek_eval.task import Task
+from deepseek_eval.task_file import SUFFIXES, load_task_file
 
 _MODULES = (
     *("classification", "inference", "similarity", "reading", "mathematics", "programs", "big_bench_hard", "documents"),
@@ -63,7 +64,12 @@ def all_tasks() -> dict[str, Task]:
 
 
 def members(name: str) -> list[Task]:
-    """The tasks of a suite, of a family, or the one of this name. Raises ConfigurationError with the nearest names."""
+    """The tasks of a suite, of a family, or the one of this name or in this file.
+
+    Raises ConfigurationError with the nearest names, and as :func:`deepseek_eval.task_file.load_task_file`.
+    """
+    if name.endswith(SUFFIXES):
+        return [load_task_file(name)]
     known = all_tasks()
     if name in SUITES:
         return [task for task in known.values() if _in_suite(task, name)]

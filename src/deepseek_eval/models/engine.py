@@ -146,7 +146,7 @@ class EngineModel:
             yield from requests
 
     def _requests_of(self, one: _Asked) -> list[_Request]:
-        ask, prompt = one.item.ask, one.item.prompt
+        ask, prompt, name = one.item.ask, one.item.prompt, f"{self._calls_made}.{one.position}"
         match ask:
             case Generate():
                 tokens = self._prompt(prompt, ask.tools)
@@ -166,7 +166,7 @@ class EngineModel:
         if not all(after for _, after in pairs):
             raise InvalidRequestError("a continuation to score is empty.")
         return [
-            ScoreRequest(f"{self._calls_made}.{one.position}.{part}", before + after, len(before), reproducible=True)
+            ScoreRequest(f"{name}.{part}", before + after, len(before), reproducible=True)
             for part, (before, after) in enumerate(pairs)
         ]
 

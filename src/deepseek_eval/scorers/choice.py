@@ -65,7 +65,7 @@ def _letters(text: str) -> str:
     return "".join(" " if char.islower() and char.isascii() else char for char in text)
 
 
-def choice_metrics(*, chance: float, classes: int = 0) -> tuple[Metric, ...]:
+def choice_metrics(*, chance: float | None, classes: int = 0) -> tuple[Metric, ...]:
     """Of :func:`choice`. ``accuracy_norm`` divides log-likelihoods by characters (as lm-evaluation-harness's acc_norm),
     ``accuracy_bytes`` by UTF-8 bytes, ``accuracy_tokens`` by tokens; ``brier`` is the squared error of all
     probabilities (Brier 1950), 0 to 2."""

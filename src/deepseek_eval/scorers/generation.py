@@ -69,7 +69,8 @@ def _one_chrf(answer: str, reference: str) -> float:
 
 def bleu_counts(answer: str, reference: str, language: str) -> tuple[float, ...]:
     """What an answer adds to :func:`deepseek_eval.metrics.bleu`."""
-    found = _bleu(TOKENIZERS[language]).sentence_score(answer, [reference])
+    answer = answer.encode("utf-8", "replace").decode()  # MeCab takes no lone surrogates
+    found = _bleu(TOKENIZERS[language]).corpus_score([answer], [[reference]])
     return (float(found.sys_len), float(found.ref_len), *map(float, found.counts), *map(float, found.totals))
 
 

@@ -41,14 +41,16 @@ _MARKS = (
 
 
 def numbers(text: str) -> list[Decimal]:
-    """All numbers of a text, in order. A minus sign behind a digit is a hyphen or a subtraction."""
+    """All numbers of a text, in order. A minus sign right behind a letter or a digit is a hyphen or a subtraction."""
     text = unicodedata.normalize("NFKC", text)
     found = []
     for match in _NUMBER.finditer(text):
         value = _value(match["number"])
         if value is not None:
-            before = text[: match.start()].rstrip()[-1:]
-            negative = bool(match["sign"]) and not (before.isalnum() or before in (")", "%"))
+            before = text[: match.start()]
+            if match["sign"] and text[match.end("sign")].isspace():
+                before = before.rstrip()  # "10 - 3" is a subtraction, "10 -3" has a negative number
+            negative = bool(match["sign"]) and not (before[-1:].isalnum() or before[-1:] in (")", "%"))
             found.append(-value if negative else value)
     return found
 
@@ -102,11 +104,11 @@ def read_number(text: str) -> tuple[Decimal | None, str]:
     return (found[-1], "the last number") if found else (None, "no number in the answer")
 
 
-def number() -> Scorer:
+def number(*, strict: bool = False) -> Scorer:
     """Exact value of a number. ``target``: the right one, as a number or its text.
 
-    Metrics: ``exact_match``: the number is found by :func:`read_number`. ``strict``: it follows ``####``, which
-    few-shot examples showed.
+    Metrics: ``exact_match``: the number is found by :func:`read_number`. ``strict``, if asked for: it follows
+    ``####``, as examples showed.
     """
 
     def score(item: Item, output: Output) -> Score:
@@ -114,10 +116,9 @@ def number() -> Scorer:
         right = _decimal(str(item.target))
         found, how = read_number(text)
         same = found is not None and found == right
-        statistics: dict[str, tuple[float, ...]] = {
-            "exact_match": one(same),
-            "strict": one(same and how.endswith("####")),
-        }
+        statistics: dict[str, tuple[float, ...]] = {"exact_match": one(same)}
+        if strict:
+            statistics["strict"] = one(same and how.endswith("####"))
         return Score(
             statistics=statistics,
             answer="" if found is None else f"{found:f}",

@@ -71,7 +71,8 @@ def _options(kind: str) -> Task:
         every = []
         for index, row in enumerate(files["bbh"].json(f"{kind}.json")["examples"]):
             choices = classes or tuple(_OPTION.findall(row["input"]))
-            if row["target"] in choices:  # a few rows of the source have an answer that is not among their options
+            # A few rows of the source have one option only, or an answer that is not among their options.
+            if len(choices) > 1 and row["target"] in choices:
                 every.append(Question(str(index), _text(row), row["target"], choices))
         return split_in_turn(every, _HELD_OUT)
 

@@ -65,8 +65,13 @@ def prompt(question: Question, examples: Sequence[Question], style: Style) -> st
     return f"{style.description}{shown}{question.text}"
 
 
-def examples_of(name: str, pool: Sequence[Question], shots: int) -> Sequence[Question]:
-    """The first ``shots`` of those that may be examples. Raises ConfigurationError if there are fewer."""
+def examples_of(
+    name: str, pool: Sequence[Question], shots: int, questions: Sequence[Question] = ()
+) -> Sequence[Question]:
+    """The first ``shots`` of those that may be examples, without what is asked in the same words in ``questions``:
+    datasets repeat rows. Raises ConfigurationError if there are fewer."""
+    asked = {one.text for one in questions}
+    pool = [one for one in pool if one.text not in asked]
     if not 0 <= shots <= len(pool):
         raise ConfigurationError(f"task {name} has {len(pool)} examples to show, so shots cannot be {shots}.")
     return pool[:shots]
@@ -82,8 +87,9 @@ def choice_items(
     """
 
     def items(files: Mapping[str, Rows], shots: int) -> Iterator[Item]:
-        questions, pool = read(files)
-        examples = examples_of(name, pool, shots)
+        asked, pool = read(files)
+        questions = list(asked)
+        examples = examples_of(name, pool, shots, questions)
         for question in questions:
             target = question.choices.index(question.answer) if question.target is None else question.target
             yield Item(
@@ -107,8 +113,9 @@ def generate_items(
     """Items that are answered with text; a question's target is its answer unless it has another."""
 
     def items(files: Mapping[str, Rows], shots: int) -> Iterator[Item]:
-        questions, pool = read(files)
-        examples = examples_of(name, pool, shots)
+        asked, pool = read(files)
+        questions = list(asked)
+        examples = examples_of(name, pool, shots, questions)
         for question in questions:
             yield Item(
                 id=question.id,

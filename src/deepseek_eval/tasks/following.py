@@ -38,7 +38,7 @@ def _task(language: str) -> Task:
             yield Item(
                 id=str(index),
                 prompt=(Message("user", text),),
-                ask=Generate(max_tokens=320),
+                ask=Generate(max_tokens=256),
                 target=[[name, argument] for name, argument, _ in asked],
                 groups={"instructions": str(len(asked))},
             )

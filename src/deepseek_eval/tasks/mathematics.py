@@ -45,7 +45,7 @@ def _gsm8k() -> Task:
         ("gsm8k",),
         read,
         Generate(max_tokens=320, stop=("\n\n", "Question:")),
-        number(),
+        number(strict=True),
         _METRICS,
         shots=5,
         note="Test split; the first rows of train are the examples. The prompt is that of gsm8k in "

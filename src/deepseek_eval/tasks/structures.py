@@ -64,11 +64,14 @@ ORDER = _object(
     }
 )
 _INSTRUCTION = {
-    "en": "Give the facts of the text as JSON that follows this schema. Answer with the JSON only.\nSchema: "
-    "{}\nText: {}",
-    "zh": "请把文中的信息写成符合下面模式的JSON。只回答JSON。\n模式：{}\n文本：{}",
-    "ja": "文中の情報を次のスキーマに従うJSONで書いてください。JSONだけを答えてください。\nスキーマ：{}\n文章：{}",
-    "ko": "글의 정보를 다음 스키마를 따르는 JSON으로 쓰세요. JSON만 답하세요.\n스키마: {}\n글: {}",
+    "en": (
+        "Write the facts of the text as JSON that follows the schema, with the values of the text.\n\nSchema: {}\n\n"
+        "Text: {}\n\nAnswer with the JSON only."
+    ),
+    "zh": "请把文中的信息写成符合模式的JSON，填入文中的值。\n\n模式：{}\n\n文本：{}\n\n只回答JSON。",
+    "ja": "文の情報をスキーマに従うJSONで、文中の値を入れて書いてください。\n\nスキーマ：{}\n\n文："
+    "{}\n\nJSONだけを答えてください。",
+    "ko": "글의 정보를 스키마를 따르는 JSON으로, 글의 값을 넣어 쓰세요.\n\n스키마: {}\n\n글: {}\n\nJSON만 답하세요.",
 }
 _PERSON_TEXT = {
     "en": "{name} is {age} years old and lives in {city}.",
