@@ -23,7 +23,7 @@ $(BIN)/python:
 NATIVE := CMakeLists.txt $(wildcard src/deepseek/kernels/cpu/csrc/*)
 
 $(RUNTIME_STAMP): pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[tune]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[eval,tune]'
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python

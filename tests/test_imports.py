@@ -96,7 +96,7 @@ def test_the_product_never_unpickles() -> None:
     "module",
     [
         *("deepseek", "deepseek_cli.main", "deepseek.config", "deepseek.constraints", "deepseek.engine.events"),
-        "deepseek_tune",
+        *("deepseek_eval", "deepseek_tune"),
     ],
 )
 def test_light_imports_stay_light(module: str) -> None:
