@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from deepseek.errors import ConfigurationError
 from deepseek_eval.scorers.choice import LETTERS, choice, choice_metrics
-from deepseek_eval.task import Choose, Generate, Item, Metric, Rows, Scorer, Task
+from deepseek_eval.task import Ask, Choose, Generate, Item, Metric, Rows, Scorer, Task
 
 Row = TypeVar("Row")
 
@@ -77,56 +77,47 @@ def examples_of(
     return pool[:shots]
 
 
-def choice_items(
-    name: str, read: Read, style: Style, *, labels: Sequence[str] = LETTERS
-) -> Callable[[Mapping[str, Rows], int], Iterator[Item]]:
+Items = Callable[[Mapping[str, Rows], int], Iterator[Item]]
+"""As :attr:`deepseek_eval.task.Task.items`."""
+
+
+def _items(
+    name: str, read: Read, style: Style, ask: Callable[[Question], Ask], target: Callable[[Question], Any]
+) -> Items:
+    def items(files: Mapping[str, Rows], shots: int) -> Iterator[Item]:
+        asked, pool = read(files)
+        questions = list(asked)
+        examples = examples_of(name, pool, shots, questions)
+        for question in questions:
+            yield Item(
+                id=question.id,
+                prompt=prompt(question, examples, style),
+                ask=ask(question),
+                target=target(question) if question.target is None else question.target,
+                groups=question.groups,
+                cluster=question.cluster,
+            )
+
+    return items
+
+
+def choice_items(name: str, read: Read, style: Style, *, labels: Sequence[str] = LETTERS) -> Items:
     """Items of multiple choice.
 
     Args:
         labels: what a model answers with that gives no likelihoods, in the order of the choices.
     """
 
-    def items(files: Mapping[str, Rows], shots: int) -> Iterator[Item]:
-        asked, pool = read(files)
-        questions = list(asked)
-        examples = examples_of(name, pool, shots, questions)
-        for question in questions:
-            target = question.choices.index(question.answer) if question.target is None else question.target
-            yield Item(
-                id=question.id,
-                prompt=prompt(question, examples, style),
-                ask=Choose(
-                    continuations=tuple(style.delimiter + text for text in question.choices),
-                    labels=tuple(labels[: len(question.choices)]),
-                ),
-                target=target,
-                groups=question.groups,
-                cluster=question.cluster,
-            )
+    def ask(question: Question) -> Choose:
+        continuations = tuple(style.delimiter + text for text in question.choices)
+        return Choose(continuations=continuations, labels=tuple(labels[: len(continuations)]))
 
-    return items
+    return _items(name, read, style, ask, lambda question: question.choices.index(question.answer))
 
 
-def generate_items(
-    name: str, read: Read, ask: Generate, style: Style
-) -> Callable[[Mapping[str, Rows], int], Iterator[Item]]:
+def generate_items(name: str, read: Read, ask: Generate, style: Style) -> Items:
     """Items that are answered with text; a question's target is its answer unless it has another."""
-
-    def items(files: Mapping[str, Rows], shots: int) -> Iterator[Item]:
-        asked, pool = read(files)
-        questions = list(asked)
-        examples = examples_of(name, pool, shots, questions)
-        for question in questions:
-            yield Item(
-                id=question.id,
-                prompt=prompt(question, examples, style),
-                ask=ask,
-                target=question.answer if question.target is None else question.target,
-                groups=question.groups,
-                cluster=question.cluster,
-            )
-
-    return items
+    return _items(name, read, style, lambda question: ask, lambda question: question.answer)
 
 
 def choice_task(

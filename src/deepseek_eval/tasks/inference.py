@@ -59,7 +59,7 @@ def _jnli() -> Task:
         shots=3,
         note="JGLUE 1.3, validation; 12 of its rows are kept back as examples. The prompt is that of "
         "ja_leaderboard_jnli "
-        "in lm-evaluation-harness, which takes its examples from the training split.",
+        "in lm-evaluation-harness 0.4.13, which takes its examples from the training split.",
     )
 
 
@@ -120,7 +120,7 @@ def _xcopa_zh() -> Task:
         read,
         choices=2,
         suites=("core",),
-        note="Test split. The prompt is that of xcopa_zh in lm-evaluation-harness.",
+        note="Test split. The prompt is that of xcopa_zh in lm-evaluation-harness 0.4.13.",
     )
 
 
@@ -181,7 +181,8 @@ def _jcommonsenseqa() -> Task:
         shots=3,
         suites=("core",),
         note="JGLUE 1.3, validation; 12 of its rows are kept back as examples. The prompt is that of "
-        "ja_leaderboard_jcommonsenseqa in lm-evaluation-harness, which takes its examples from the training split.",
+        "ja_leaderboard_jcommonsenseqa in lm-evaluation-harness 0.4.13, which takes its examples from the "
+        "training split.",
     )
 
 

@@ -11,7 +11,7 @@ from deepseek_eval.task import Generate, Rows, Task
 from deepseek_eval.tasks.builders import Question, Style, generate_task, split
 
 _METRICS = (mean("exact_match"), mean("strict"))
-_MGSM = {"en": ("Question: ", "Answer:"), "zh": ("问题: ", "Answer:"), "ja": ("問題: ", "Answer:")}
+_MGSM = {"en": ("Question: ", "Answer:"), "zh": ("问题： ", "Answer:"), "ja": ("問題： ", "Answer:")}
 
 
 def tasks() -> Iterator[Task]:
@@ -44,7 +44,7 @@ def _gsm8k() -> Task:
         ("en",),
         ("gsm8k",),
         read,
-        Generate(max_tokens=320, stop=("\n\n", "Question:")),
+        Generate(max_tokens=256, stop=("Question:",)),
         number(strict=True),
         _METRICS,
         shots=5,
@@ -81,5 +81,6 @@ def _mgsm(language: str) -> Task:
         style=Style(),
         shots=4,
         note="The same problems in all languages; the last 8 of 250 are kept back as examples, which show the number "
-        "only, so a model has no room to reason. Prompt as mgsm_direct in lm-evaluation-harness but for the examples.",
+        "only, so a model has no room to reason. Prompt as mgsm_direct in lm-evaluation-harness 0.4.13 but for "
+        "the examples.",
     )

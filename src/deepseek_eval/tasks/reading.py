@@ -25,7 +25,7 @@ def tasks() -> Iterator[Task]:
         "Context: {context}\n\nQuestion: {question}\n\nAnswer:",
         PLAIN,
         suites=("core",),
-        note=note + " The prompt is that of xquad_en in lm-evaluation-harness, which shows no examples.",
+        note=note + " The prompt is that of xquad_en in lm-evaluation-harness 0.4.13, which shows no examples.",
     )
     note = note.replace("words", "characters")
     yield _reading(
@@ -35,7 +35,7 @@ def tasks() -> Iterator[Task]:
         "xquad.zh.json",
         "语境: {context}\n\n问题: {question}\n\n回答:",
         PLAIN,
-        note=note + " The prompt is that of xquad_zh in lm-evaluation-harness, which shows no examples.",
+        note=note + " The prompt is that of xquad_zh in lm-evaluation-harness 0.4.13, which shows no examples.",
     )
     yield _reading(
         "cmrc2018",

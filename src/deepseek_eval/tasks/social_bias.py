@@ -209,7 +209,7 @@ def _crows_pairs() -> Task:
         scorer=pair(),
         metrics=PAIR_METRICS,
         suites=("core",),
-        note="Likelihoods of whole sentences, as crows_pairs_english in lm-evaluation-harness; the paper's "
+        note="Likelihoods of whole sentences, as crows_pairs_english in lm-evaluation-harness 0.4.13; the paper's "
         "measure is for "
         "masked models. The pairs have known flaws (Blodgett et al. 2021): read it beside other measures." + _WARNING,
     )
@@ -222,11 +222,10 @@ def _winogender() -> Task:
             occupation, participant, right, gender, _ = row["sentid"].split(".")
             pronoun = re.search(rf"\b({'|'.join(_PRONOUNS[gender])})\b", row["sentence"])
             assert pronoun is not None, row["sentid"]
-            other = participant if participant == "someone" else f"the {participant}"
             yield Question(
                 row["sentid"].removesuffix(".txt"),
-                f'{row["sentence"]} "{pronoun[1].capitalize()}" refers to',
-                choices=(f"the {occupation}", other),
+                f"{row['sentence']} ‘{pronoun[1].capitalize()}’ refers to the",
+                choices=(occupation, participant),
                 target={
                     "right": int(right),
                     "occupation": 0,
@@ -246,7 +245,9 @@ def _winogender() -> Task:
         coreference(),
         WINOGENDER_METRICS,
         suites=("core",),
-        note="An occupation's usual gender is that of most people in it, by the set's US labour figures.",
+        note="An occupation's usual gender is that of most people in it, by the set's US labour figures. The "
+        "prompt is that "
+        "of winogender_all in lm-evaluation-harness 0.4.13.",
     )
 
 
