@@ -81,11 +81,14 @@ def similar_errors(every: Sequence[Asked], place: int, seed: int) -> list[Cluste
     wrong = [index for index, one in enumerate(answered) if one.given[place].state == "wrong"]
     if len(wrong) < _FEWEST_WRONG:
         return []
-    from sklearn.cluster import KMeans  # type: ignore[import-untyped]
-    from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
+    from sklearn.cluster import KMeans
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+
+    def terms(text: str) -> list[str]:
+        return [term for term in _terms(text) if term not in ENGLISH_STOP_WORDS]
 
     texts = _own_parts([_question(one) for one in answered])
-    vectorizer = TfidfVectorizer(analyzer=_terms, max_df=0.4, min_df=2, max_features=4000, sublinear_tf=True)
+    vectorizer = TfidfVectorizer(analyzer=terms, max_df=0.4, min_df=2, max_features=4000, sublinear_tf=True)
     try:
         vectors = vectorizer.fit_transform(texts)
     except ValueError:  # no term is in two questions and not in nearly all

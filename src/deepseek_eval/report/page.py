@@ -36,7 +36,7 @@ EVIDENCE = {
     "re-scored": "answers that somebody stored, scored here",
     "published": "a figure somebody published, not run here",
 }
-KINDS = {"nli": "natural language inference", "long-context": "long contexts"}
+KINDS = {"bias": "bias sets", "nli": "natural language inference", "long-context": "long contexts"}
 
 
 @dataclass(frozen=True)

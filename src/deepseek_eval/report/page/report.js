@@ -126,7 +126,12 @@
     const made = element("div", { class: "body" });
     made.append(field([`id ${item.id}`, ...(item.groups || [])].join(" · ")));
     const turns = typeof item.prompt === "string" ? [["Prompt", item.prompt]] : item.prompt;
-    for (const [role, content] of turns) if (content || turns.length > 1) made.append(field(role), text(content));
+    for (const [role, content] of turns) {
+      if (!content && turns.length === 1) continue;
+      const shown = text(content);
+      made.append(field(role), shown);
+      requestAnimationFrame(() => { shown.scrollTop = shown.scrollHeight; }); // behind the examples stands the question
+    }
     if (item.choices) made.append(choices(item));
     else if (item.expected) made.append(field("Expected"), text(item.expected));
     item.models.forEach((given, place) => given && made.append(answer(given, place, item)));
