@@ -127,7 +127,9 @@ def cases(every: Sequence[Asked], metrics: Sequence[MetricInfo]) -> list[Case]:
     for asked in every:
         if asked.item.cluster and isinstance(asked.item.target, dict) and "group" in asked.item.target:
             members[asked.item.cluster].append(asked)
-    whole = {name: own for name, own in members.items() if 1 < len(own) == len({str(o.item.target["group"]) for o in own})}
+    whole = {
+        name: own for name, own in members.items() if 1 < len(own) == len({str(o.item.target["group"]) for o in own})
+    }
     found = [_case(name, own, gaps) for name, own in whole.items()]
     return sorted((one for one in found if one.spread > 0), key=lambda one: -one.spread)[:_MOST_CASES]
 
@@ -176,9 +178,7 @@ def topics(every: Sequence[Asked], shown: Shown) -> list[Topic]:
         metric = f"leaning_{name.replace(' ', '_')}"
         leanings = {e.place: result.metrics[metric] for e, result in shown.entries if metric in result.metrics}
         sides = ("statement", "opposite")
-        prompts = tuple(
-            Variant(sides[one.item.target["side"]], _variant(one, "").prompt, _answers(one)) for one in own
-        )
+        prompts = tuple(Variant(sides[one.item.target["side"]], _variant(one, "").prompt, _answers(one)) for one in own)
         found.append(Topic(name, leanings, prompts))
     return found
 

@@ -96,26 +96,30 @@ def render(
         "tasks": [view.index for view in views],
         "difference": difference,
     }
-    return _environment().get_template("report.html.j2").render(
-        title=title,
-        difference=difference,
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'",
-        style=Markup(style),
-        script=Markup(script),
-        index=Markup(htmlsafe_json_dumps(index, ensure_ascii=False)),
-        entries=entries,
-        totals=[totals(entry) for entry in entries],
-        runs=_runs(entries),
-        views=views,
-        kinds=_by_kind(views),
-        means=means,
-        radar=charts.radar([KINDS.get(kind, kind) for kind in means.tasks], means.polygons, means.chance)
-        if len(means.tasks) >= 3 and means.polygons
-        else None,
-        pairs=pairs,
-        elsewhere=_elsewhere(tasks, published),
-        published=published,
-        bars={view.place: view.rows for view in views},
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            difference=difference,
+            policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'",
+            style=Markup(style),
+            script=Markup(script),
+            index=Markup(htmlsafe_json_dumps(index, ensure_ascii=False)),
+            entries=entries,
+            totals=[totals(entry) for entry in entries],
+            runs=_runs(entries),
+            views=views,
+            kinds=_by_kind(views),
+            means=means,
+            radar=charts.radar([KINDS.get(kind, kind) for kind in means.tasks], means.polygons, means.chance)
+            if len(means.tasks) >= 3 and means.polygons
+            else None,
+            pairs=pairs,
+            elsewhere=_elsewhere(tasks, published),
+            published=published,
+            bars={view.place: view.rows for view in views},
+        )
     )
 
 
@@ -282,7 +286,9 @@ def _calibration(shown: Shown) -> Markup | None:
     if not any(one.name == "ece" for one in shown.info.metrics):
         return None
     curves = [
-        (text.visible(entry.label), f"m{entry.place}", bins) for entry, _ in shown.entries if (bins := _bins(entry, shown))
+        (text.visible(entry.label), f"m{entry.place}", bins)
+        for entry, _ in shown.entries
+        if (bins := _bins(entry, shown))
     ]
     return charts.calibration(text.visible(shown.info.name), curves) if curves else None
 
