@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,7 +92,8 @@ def similar_errors(every: Sequence[Asked], place: int, seed: int) -> list[Cluste
         vectors = vectorizer.fit_transform(texts)
     except ValueError:  # no term is in two questions and not in nearly all
         return []
-    count = min(_MOST_CLUSTERS, len(wrong) // _PER_CLUSTER)
+    different = len({texts[index] for index in wrong})
+    count = min(_MOST_CLUSTERS, len(wrong) // _PER_CLUSTER, different)
     means = KMeans(count, n_init=4, random_state=seed).fit(vectors[wrong])
     names = vectorizer.get_feature_names_out()
     nearest, distances = means.predict(vectors), means.transform(vectors)
@@ -123,7 +123,10 @@ def _question(asked: Asked) -> str:
 
 def _own_parts(texts: Sequence[str]) -> list[str]:
     """Texts without what all of them begin with: instructions and examples."""
-    common = os.path.commonprefix(list(texts)) if len(texts) > 1 else ""
+    first, last = min(texts), max(texts)  # what these begin with, all others begin with too
+    common = first[: next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+    if len(set(texts)) == 1:
+        common = ""
     start = max(common.rfind("\n"), common.rfind(" ")) + 1
     return [text[start:][-_TEXT:] for text in texts]
 

@@ -10,8 +10,8 @@ A file holds one model's figures:
     "date": "2024-08", "note": "all languages together, zero-shot chain of thought"}]}
 ```
 
-Values have the unit of the task's metric: a share is 0 to 1. ``low`` and ``high`` (an interval at 95%) and ``items`` may
-be given.
+Values have the unit of the task's metric: a share is 0 to 1. ``low`` and ``high`` (an interval at 95%) and ``items``
+may be given.
 """
 
 from __future__ import annotations
