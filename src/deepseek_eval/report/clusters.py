@@ -92,7 +92,7 @@ def similar_errors(every: Sequence[Asked], place: int, seed: int) -> list[Cluste
         vectors = vectorizer.fit_transform(texts)
     except ValueError:  # no term is in two questions and not in nearly all
         return []
-    different = len({texts[index] for index in wrong})
+    different = len({tuple(terms(texts[index])) for index in wrong})
     count = min(_MOST_CLUSTERS, len(wrong) // _PER_CLUSTER, different)
     means = KMeans(count, n_init=4, random_state=seed).fit(vectors[wrong])
     names = vectorizer.get_feature_names_out()
