@@ -140,7 +140,7 @@ def _case(name: str, own: Sequence[Asked], gaps: set[str]) -> Case:
         for place, given in asked.given.items():
             for metric, row in given.line.score.statistics.items() if given.line.score else ():
                 # A group's row holds (value, weight) for each group, of which this item has one.
-                if metric in gaps and sum(row[1::2]):
+                if metric in gaps and any(row[1::2]):
                     values[place].append(sum(row[0::2]) / sum(row[1::2]))
     spread = max((max(of_model) - min(of_model) for of_model in values.values() if len(of_model) > 1), default=0.0)
     return Case(name, spread, tuple(_variant(asked, str(asked.item.target["group"])) for asked in own))
