@@ -101,7 +101,7 @@ def run(
     download: Annotated[bool, typer.Option(help="fetch datasets that are missing from their public source")] = False,
     offline: Annotated[bool, typer.Option(help="fetch no model")] = False,
 ) -> None:
-    """Run tasks on one or several models; write results.json to a folder."""
+    """Run tasks on one or several models; write results.json and report.html to a folder."""
     from deepseek.errors import ConfigurationError
     from deepseek.hub.progress import RichProgress
     from deepseek_cli.eval_tables import Bars, results_tables
@@ -156,7 +156,11 @@ def run(
             progress=RichProgress(),
             **settings,
         )
+    from deepseek_eval.report import REPORT, write_report
+
     results_tables(results, output)
+    write_report([output], output / REPORT)
+    typer.echo(f"{output / REPORT}: for a browser")
     if any(result.stopped for one in results.models for result in one.tasks.values()):
         raise typer.Exit(3)
 
@@ -181,6 +185,9 @@ def compare(
     fail_if: Annotated[
         str | None, typer.Option("--fail-if", help="worse: exit status 2 if the second is worse in any task")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="also write a page with the items that changed")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Say in which tasks the second model differs from the first, on the items that both answered."""
@@ -193,12 +200,32 @@ def compare(
     if fail_if not in (None, "worse"):
         raise ConfigurationError(f"--fail-if knows 'worse', not {fail_if!r}.")
     comparison = compare_runs(first, second)
+    if output is not None:
+        from deepseek_eval.report import write_difference
+
+        write_difference(first, second, output)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(comparison), indent=1).decode())
     else:
         comparison_table(comparison)
     if fail_if == "worse" and comparison.worse:
         raise typer.Exit(2)
+
+
+@eval.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="folders of runs; FOLDER#MODEL for one model of several")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the HTML file to write")] = Path("report.html"),
+    published: Annotated[
+        list[Path] | None, typer.Option(help="a file of published figures, shown apart; repeatable")
+    ] = None,
+    title: Annotated[str, typer.Option(help="of the page; else the models' names")] = "",
+) -> None:
+    """Write one page with the models of all runs side by side. It needs no network."""
+    from deepseek_eval.report import write_report
+
+    write_report(runs, output, published=published or (), title=title)
+    typer.echo(f"{output}: for a browser")
 
 
 @eval.command("stored-sib200")

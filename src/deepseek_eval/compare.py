@@ -108,7 +108,7 @@ def compare_models(
                 unit=metric.unit,
                 difference=made,
                 p_holm=p_holm,
-                verdict=_verdict(metric, made, p_holm),
+                verdict=verdict(metric, made, p_holm),
                 left_out=left_out,
             )
             for (name, metric, made, left_out), p_holm in zip(found, corrected, strict=True)
@@ -176,7 +176,8 @@ def _difference(
     return made, len(lines[0].keys() | lines[1].keys()) - len(both)
 
 
-def _verdict(metric: Metric, made: Difference, p_holm: float) -> Verdict:
+def verdict(metric: Metric, made: Difference, p_holm: float) -> Verdict:
+    """What a comparison says (:class:`Compared`)."""
     if p_holm >= LEVEL or made.value == 0:
         return "not shown"
     if metric.higher_is_better is None:
