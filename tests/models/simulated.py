@@ -25,6 +25,10 @@ class Unpacked:
     values: Tensor
     integers: bool
 
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
     def __call__(self, x: Tensor) -> Tensor:
         return (rounded(x) if self.integers else x) @ self.values.T
 
