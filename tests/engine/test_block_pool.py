@@ -41,7 +41,7 @@ def test_untouched_memory_is_opened_as_it_is_needed() -> None:
     held = [pool.allocate(2) or [] for _ in range(40)]
     assert max(map(max, held)) < 4 * 1024
     whole = pool.allocate(pool.num_free)
-    assert whole is not None and sorted(whole + sum(held, [])) == list(range(16 * 1024))
+    assert whole is not None and sorted(whole + [page for pages in held for page in pages]) == list(range(16 * 1024))
 
 
 def test_resident_pages_are_opened_before_spilled_ones() -> None:
