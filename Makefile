@@ -155,7 +155,7 @@ bench-tune: $(DEV_STAMP)  ## tuning speed and memory, from naive full fine-tunin
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/python -m benchmarks.tune.ladder --json benchmarks/results/tune_ladder.json
 
-bench-eval: $(DEV_STAMP)  ## evaluation speed and scores against lm-evaluation-harness (see `make peer-lm-eval`); an hour
+bench-eval: $(DEV_STAMP)  ## evaluation speed and scores against lm-evaluation-harness (see `make peer-lm-eval`); over an hour
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/python -m benchmarks.evaluation --json benchmarks/results/evaluation.json
 
