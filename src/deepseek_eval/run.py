@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -41,6 +41,8 @@ from deepseek_eval.task import Item, Model, Task
 
 LIMITS = {"core": 48}
 """Suites that are slices: items of each task, unless a run says otherwise."""
+_LONG_ANSWERS = {"gsm8k": 24, "humaneval": 16}
+"""Tasks of which a slice has fewer items, because each takes as long as many of others."""
 _PACKAGES = ("deepseek-platform", "torch", "numpy", "scipy", "sacrebleu", "rouge-score", "tokenizers")
 
 
@@ -135,13 +137,15 @@ def evaluate(
     if suite is None and not named:
         suite = "core"
     chosen = _chosen([*([suite] if suite else []), *named])
+    limits = {task.name: limit for task in chosen}
     if limit is None and suite in LIMITS and not named:
         limit = LIMITS[suite]
+        limits = {task.name: _LONG_ANSWERS.get(task.name, limit) for task in chosen}
     folder = Path(output_dir).expanduser()
     run = _Run(folder, seed, watcher or Silent())
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with _only_one(folder, run.watcher):
-        _prepare(run, chosen, shots, limit, data, download, progress)
+        _prepare(run, chosen, shots, limits, data, download, progress)
         found: list[ModelResult] = []
         for one in models:
             found.append(_judge(run, one, progress, {"seed": seed, **settings}, taken={m.folder for m in found}))
@@ -170,7 +174,7 @@ def _prepare(
     run: _Run,
     tasks: Sequence[Task],
     shots: int | None,
-    limit: int | None,
+    limits: Mapping[str, int | None],
     data: Path | None,
     download: bool,
     progress: Progress | None,
@@ -186,7 +190,7 @@ def _prepare(
             continue
         count = task.shots if shots is None else shots
         every, hashes = items_of(task, files, count)
-        items = subset(every, limit, run.seed)
+        items = subset(every, limits[task.name], run.seed)
         digests = {item.id: item_digest(item, run.seed) for item in items}
         write_lines(run.folder / "items" / f"{task.name}.jsonl", items)
         whole = hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in digests.items()).encode()).hexdigest()

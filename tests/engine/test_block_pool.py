@@ -31,6 +31,26 @@ def test_pages_follow_each_other_and_leave_room_to_grow() -> None:
     assert second == list(range(second[0], second[0] + 12))
 
 
+def test_untouched_memory_is_opened_as_it_is_needed() -> None:
+    """Memory costs time when it is touched first: many short sequences stay in the beginning of a large cache."""
+    pool = BlockPool(16 * 1024)
+    for _ in range(500):
+        pages = pool.allocate(2)
+        assert pages and max(pages) < 1024
+        pool.release(pages)
+    held = [pool.allocate(2) or [] for _ in range(40)]
+    assert max(map(max, held)) < 4 * 1024
+    whole = pool.allocate(pool.num_free)
+    assert whole is not None and sorted(whole + [page for pages in held for page in pages]) == list(range(16 * 1024))
+
+
+def test_resident_pages_are_opened_before_spilled_ones() -> None:
+    pool = BlockPool(1000, resident=300)
+    first = [page for _ in range(300) for page in pool.allocate(1) or []]
+    assert sorted(first) == list(range(300))
+    assert min(pool.allocate(700) or []) == 300
+
+
 def test_allocation_is_all_or_nothing() -> None:
     pool = BlockPool(4)
     assert pool.allocate(5) is None

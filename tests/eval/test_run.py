@@ -9,8 +9,9 @@ import pytest
 from tests.eval.scripted import Scripted, addition, item, right
 
 from deepseek.errors import ConfigurationError, DataError, EvaluationError, SpendingCapError
+from deepseek_eval.registry import select
 from deepseek_eval.results import Results, load
-from deepseek_eval.run import evaluate
+from deepseek_eval.run import _LONG_ANSWERS, evaluate
 from deepseek_eval.select import subset
 from deepseek_eval.task import Item, Output
 
@@ -195,3 +196,9 @@ def test_a_limit_takes_clusters_whole() -> None:
     assert len(taken) == 8
     assert all(sum(one.cluster == other.cluster for other in taken) == 4 for one in taken)
     assert len(subset(items, 3, 0)) == 3  # no cluster fits
+
+
+def test_the_core_suite_has_mathematics_code_and_tools() -> None:
+    core = {task.name: task for task in select(["core"])}
+    assert {"mathematics", "code", "tools"} <= {task.kind for task in core.values()}
+    assert core.keys() >= _LONG_ANSWERS.keys()

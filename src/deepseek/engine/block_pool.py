@@ -13,6 +13,12 @@ from hashlib import blake2b
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
+
+_OPENED_SHARE = 16
+"""A new cache begins with this part of its pages."""
+_ROOM = 64
+"""Pages in a row that a new sequence should find; with fewer, more of the cache is opened."""
 
 
 def page_digests(
@@ -38,6 +44,9 @@ def page_digests(
 class BlockPool:
     """Reference-counted pages. A page is held (count > 0), cached (count 0, content findable), or blank.
 
+    Memory that no page has used yet costs time when it is touched first (whole huge pages are cleared), so new places
+    are looked for in the beginning of the cache, which grows as it fills.
+
     Args:
         num_pages: pages in the cache.
         resident: those below this number are in memory, the others are spilled (see :mod:`deepseek.engine.spill`); None
@@ -57,6 +66,7 @@ class BlockPool:
         self._cached_spilled: OrderedDict[int, None] = OrderedDict()
         self._blank = np.ones(num_pages, dtype=bool)
         self._num_blank = num_pages
+        self._opened = max(1, num_pages // _OPENED_SHARE)
 
     @property
     def num_free(self) -> int:
@@ -110,13 +120,11 @@ class BlockPool:
         return page
 
     def _roomiest(self, wanted: int) -> int:
-        blank = self._blank
-        if self.resident < self.num_pages and blank[: self.resident].any():
-            blank = blank[: self.resident]
-        edges = np.flatnonzero(np.diff(blank, prepend=False, append=False))
-        starts, ends = edges[::2], edges[1::2]
-        longest = int(np.argmax(ends - starts))
-        start, length = int(starts[longest]), int(ends[longest] - starts[longest])
+        limit = self.resident if self._blank[: self.resident].any() else self.num_pages
+        start, length = _longest_run(self._blank[: min(self._opened, limit)])
+        while length < max(4 * wanted, _ROOM) and self._opened < limit:
+            self._opened = min(2 * self._opened, limit)
+            start, length = _longest_run(self._blank[: self._opened])
         return start if start == 0 else start + max(0, length - wanted) // 2
 
     def seal(self, page: int, digest: bytes) -> None:
@@ -188,3 +196,13 @@ class BlockPool:
         assert digest is not None
         del self._page_of[digest]
         self._digests[page] = None
+
+
+def _longest_run(blank: NDArray[np.bool_]) -> tuple[int, int]:
+    """Where the longest run of True begins, and its length; (0, 0) if there is none."""
+    edges = np.flatnonzero(np.diff(blank, prepend=False, append=False))
+    if not len(edges):
+        return 0, 0
+    starts, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - starts))
+    return int(starts[longest]), int(ends[longest] - starts[longest])

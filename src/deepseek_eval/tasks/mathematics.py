@@ -48,6 +48,7 @@ def _gsm8k() -> Task:
         number(strict=True),
         _METRICS,
         shots=5,
+        suites=("core",),
         note="Test split; the first rows of train are the examples. The prompt is that of gsm8k in "
         "lm-evaluation-harness, "
         "which draws its examples; strict is its exact_match, and exact_match here also takes an answer in "

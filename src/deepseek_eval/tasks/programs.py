@@ -41,6 +41,7 @@ def _humaneval(name: str, ask: Generate, ks: tuple[int, ...]) -> Task:
         code(ks),
         code_metrics(ks),
         style=UNSPACED,
+        suites=("core",) if name == "humaneval" else (),
         note="The function's head is continued, as in the paper"
         + ("; ten samples at temperature 0.8." if len(ks) > 1 else "; one greedy answer.")
         + " Programs run in a sandbox of Linux.",

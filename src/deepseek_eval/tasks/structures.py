@@ -243,6 +243,7 @@ def _tool_calling(language: str) -> Task:
         items=items,
         scorer=tool_calls(),
         metrics=TOOL_METRICS,
+        suites=("core",) if language == "en" else (),
         note=_NOTE
         + " Of five requests one needs no tool and one needs two calls. Tools are shown by the model's own chat "
         "template; a model whose template has no place for tools cannot do this.",

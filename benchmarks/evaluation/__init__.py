@@ -1,0 +1,1 @@
+"""Evaluation measured against lm-evaluation-harness: `make bench-eval`."""
