@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import msgspec
@@ -133,7 +134,7 @@ def _environment() -> jinja2.Environment:
         finalize=_finalize,
     )
     made.filters |= {"shown": text.shown, "signed": text.signed, "duration": text.duration, "money": text.money}
-    made.filters |= {"short": text.shortened, "json": _as_json}
+    made.filters |= {"short": text.shortened, "json": _as_json, "part": _part}
     made.globals |= {
         "evidence_words": EVIDENCE,
         "kind_words": KINDS,
@@ -151,6 +152,11 @@ def _finalize(value: Any) -> Any:
 
 def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def _part(name: str) -> str:
+    """A name as a part of an address, between slashes."""
+    return quote(text.visible(name), safe="")
 
 
 def _as_json(value: Any) -> str:
