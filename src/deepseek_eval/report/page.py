@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +140,6 @@ def _environment() -> jinja2.Environment:
         "asked": asked,
         "key": charts.key,
         "value": _with_interval,
-        "command": _command,
     }
     return made
 
@@ -328,19 +326,6 @@ def _elsewhere(tasks: Sequence[Shown], published: Sequence[Published]) -> list[t
     """Published figures of tasks that were not run."""
     names = {one.info.name for one in tasks}
     return [(one.model, figure) for one in published for figure in one.figures if figure.task not in names]
-
-
-def _command(entry: Entry) -> str:
-    """What does the run again, as far as the record tells."""
-    results, model = entry.results, entry.model
-    parts = ["deepseek", "eval", "run", "--output", "DIR"]
-    parts += ["--stored", "FILE"] if model.kind == "stored" else ["--model", model.name]
-    if model.kind == "endpoint":
-        parts += ["--base-url", str(model.details.get("base_url", "ADDRESS"))]
-    parts += ["--tasks", ",".join(model.tasks), "--seed", str(results.seed)]
-    if results.limit is not None:
-        parts += ["--limit", str(results.limit)]
-    return shlex.join(parts)
 
 
 __all__ = ["EVIDENCE", "Totals", "render"]
