@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.eval.scripted import Scripted, addition, right
 
 from deepseek.errors import ConfigurationError, DataError
 from deepseek_eval import evaluate
@@ -147,6 +148,16 @@ def test_means_are_of_the_same_tasks(runs: tuple[Path, Path]) -> None:
     assert means.tasks == {"classification": ["colours"], "bias": ["people"]}
     assert means.polygons[0].spokes[0].value == pytest.approx(20 / 59)
     assert means.chance == (pytest.approx(1 / 3), 0.5)
+
+
+def test_a_difference_has_means_of_both(tmp_path: Path) -> None:
+    tasks = [addition(name=name) for name in ("one", "two", "three")]
+    evaluate(Scripted(right, name="all"), tasks=tasks, output_dir=tmp_path / "a")
+    evaluate(Scripted(right, name="few"), tasks=tasks[:1], output_dir=tmp_path / "b")
+    entries = read_entries([tmp_path / "a", tmp_path / "b"])
+    alone, both = (kind_means(entries, shown_tasks(entries), all_models=flag) for flag in (False, True))
+    assert (alone.left_out, both.left_out) == (("few",), ())
+    assert (alone.tasks, both.tasks) == ({"mathematics": ["one", "two", "three"]}, {"mathematics": ["one"]})
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,20 @@ def test_a_difference_opens_with_what_was_lost(difference: Path, opened: Open) -
     assert count(page) == 60
 
 
+def test_a_difference_opens_with_a_task_that_has_losses(tmp_path: Path, opened: Open) -> None:
+    tasks = [addition(name=name) for name in ("same", "worse")]
+    for run in ("a", "b"):
+        lines = [{"task": one.name, "id": str(n), "text": str(n + 1)} for one in tasks for n in range(40)]
+        if run == "b":
+            lines[-1]["text"] = "wrong"
+        (tmp_path / f"{run}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        evaluate(StoredModel(tmp_path / f"{run}.jsonl"), tasks=tasks, output_dir=tmp_path / run)
+    write_difference(tmp_path / "a", tmp_path / "b", tmp_path / "d.html", tasks={one.name: one for one in tasks})
+    page = opened(tmp_path / "d.html")
+    expect(page.locator("#drill-task option:checked")).to_contain_text("worse")
+    assert count(page) == 1
+
+
 def test_mouse(difference: Path, opened: Open) -> None:
     page = opened(difference)
     first = page.locator("#drill-list > details").first

@@ -66,6 +66,7 @@ class TaskView:
     judged: tuple[bias.Judged, ...]
     cases: tuple[bias.Case, ...]
     topics: tuple[bias.Topic, ...]
+    lost: bool
     data: str
     index: dict[str, Any]
 
@@ -89,12 +90,13 @@ def render(
         most_bytes: of all items, packed.
     """
     views = _views(entries, tasks, published, known, most_bytes)
-    means = kind_means(entries, tasks)
+    means = kind_means(entries, tasks, all_models=difference)
     style, script = ((_FILES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     index = {
         "models": [{"label": text.visible(entry.label), "colour": f"m{entry.place}"} for entry in entries],
         "tasks": [view.index for view in views],
         "difference": difference,
+        "opens": next((view.place for view in views if view.lost), 0) if difference else 0,
     }
     return (
         _environment()
@@ -195,6 +197,7 @@ def _views(
                 judged=tuple(bias.judge(shown)) if is_bias else (),
                 cases=tuple(bias.cases(every, shown.info.metrics)) if is_bias else (),
                 topics=tuple(bias.topics(every, shown)) if is_bias else (),
+                lost=any(_lost(one, shown.metric.higher_is_better) for one in every),
                 data=packed.data,
                 index={
                     "name": text.visible(shown.info.name),
@@ -209,6 +212,14 @@ def _views(
             )
         )
     return views
+
+
+def _lost(asked_item: Asked, higher_is_better: bool | None) -> bool:
+    """The second model has a worse value than the first."""
+    before, after = (asked_item.given.get(place) for place in (0, 1))
+    if before is None or after is None or before.value is None or after.value is None or higher_is_better is None:
+        return False
+    return after.value < before.value if higher_is_better else after.value > before.value
 
 
 def _has(asked_item: Asked, state: str) -> bool:

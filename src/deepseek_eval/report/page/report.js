@@ -226,7 +226,7 @@
     part("previous").addEventListener("click", () => turnTo(-1));
     part("next").addEventListener("click", () => turnTo(1));
     addEventListener("hashchange", follow);
-    if (!follow() && index.tasks.length) choose(0, index.difference ? "lost" : "");
+    if (!follow() && index.tasks.length) choose(index.opens, index.difference ? "lost" : "");
   }
 
   // A link to something inside a closed part opens it.
