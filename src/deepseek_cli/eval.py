@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deepseek.errors import ConfigurationError, DeepSeekError
 from deepseek_cli.bench_options import DTYPE_HELP, names
 
 if TYPE_CHECKING:
-    from deepseek_eval.task import Model
+    from deepseek_eval.results import Results
+    from deepseek_eval.task import Model, Task
 
 eval = typer.Typer(no_args_is_help=True, add_completion=False, help="Judge models, and say whether two differ.")
 
 Data = Annotated[
     Path | None, typer.Option("--data", help="folder of datasets; else that of DEEPSEEK_EVAL_DATA, else the cache's")
+]
+OwnTasks = Annotated[
+    str | None, typer.Option("--tasks", help="your own task files that the runs used, with commas between")
 ]
 
 
@@ -102,73 +111,94 @@ def run(
     offline: Annotated[bool, typer.Option(help="fetch no model")] = False,
 ) -> None:
     """Run tasks on one or several models; write results.json and report.html to a folder."""
-    from deepseek.errors import ConfigurationError
     from deepseek.hub.progress import RichProgress
     from deepseek_cli.eval_tables import Bars, results_tables
+    from deepseek_eval.registry import select
     from deepseek_eval.run import evaluate
 
-    models: list[str | Model] = []
+    endpoint: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    endpoint = base_url is not None or api is not None
-    if not endpoint and (max_cost is not None or price_in is not None or price_out is not None):
+    if base_url is not None or api is not None:
+        endpoint = {"base_url": base_url, "api": api or "chat", "api_key_env": api_key_env, "seed": seed}
+        endpoint |= {"concurrency": concurrency, "timeout": timeout, "price_in": price_in, "price_out": price_out}
+        endpoint |= {"max_cost": max_cost, "extra_body": _object(extra_body), "thinking_tokens": thinking_tokens}
+    elif (max_cost, price_in, price_out) != (None, None, None):
         raise ConfigurationError("prices and --max-cost are for endpoints: name one with --base-url.")
-    if endpoint:
-        from deepseek_eval.models.endpoint import EndpointModel
-
-        for name in model or ():
-            models.append(
-                EndpointModel(
-                    name,
-                    base_url=base_url,
-                    api=api or "chat",
-                    api_key_env=api_key_env,
-                    concurrency=concurrency,
-                    timeout=timeout,
-                    price_in=price_in,
-                    price_out=price_out,
-                    max_cost=max_cost,
-                    extra_body=_object(extra_body),
-                    thinking_tokens=thinking_tokens,
-                    seed=seed,
-                )
-            )
     else:
-        models += model or ()
         settings = {"dtype": dtype, "threads": threads, "offline": offline}
-    if stored:
-        from deepseek_eval.models.stored import StoredModel
-
-        models += [StoredModel(path) for path in stored]
-    if not models:
-        raise ConfigurationError("there is no model to evaluate: name one with --model, or outputs with --stored.")
+    models = _models(model or (), stored or (), endpoint)
+    chosen = select(names(tasks or ""))
     with Bars() as watcher:
         results = evaluate(
             models,
             suite=suite,
-            tasks=names(tasks or ""),
+            tasks=chosen,
             output_dir=output,
             limit=limit,
             shots=shots,
             seed=seed,
             data=data,
             download=download,
+            command=shlex.join(["deepseek", *sys.argv[1:]]),
             watcher=watcher,
             progress=RichProgress(),
             **settings,
         )
-    from deepseek_eval.report import REPORT, write_report
-
     results_tables(results, output)
-    write_report([output], output / REPORT)
-    typer.echo(f"{output / REPORT}: for a browser")
+    _write_reports(results, output, {task.name: task for task in chosen})
     if any(result.stopped for one in results.models for result in one.tasks.values()):
         raise typer.Exit(3)
 
 
+def _models(named: Sequence[str], stored: Sequence[Path], endpoint: Mapping[str, Any]) -> list[str | Model]:
+    """What is evaluated; with settings of an endpoint, names are of models there. Raises ConfigurationError if that is
+    nothing."""
+    found: list[str | Model] = list(named)
+    if endpoint:
+        from deepseek_eval.models.endpoint import EndpointModel
+
+        found = [EndpointModel(name, **endpoint) for name in named]
+    if stored:
+        from deepseek_eval.models.stored import StoredModel
+
+        found += [StoredModel(path) for path in stored]
+    if not found:
+        raise ConfigurationError("there is no model to evaluate: name one with --model, or outputs with --stored.")
+    return found
+
+
+def _own(tasks: str | None) -> dict[str, Task]:
+    """Tasks of users' files, by name."""
+    from deepseek_eval.registry import select
+
+    return {task.name: task for task in select(names(tasks or ""))}
+
+
+def _write_reports(results: Results, output: Path, tasks: Mapping[str, Task]) -> None:
+    """A page for each so many models as one can show. The run counts even if a page cannot be made."""
+    from deepseek_eval.report import REPORT, write_report
+    from deepseek_eval.report.sources import MOST_MODELS
+
+    models = [f"{output}#{one.folder}" for one in results.models]
+    for start in range(0, len(models), MOST_MODELS):
+        own = models[start : start + MOST_MODELS]
+        path = output / (REPORT if start == 0 else f"report-{start // MOST_MODELS + 1}.html")
+        try:
+            write_report(own, path, tasks=tasks)
+        except Exception as error:  # noqa: BLE001 - shown whole; hours of answers are there, whatever a page does
+            if not isinstance(error, DeepSeekError):
+                traceback.print_exc()
+            typer.echo(f"{path} is not written: {error or type(error).__name__}", err=True)
+            typer.echo(
+                f"The results are complete. `deepseek eval report {shlex.quote(str(output))}` tries again.", err=True
+            )
+            continue
+        part = f", models {start + 1} to {start + len(own)} of {len(models)}" if len(models) > len(own) else ""
+        typer.echo(f"{path}: for a browser{part}")
+
+
 def _object(text: str | None) -> dict[str, Any]:
     """A JSON object that was given as an option. Raises ConfigurationError."""
-    from deepseek.errors import ConfigurationError
-
     try:
         found = json.loads(text or "{}")
     except ValueError as error:
@@ -188,22 +218,23 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="also write a page with the items that changed")
     ] = None,
+    tasks: OwnTasks = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Say in which tasks the second model differs from the first, on the items that both answered."""
     import msgspec
 
-    from deepseek.errors import ConfigurationError
     from deepseek_cli.eval_tables import comparison_table
     from deepseek_eval.compare import compare as compare_runs
 
     if fail_if not in (None, "worse"):
         raise ConfigurationError(f"--fail-if knows 'worse', not {fail_if!r}.")
-    comparison = compare_runs(first, second)
+    own = _own(tasks)
+    comparison = compare_runs(first, second, tasks=own)
     if output is not None:
         from deepseek_eval.report import write_difference
 
-        write_difference(first, second, output)
+        write_difference(first, second, output, tasks=own)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(comparison), indent=1).decode())
     else:
@@ -220,11 +251,12 @@ def report(
         list[Path] | None, typer.Option(help="a file of published figures, shown apart; repeatable")
     ] = None,
     title: Annotated[str, typer.Option(help="of the page; else the models' names")] = "",
+    tasks: OwnTasks = None,
 ) -> None:
     """Write one page with the models of all runs side by side. It needs no network."""
     from deepseek_eval.report import write_report
 
-    write_report(runs, output, published=published or (), title=title)
+    write_report(runs, output, published=published or (), tasks=_own(tasks), title=title)
     typer.echo(f"{output}: for a browser")
 
 

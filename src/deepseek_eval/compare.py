@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ import msgspec
 
 from deepseek.errors import ConfigurationError
 from deepseek_eval.registry import all_tasks
-from deepseek_eval.results import ModelResult, Results, ScoreLine, load, read_lines, rows_of, scores_file
+from deepseek_eval.results import ModelResult, Results, ScoreLine, load_models, read_lines, rows_of, scores_file
 from deepseek_eval.statistics import Difference, difference, holm
 from deepseek_eval.task import Metric, Task
 
@@ -81,13 +81,15 @@ def compare_models(
     second: tuple[Results, Path, ModelResult],
     *,
     tasks: Mapping[str, Task] | None = None,
+    names: tuple[str, str] | None = None,
 ) -> Comparison:
-    """As :func:`compare`, of (results, their folder, one of their models)."""
+    """As :func:`compare`, of (results, their folder, one of their models); ``names`` where their own are the same."""
+    names = names or (first[2].name, second[2].name)
     known = {**all_tasks(), **(tasks or {})}
     skipped: dict[str, str] = {}
     found: list[tuple[str, Metric, Difference, int]] = []
     for name in dict.fromkeys([*first[2].tasks, *second[2].tasks]):
-        reason = _obstacle(name, first, second, known)
+        reason = _obstacle(name, first, second, names, known)
         made = reason if isinstance(reason, str) else _difference(known[name], first, second)
         if isinstance(made, str):
             skipped[name] = made
@@ -98,8 +100,8 @@ def compare_models(
         raise ConfigurationError(f"the two runs have nothing to compare. {reasons}")
     corrected = holm([made.p_value for _, _, made, _ in found])
     return Comparison(
-        first=first[2].name,
-        second=second[2].name,
+        first=names[0],
+        second=names[1],
         evidence=(first[2].evidence, second[2].evidence),
         tasks=tuple(
             Compared(
@@ -119,28 +121,24 @@ def compare_models(
 
 
 def _open(run: str | Path) -> tuple[Results, Path, ModelResult]:
-    place, _, wanted = str(run).partition("#")
-    results, folder = load(Path(place).expanduser())
-    models = [one for one in results.models if not wanted or wanted in (one.name, one.folder)]
-    if len(models) == 1:
-        return results, folder, models[0]
-    names = ", ".join(f"{place}#{one.folder}" for one in results.models)
-    if not results.models:
-        raise ConfigurationError(f"{place} has results of no model: run `deepseek eval run` to the end.")
-    problem = f"has no model {wanted!r}" if wanted and not models else "has several models"
-    raise ConfigurationError(f"{place} {problem}: name one of {names}.")
+    results, folder, models = load_models(run)
+    if len(models) > 1:
+        names = ", ".join(f"{folder}#{one.folder}" for one in models)
+        raise ConfigurationError(f"{run} has several models: name one of {names}.")
+    return results, folder, models[0]
 
 
 def _obstacle(
     name: str,
     first: tuple[Results, Path, ModelResult],
     second: tuple[Results, Path, ModelResult],
+    names: tuple[str, str],
     known: Mapping[str, Task],
 ) -> str | None:
     """Why a task cannot be compared, or None."""
-    for _, _, model in (first, second):
+    for label, (_, _, model) in zip(names, (first, second), strict=True):
         if name not in model.tasks:
-            return f"{model.name} was not run on it"
+            return f"{label} was not run on it"
     if name not in known:
         return "it is not a task of this installation"
     one, other = first[0].tasks[name], second[0].tasks[name]
@@ -198,9 +196,3 @@ def _warnings(first: ModelResult, second: ModelResult) -> list[str]:
             "ones of method."
         )
     return found
-
-
-def pairs(results: Results, folder: Path, tasks: Mapping[str, Task] | None = None) -> Sequence[Comparison]:
-    """Each further model of a run against the first one."""
-    first = (results, folder, results.models[0])
-    return [compare_models(first, (results, folder, other), tasks=tasks) for other in results.models[1:]]

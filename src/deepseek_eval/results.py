@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from deepseek.errors import DataError, EvaluationError
+from deepseek.errors import ConfigurationError, DataError, EvaluationError
 from deepseek_eval.statistics import Estimate
 from deepseek_eval.task import Floats, Generate, Item, Metric, Output, Score
 
@@ -160,6 +160,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         tasks: by name.
         models: in the order given.
         missing: what was asked for and not run.
+        command: that made it, as it was given; "" for a run from Python.
     """
 
     format: int
@@ -171,6 +172,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     tasks: dict[str, TaskInfo]
     models: tuple[ModelResult, ...]
     missing: tuple[Missing, ...]
+    command: str = ""
 
 
 def item_digest(item: Item, seed: int) -> str:
@@ -278,6 +280,26 @@ def load(path: Path) -> tuple[Results, Path]:
     if results.format != FORMAT:
         raise DataError(f"{file} has format {results.format}; this version reads {FORMAT}. Run the evaluation again.")
     return results, file.parent
+
+
+def load_models(run: str | Path) -> tuple[Results, Path, list[ModelResult]]:
+    """(results, their folder, models): all models of a run, or the one of ``FOLDER#MODEL``.
+
+    Folders may have a ``#`` in their own names. Raises DataError, and ConfigurationError where there is no such model.
+    """
+    place = str(run)
+    cuts = [at for at, char in enumerate(place) if char == "#"]
+    ends = [len(place), *reversed(cuts)]
+    end = next((at for at in ends if Path(place[:at]).expanduser().exists()), min(ends))
+    place, wanted = place[:end], place[end + 1 :]
+    results, folder = load(Path(place).expanduser())
+    if not results.models:
+        raise ConfigurationError(f"{place} has results of no model: run `deepseek eval run` to the end.")
+    models = [one for one in results.models if not wanted or wanted in (one.name, one.folder)]
+    if not models:
+        names = ", ".join(f"{place}#{one.folder}" for one in results.models)
+        raise ConfigurationError(f"{place} has no model {wanted!r}: name one of {names}.")
+    return results, folder, models
 
 
 def scores_file(folder: Path, model: ModelResult, task: str) -> Path:

@@ -83,6 +83,9 @@ class _Run:
     folder: Path
     seed: int
     watcher: Watcher
+    limit: int | None
+    command: str
+    started: str
     prepared: list[_Prepared] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
 
@@ -98,6 +101,7 @@ def evaluate(
     seed: int = 0,
     data: Path | None = None,
     download: bool = False,
+    command: str = "",
     watcher: Watcher | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -118,8 +122,8 @@ def evaluate(
         seed: of samples, limit and resamples.
         data: the folder of datasets; else ``$DEEPSEEK_EVAL_DATA``, else one in the cache.
         download: fetch datasets that are missing.
-        watcher: hears how far the run is.
-        progress: hears of downloads.
+        command: that this run came from, for the record.
+        watcher, progress: hear how far the run is, and of downloads.
         **settings: of our engine, as :class:`deepseek.config.EngineConfig` has them.
 
     Raises:
@@ -130,9 +134,7 @@ def evaluate(
     """
     if limit is not None and limit < 1:
         raise ConfigurationError(f"limit must be at least 1, not {limit}.")
-    models = [model] if isinstance(model, str) or not isinstance(model, Sequence) else list(model)
-    if not models:
-        raise ConfigurationError("there is no model to evaluate: name at least one.")
+    models = _models(model)
     named = list(tasks)
     if suite is None and not named:
         suite = "core"
@@ -141,16 +143,22 @@ def evaluate(
     if limit is None and suite in LIMITS and not named:
         limit = LIMITS[suite]
         limits = {task.name: _LONG_ANSWERS.get(task.name, limit) for task in chosen}
-    folder = Path(output_dir).expanduser()
-    run = _Run(folder, seed, watcher or Silent())
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    with _only_one(folder, run.watcher):
+    run = _Run(Path(output_dir).expanduser(), seed, watcher or Silent(), limit, command, started)
+    with _only_one(run.folder, run.watcher):
         _prepare(run, chosen, shots, limits, data, download, progress)
         found: list[ModelResult] = []
         for one in models:
             found.append(_judge(run, one, progress, {"seed": seed, **settings}, taken={m.folder for m in found}))
-            save(_results(run, started, limit, found), folder)
-    return _results(run, started, limit, found)
+            save(_results(run, found), run.folder)
+    return _results(run, found)
+
+
+def _models(given: str | Model | Sequence[str | Model]) -> list[str | Model]:
+    models = [given] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
+    if not models:
+        raise ConfigurationError("there is no model to evaluate: name at least one.")
+    return models
 
 
 def _chosen(wanted: Sequence[str | Task]) -> list[Task]:
@@ -285,17 +293,18 @@ def _as_file_name(name: str) -> str:
     return "".join(char if char.isalnum() or char in "-_." else "-" for char in name)[:80].strip(".-") or "model"
 
 
-def _results(run: _Run, started: str, limit: int | None, models: Sequence[ModelResult]) -> Results:
+def _results(run: _Run, models: Sequence[ModelResult]) -> Results:
     return Results(
         format=FORMAT,
-        started=started,
+        started=run.started,
         seed=run.seed,
-        limit=limit,
+        limit=run.limit,
         versions={name: _version(name) for name in _PACKAGES},
         machine=dict(describe_machine()),
         tasks={one.task.name: one.info for one in run.prepared},
         models=tuple(models),
         missing=tuple(run.missing),
+        command=run.command,
     )
 
 

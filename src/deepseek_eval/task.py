@@ -127,7 +127,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
         likelihoods: of :class:`Choose`, one for each continuation; of :class:`Measure`, one.
         error: why there is no answer. An item without one is unanswered: neither right nor wrong, and shown as such.
         prompt_tokens, completion_tokens: as the model counts them; 0 if it does not say.
-        seconds: from asking to the answer.
+        seconds: from asking to the answer; of a model that works at many items at once, those others' time too.
         cost: in US dollars; None if no price is known.
     """
 

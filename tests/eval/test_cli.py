@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from tests.eval.test_stored import stored
+from tests.eval.test_task_file import written
 from typer.testing import CliRunner
 
 from deepseek.errors import ConfigurationError, DataError
@@ -53,6 +56,58 @@ def test_run_and_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert RUNNER.invoke(command, ["compare", *reversed(pair), "--fail-if", "worse"]).exit_code == 0
 
 
+def test_the_command_is_recorded_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepseek_eval.run.open_all", _open_without_the_catalogue)
+    output = tmp_path / "a run"
+    arguments = ["run", "--stored", str(answers(tmp_path, "")), "--tasks", "sib200_en", "-o", str(output), "--limit=9"]
+    arguments += ["--data", str(tmp_path / "data")]
+    monkeypatch.setattr("sys.argv", ["/somewhere/deepseek", "eval", *arguments])
+    assert RUNNER.invoke(command, arguments).exit_code == 0
+    recorded = json.loads((output / "results.json").read_text())["command"]
+    assert shlex.split(recorded) == ["deepseek", "eval", *arguments]
+    assert f'<pre tabindex="0">{escape(recorded)}</pre>' in (output / "report.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepseek_eval.run.open_all", _open_without_the_catalogue)
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    arguments = ["run", "--stored", str(answers(tmp_path, "")), "--tasks", "sib200_en", "-o", str(tmp_path / "out")]
+    result = RUNNER.invoke(command, [*arguments, "--data", str(tmp_path / "data")])
+    assert result.exit_code == 0
+    assert "report.html is not written: " in result.stderr and "directory" in result.stderr
+    assert "for a browser" not in result.stdout and "100.0%" in result.stdout
+
+
+def test_nine_models_have_two_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepseek_eval.run.open_all", _open_without_the_catalogue)
+    stored_files = [argument for n in range(9) for argument in ("--stored", str(answers(tmp_path, f"travel{n}")))]
+    arguments = ["run", *stored_files, "--tasks", "sib200_en", "-o", str(tmp_path / "out"), "--data"]
+    result = RUNNER.invoke(command, [*arguments, str(tmp_path / "data")])
+    assert result.exit_code == 0, result.output
+    assert "models 1 to 8 of 9" in result.stdout and "models 9 to 9 of 9" in result.stdout
+    pages = [(tmp_path / "out" / name).read_text() for name in ("report.html", "report-2.html")]
+    assert ["travel7" in page for page in pages] == [True, False]
+    assert ["travel8" in page for page in pages] == [False, True]
+
+
+def test_tasks_of_users_are_reported_and_compared(tmp_path: Path) -> None:
+    task = written(tmp_path, id="{city}")
+    runs = []
+    for name, lima in (("good", "Lima"), ("bad", "Rome")):
+        lines = [{"task": "capitals", "id": "Paris", "text": "Paris"}, {"task": "capitals", "id": "Lima", "text": lima}]
+        path = stored(tmp_path / f"{name}.jsonl", *lines)
+        runs.append(str(tmp_path / name))
+        result = RUNNER.invoke(command, ["run", "--stored", str(path), "--tasks", str(task), "-o", runs[-1]])
+        assert result.exit_code == 0, result.output
+    own = ["--tasks", str(task)]
+    compared = RUNNER.invoke(command, ["compare", *runs, *own, "--json", "-o", str(tmp_path / "d.html")])
+    assert json.loads(compared.stdout)["tasks"][0]["difference"]["second"] == 0.5
+    assert "1 lost" in (tmp_path / "d.html").read_text()
+    assert isinstance(RUNNER.invoke(command, ["compare", *runs]).exception, ConfigurationError)
+    assert RUNNER.invoke(command, ["report", *runs, *own, "-o", str(tmp_path / "r.html")]).exit_code == 0
+    assert "1 lost" in (tmp_path / "r.html").read_text()
+
+
 def _open_without_the_catalogue(names: tuple[str, ...], folder: Path, **_: object) -> object:
     """The made-up files above are fewer than those that the catalogue has."""
     from deepseek_eval.datasets import Files
@@ -69,7 +124,10 @@ def _open_without_the_catalogue(names: tuple[str, ...], folder: Path, **_: objec
         (["run", "-o", "x", "-m", "m", "--api", "chat", "--extra-body", "[1]"], ConfigurationError),
         (["run", "-o", "x", "-m", "m", "--api", "chat", "--extra-body", "{"], ConfigurationError),
         (["run", "-o", "x", "--stored", "nothing.jsonl"], DataError),
+        (["run", "-o", "x", "-m", "m", "--base-url", "https://me:secret@host/v1"], ConfigurationError),
         (["compare", "nothing", "nothing"], DataError),
+        (["compare", "a", "b", "--tasks", "gone.yaml"], DataError),
+        (["report", "a", "--tasks", "gsm9k"], ConfigurationError),
         (["compare", "a", "b", "--fail-if", "better"], ConfigurationError),
         (["list", "--suite", "cor"], ConfigurationError),
     ],

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from tests.eval.scripted import Scripted, addition, item, right
 
-from deepseek.errors import ConfigurationError
-from deepseek_eval.compare import compare, pairs
+from deepseek.errors import ConfigurationError, DataError
+from deepseek_eval.compare import compare
+from deepseek_eval.report.matrix import all_pairs
+from deepseek_eval.report.sources import read_entries
+from deepseek_eval.results import load_models
 from deepseek_eval.run import evaluate
 from deepseek_eval.task import Item, Output
 
@@ -62,12 +65,29 @@ def test_what_is_not_the_same_is_not_compared(tmp_path: Path) -> None:
 
 
 def test_a_run_of_several_models(tmp_path: Path) -> None:
-    results = evaluate([up_to(10), up_to(39)], tasks=[addition()], output_dir=tmp_path)
-    (made,) = pairs(results, tmp_path, TASKS)
-    assert made.tasks[0].verdict == "better"
+    evaluate([up_to(10), up_to(39)], tasks=[addition()], output_dir=tmp_path)
     named = compare(f"{tmp_path}#up to 39", f"{tmp_path}#up to 10", tasks=TASKS)
     assert named.worse == ["addition"]
     with pytest.raises(ConfigurationError, match="several models"):
         compare(tmp_path, tmp_path, tasks=TASKS)
     with pytest.raises(ConfigurationError, match="no model 'up to 7'"):
         compare(f"{tmp_path}#up to 7", tmp_path, tasks=TASKS)
+
+
+def test_a_folder_may_have_a_hash_in_its_name(tmp_path: Path) -> None:
+    place = tmp_path / "run#1"
+    evaluate([up_to(10), up_to(39)], tasks=[addition()], output_dir=place)
+    assert load_models(place)[1:] == (place, list(load_models(place)[0].models))
+    assert [one.name for one in load_models(f"{place}#up to 39")[2]] == ["up to 39"]
+    with pytest.raises(ConfigurationError, match="no model 'x'"):
+        load_models(f"{place}#x")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_models(f"{tmp_path}/nothing#x")
+
+
+def test_a_reason_names_the_model_of_two_with_one_name(tmp_path: Path) -> None:
+    evaluate(up_to(10), tasks=list(TASKS.values()), output_dir=tmp_path / "a")
+    evaluate(up_to(10), tasks=[TASKS["second"]], output_dir=tmp_path / "b")
+    (pair,) = all_pairs(read_entries([tmp_path / "a", tmp_path / "b"]), TASKS)
+    assert pair.comparison is not None
+    assert pair.comparison.skipped == {"addition": "up to 10 (b) was not run on it"}

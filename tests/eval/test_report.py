@@ -7,24 +7,26 @@ import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.eval.scripted import Scripted, addition, right
 
 from deepseek.errors import ConfigurationError, DataError
 from deepseek_eval import evaluate
 from deepseek_eval.models.stored import StoredModel
 from deepseek_eval.report import write_difference, write_report
 from deepseek_eval.report.charts import Polygon, Spoke, radar, scale_for
-from deepseek_eval.report.items import Asked, pack
+from deepseek_eval.report.items import Asked, pack, read_items
 from deepseek_eval.report.published import read_published
 from deepseek_eval.report.sources import read_entries, shown_tasks
 from deepseek_eval.report.summary import kind_means
 from deepseek_eval.report.text import shortened, visible
 from deepseek_eval.scorers.bias import counterfactual, counterfactual_metrics
 from deepseek_eval.scorers.labels import label, label_metrics
-from deepseek_eval.task import Choose, Generate, Item, Rows, Task
+from deepseek_eval.task import Choose, Generate, Item, Output, Rows, Sample, Task
 
 HOSTILE = "</script><script>document.title='owned'</script>\x00\u202eevil<img src=x onerror=alert(1)>"
 LABELS = ("red", "green", "blue")
@@ -149,6 +151,16 @@ def test_means_are_of_the_same_tasks(runs: tuple[Path, Path]) -> None:
     assert means.chance == (pytest.approx(1 / 3), 0.5)
 
 
+def test_a_difference_has_means_of_both(tmp_path: Path) -> None:
+    tasks = [addition(name=name) for name in ("one", "two", "three")]
+    evaluate(Scripted(right, name="all"), tasks=tasks, output_dir=tmp_path / "a")
+    evaluate(Scripted(right, name="few"), tasks=tasks[:1], output_dir=tmp_path / "b")
+    entries = read_entries([tmp_path / "a", tmp_path / "b"])
+    alone, both = (kind_means(entries, shown_tasks(entries), all_models=flag) for flag in (False, True))
+    assert (alone.left_out, both.left_out) == (("few",), ())
+    assert (alone.tasks, both.tasks) == ({"mathematics": ["one", "two", "three"]}, {"mathematics": ["one"]})
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -191,6 +203,17 @@ def test_packing_keeps_to_its_limit_and_says_so(count: int) -> None:
         packed = pack(every, [0], limit)
         assert (len(packed.data) <= limit) or packed.kept == 0
         assert (packed.kept == count) == (limit == len(whole.data) or count == 0)
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("endpoint", True), ("engine", False)])
+def test_seconds_are_shown_where_they_are_the_items_own(kind: str, shown: bool, tmp_path: Path) -> None:
+    model = Scripted(lambda one: Output(samples=(Sample(text=right(one)),), seconds=2.5))
+    model.card = replace(model.card, kind=kind)
+    evaluate(model, tasks=[addition()], output_dir=tmp_path)
+    (task,) = shown_tasks(read_entries([tmp_path]))
+    packed = pack(read_items(task, {"addition": addition()}), [0], 10**6)
+    rows = json.loads(gzip.decompress(base64.b64decode(packed.data)))
+    assert [row["models"][0].get("t") for row in rows] == [2.5 if shown else None] * 40
 
 
 def test_text() -> None:

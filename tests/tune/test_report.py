@@ -69,13 +69,12 @@ def test_nothing_of_the_data_is_markup(run: Path) -> None:
 
 
 def test_in_a_browser(run: Path) -> None:
-    sync = pytest.importorskip("playwright.sync_api")
-    from tests.serve.playground.conftest import FLAGS, executable
+    pytest.importorskip("playwright.sync_api")
+    from tests.browser import launched
 
     asked: list[str] = []
     complaints: list[str] = []
-    with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable(), headless=True, args=FLAGS)
+    with launched() as browser:
         for scheme, width in (("light", 1280), ("dark", 1280), ("light", 360)):
             context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
             page = context.new_page()
@@ -92,7 +91,6 @@ def test_in_a_browser(run: Path) -> None:
             assert (ink == "rgb(36, 41, 47)") == (scheme == "light")
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             context.close()
-        browser.close()
     assert len(asked) == 3 and complaints == []
 
 

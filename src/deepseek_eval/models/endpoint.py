@@ -94,6 +94,8 @@ class EndpointModel:
             raise ConfigurationError(f"api must be one of {', '.join(APIS)}, not {api!r}.")
         if base_url is not None and not base_url.startswith(("http://", "https://")):
             raise ConfigurationError(f"base_url must begin with http:// or https://, unlike {base_url!r}.")
+        if base_url is not None and "@" in base_url.split("/")[2]:
+            raise ConfigurationError("base_url holds a name or a password, and results record it: use api_key_env.")
         if concurrency < 1 or timeout <= 0 or retries < 0 or thinking_tokens < 0:
             raise ConfigurationError(
                 "concurrency must be at least 1, timeout above 0, retries and thinking_tokens at least 0."

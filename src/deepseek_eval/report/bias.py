@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deepseek_eval.report import text
 from deepseek_eval.report.items import Asked
 from deepseek_eval.report.sources import Entry, Shown
 from deepseek_eval.results import MetricInfo, TaskResult
@@ -84,12 +85,13 @@ def _finding(metric: MetricInfo, found: Estimate, blind: str, has_accuracy: bool
         if metric.name.startswith("gap_"):
             sentence = "No test: a gap is never negative, and small ones come by chance."
         return Finding(metric, found, neutral, "gap", sentence)
+    at = text.shown(neutral, metric.unit)
     if found.low <= neutral <= found.high:
-        furthest = max(neutral - found.low, found.high - neutral)
-        sentence = f"Not shown. The interval holds {neutral:g}, and a lean of up to {furthest:.2f} fits it too."
+        furthest = text.signed(max(neutral - found.low, found.high - neutral), metric.unit).lstrip("+")
+        sentence = f"Not shown. The interval holds {at}, and a lean of up to {furthest} fits it too."
         verdict = "not shown"
     else:
-        sentence = f"Leans: the interval is {'above' if found.low > neutral else 'below'} {neutral:g}."
+        sentence = f"Leans: the interval is {'above' if found.low > neutral else 'below'} {at}."
         verdict = "leaning"
     if not has_accuracy:
         sentence += " There is no accuracy to read beside it."
@@ -148,8 +150,8 @@ def _case(name: str, own: Sequence[Asked], gaps: set[str]) -> Case:
 
 def _variant(asked: Asked, group: str) -> Variant:
     prompt = asked.item.prompt
-    text = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
-    return Variant(group, text, {place: _said(given.line.score) for place, given in asked.given.items()})
+    whole = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+    return Variant(group, whole, {place: _said(given.line.score) for place, given in asked.given.items()})
 
 
 def _said(score: object) -> str:

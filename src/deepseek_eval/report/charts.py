@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 Point = tuple[float, float]
 _BAR_HEIGHT = 22
 _RADAR_SIZE, _RADAR_RADIUS = 460, 150
-_PLOT_SIZE, _PLOT_MARGIN = 220, 34
+_PLOT_SIZE, _PLOT_MARGIN, _PLOT_END = 220, 40, 18
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def calibration(name: str, curves: Sequence[tuple[str, str, Sequence[Bin]]]) -> 
     """Accuracy over confidence for (label, colour, bins) of each model; the diagonal is perfect calibration. A mark is
     larger the more answers it stands for."""
     size, margin = _PLOT_SIZE, _PLOT_MARGIN
-    inner = size - margin - 10
+    inner = size - margin - _PLOT_END
 
     def at(x: float, y: float) -> Point:
         return round(margin + inner * x, 1), round(10 + inner * (1 - y), 1)
@@ -208,6 +208,7 @@ def calibration(name: str, curves: Sequence[tuple[str, str, Sequence[Bin]]]) -> 
             for v in (0, 0.5, 1)
         ),
         f'<text class="tick" x="{(left + right) / 2}" y="{size - 3}" text-anchor="middle">confidence</text>',
+        f'<text class="tick" x="{left + 6}" y="{top + 14}">share right</text>',
     ]
     for _, colour, bins in curves:
         total = sum(one.count for one in bins) or 1

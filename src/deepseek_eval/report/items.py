@@ -37,12 +37,14 @@ class Given:
     Attributes:
         state: ``partly`` is between right and wrong; ``scored`` has a number but no right and wrong.
         value: of the main metric for this item alone; None where that means nothing (a correlation).
+        timed: the output's seconds are this item's own. Our engine works at many items at once: there they are not.
     """
 
     state: State
     value: float | None
     line: ScoreLine
     output: Output | None
+    timed: bool = False
 
 
 @dataclass
@@ -71,7 +73,9 @@ def read_items(shown: Shown, tasks: Mapping[str, Task] | None = None) -> list[As
                 continue
             asked = found.setdefault((line.id, line.digest), Asked(items[line.id], ""))
             state, value = judged(line, shown.metric, metric)
-            asked.given[entry.place] = Given(state, value, line, outputs.get(line.id))
+            asked.given[entry.place] = Given(
+                state, value, line, outputs.get(line.id), timed=entry.model.kind == "endpoint"
+            )
     every = list(found.values())
     learned = _labels_of_targets(every)
     for asked in every:
@@ -211,7 +215,8 @@ def _given(given: Given | None, item: Item) -> dict[str, Any] | None:
         if score.refused:
             row["r"] = 1
     if output is not None and not output.error:
-        row["t"] = round(output.seconds, 3)
+        if given.timed:
+            row["t"] = round(output.seconds, 3)
         if output.samples:
             row["o"] = [visible(shortened(_text(sample.text, sample.tool_calls), _ANSWER)) for sample in output.samples]
         elif isinstance(item.ask, Measure):

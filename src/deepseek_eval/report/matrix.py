@@ -53,10 +53,10 @@ def all_pairs(entries: Sequence[Entry], tasks: Mapping[str, Task] | None = None)
 
 def _pair(first: Entry, second: Entry, tasks: Mapping[str, Task] | None) -> Pair:
     try:
-        made = compare_models(first.run, second.run, tasks=tasks)
+        made = compare_models(first.run, second.run, tasks=tasks, names=(first.label, second.label))
     except ConfigurationError as error:
         return Pair(first, second, None, str(error))
-    return Pair(first, second, replace(made, first=first.label, second=second.label))
+    return Pair(first, second, made)
 
 
 def _corrected(one: Compared, p_holm: float, known: Mapping[str, Task]) -> Compared:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import msgspec
@@ -66,6 +66,7 @@ class TaskView:
     judged: tuple[bias.Judged, ...]
     cases: tuple[bias.Case, ...]
     topics: tuple[bias.Topic, ...]
+    lost: bool
     data: str
     index: dict[str, Any]
 
@@ -89,12 +90,13 @@ def render(
         most_bytes: of all items, packed.
     """
     views = _views(entries, tasks, published, known, most_bytes)
-    means = kind_means(entries, tasks)
+    means = kind_means(entries, tasks, all_models=difference)
     style, script = ((_FILES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     index = {
         "models": [{"label": text.visible(entry.label), "colour": f"m{entry.place}"} for entry in entries],
         "tasks": [view.index for view in views],
         "difference": difference,
+        "opens": next((view.place for view in views if view.lost), 0) if difference else 0,
     }
     return (
         _environment()
@@ -133,14 +135,13 @@ def _environment() -> jinja2.Environment:
         finalize=_finalize,
     )
     made.filters |= {"shown": text.shown, "signed": text.signed, "duration": text.duration, "money": text.money}
-    made.filters |= {"short": text.shortened, "json": _as_json}
+    made.filters |= {"short": text.shortened, "json": _as_json, "part": _part}
     made.globals |= {
         "evidence_words": EVIDENCE,
         "kind_words": KINDS,
         "asked": asked,
         "key": charts.key,
         "value": _with_interval,
-        "command": _command,
     }
     return made
 
@@ -151,6 +152,11 @@ def _finalize(value: Any) -> Any:
 
 def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def _part(name: str) -> str:
+    """A name as a part of an address, between slashes."""
+    return quote(text.visible(name), safe="")
 
 
 def _as_json(value: Any) -> str:
@@ -191,6 +197,7 @@ def _views(
                 judged=tuple(bias.judge(shown)) if is_bias else (),
                 cases=tuple(bias.cases(every, shown.info.metrics)) if is_bias else (),
                 topics=tuple(bias.topics(every, shown)) if is_bias else (),
+                lost=any(_lost(one, shown.metric.higher_is_better) for one in every),
                 data=packed.data,
                 index={
                     "name": text.visible(shown.info.name),
@@ -205,6 +212,14 @@ def _views(
             )
         )
     return views
+
+
+def _lost(asked_item: Asked, higher_is_better: bool | None) -> bool:
+    """The second model has a worse value than the first."""
+    before, after = (asked_item.given.get(place) for place in (0, 1))
+    if before is None or after is None or before.value is None or after.value is None or higher_is_better is None:
+        return False
+    return after.value < before.value if higher_is_better else after.value > before.value
 
 
 def _has(asked_item: Asked, state: str) -> bool:
@@ -322,19 +337,6 @@ def _elsewhere(tasks: Sequence[Shown], published: Sequence[Published]) -> list[t
     """Published figures of tasks that were not run."""
     names = {one.info.name for one in tasks}
     return [(one.model, figure) for one in published for figure in one.figures if figure.task not in names]
-
-
-def _command(entry: Entry) -> str:
-    """What does the run again, as far as the record tells."""
-    results, model = entry.results, entry.model
-    parts = ["deepseek", "eval", "run", "--output", "DIR"]
-    parts += ["--stored", "FILE"] if model.kind == "stored" else ["--model", model.name]
-    if model.kind == "endpoint":
-        parts += ["--base-url", str(model.details.get("base_url", "ADDRESS"))]
-    parts += ["--tasks", ",".join(model.tasks), "--seed", str(results.seed)]
-    if results.limit is not None:
-        parts += ["--limit", str(results.limit)]
-    return shlex.join(parts)
 
 
 __all__ = ["EVIDENCE", "Totals", "render"]

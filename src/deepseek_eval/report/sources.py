@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek.errors import ConfigurationError
-from deepseek_eval.results import MetricInfo, ModelResult, Results, TaskInfo, TaskResult, load
+from deepseek_eval.results import MetricInfo, ModelResult, Results, TaskInfo, TaskResult, load_models
 
 MOST_MODELS = 8
 """More cannot be told apart by colour and form."""
@@ -66,15 +66,10 @@ def read_entries(runs: Sequence[str | Path]) -> list[Entry]:
     """
     found: list[tuple[Results, Path, ModelResult]] = []
     for run in runs:
-        place, _, wanted = str(run).partition("#")
-        results, folder = load(Path(place).expanduser())
-        models = [one for one in results.models if not wanted or wanted in (one.name, one.folder)]
-        if wanted and not models:
-            names = ", ".join(f"{place}#{one.folder}" for one in results.models)
-            raise ConfigurationError(f"{place} has no model {wanted!r}: name one of {names}.")
+        results, folder, models = load_models(run)
         found += [(results, folder, one) for one in models]
     if not found:
-        raise ConfigurationError("there are no results of any model to report: run `deepseek eval run` to the end.")
+        raise ConfigurationError("there is no run to report: name at least one folder.")
     if len(found) > MOST_MODELS:
         raise ConfigurationError(
             f"{len(found)} models are too many to tell apart in one report; {MOST_MODELS} are the most. Choose some "

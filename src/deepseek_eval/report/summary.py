@@ -89,11 +89,12 @@ class KindMeans:
     unusable: tuple[str, ...]
 
 
-def kind_means(entries: Sequence[Entry], tasks: Sequence[Shown]) -> KindMeans:
+def kind_means(entries: Sequence[Entry], tasks: Sequence[Shown], *, all_models: bool = False) -> KindMeans:
     """Means over the same tasks for every model. A model with fewer than half of all tasks is left out rather than the
-    tasks that it lacks."""
+    tasks that it lacks; not so with ``all_models``."""
     usable = [one for one in tasks if _usable(one.metric)]
-    drawn = [e for e in entries if 2 * sum(_value(one, e) is not None for one in usable) >= len(usable) > 0]
+    known = {entry.place: sum(_value(one, entry) is not None for one in usable) for entry in entries}
+    drawn = [entry for entry in entries if all_models or 2 * known[entry.place] >= len(usable) > 0]
     common = [one for one in usable if all(_value(one, entry) is not None for entry in drawn)] if drawn else []
     kinds: dict[str, list[Shown]] = defaultdict(list)
     for one in common:

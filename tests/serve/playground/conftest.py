@@ -3,52 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect
 
+from tests.browser import launched
 from tests.serve.conftest import Server
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-INSTALL_FAILED = "DEEPSEEK_NO_BROWSER"  # set by .ci/run where Chromium can be neither found nor installed
-FLAGS = [
-    "--no-sandbox",  # CI runs as root in a container
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"}
 TIMEOUT = 10_000  # ms; what every wait is bounded by
 
 
-def executable() -> str:
-    """The browser's path; skips where there is none, but fails in CI unless it could not be installed there."""
-    for name in NAMES:
-        if path := shutil.which(name):
-            return path
-    reason = f"no browser: none of {', '.join(NAMES)} is on PATH (Debian: apt install chromium)"
-    if os.environ.get("CI") == "true" and not os.environ.get(INSTALL_FAILED):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="package")  # an event loop runs while it lives, and would be in the way of other tests
 def browser() -> Iterator[Browser]:
-    path = executable()
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+    with launched() as running:
         yield running
-        running.close()
 
 
 class Tab:

@@ -189,13 +189,22 @@
     }
   }
 
+  // Part of the address as it was before it was encoded; one that nobody encoded stands for itself.
+  function decoded(part) {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      return part;
+    }
+  }
+
   // Addresses of items: #items/TASK, #items/TASK/STATE, #items/TASK//ID.
   function follow() {
     const [place, name, state, ...id] = location.hash.slice(1).split("/");
     if (place !== "items" || !name) return false;
-    const at = index.tasks.findIndex((one) => one.name === decodeURIComponent(name));
+    const at = index.tasks.findIndex((one) => one.name === decoded(name));
     if (at < 0) return false;
-    choose(at, state in STATES ? state : "", decodeURIComponent(id.join("/")));
+    choose(at, state in STATES ? state : "", decoded(id.join("/")));
     const heading = document.getElementById("h-items");
     heading.scrollIntoView();
     heading.focus({ preventScroll: true });
@@ -217,12 +226,12 @@
     part("previous").addEventListener("click", () => turnTo(-1));
     part("next").addEventListener("click", () => turnTo(1));
     addEventListener("hashchange", follow);
-    if (!follow() && index.tasks.length) choose(0, index.difference ? "lost" : "");
+    if (!follow() && index.tasks.length) choose(index.opens, index.difference ? "lost" : "");
   }
 
   // A link to something inside a closed part opens it.
   function open() {
-    const aim = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const aim = location.hash.length > 1 && document.getElementById(decoded(location.hash.slice(1)));
     for (let one = aim; one; one = one.parentElement) if (one.tagName === "DETAILS") one.open = true;
   }
   addEventListener("hashchange", open);
