@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.tune.data import Conversation, mixed
 
-WARM_STEPS = 1
+WARM_STEPS = 3
 # name -> (what Trainer trains, how it pads)
 TRAINER = {
     "full, padded to the maximum": ("full", "max_length"),
@@ -36,7 +36,7 @@ SIDES = (*TRAINER, *OURS)
 
 
 def measure(side: str, model: Path, examples: int, max_tokens: int, steps: int) -> dict[str, float]:
-    """What a side does in ``steps`` steps after one that does not count: tokens (no padding), seconds, processor
+    """What a side does in ``steps`` steps after some that do not count: tokens (no padding), seconds, processor
     seconds, and the bytes that the process held at most."""
     conversations = mixed(examples)
     if side in TRAINER:
