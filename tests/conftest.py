@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from deepseek.errors import HubError
 from deepseek.hub.resolve import resolve
 from deepseek.threads import wait_politely
 
 wait_politely()
+
+# Without a GPU Triton's kernels run in its interpreter. Triton looks at this when it is imported, which other libraries
+# do too.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # `make test-sanitized` puts another build of the extension in place. An editable installation finds its own first, so
 # the other one must be there before anybody asks.
