@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from deepseek_eval.metrics import mean, micro_f1, one
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 JSON_METRICS: tuple[Metric, ...] = (mean("exact_match"), mean("schema_valid"), mean("json_valid"), mean("bare"))
 TOOL_METRICS: tuple[Metric, ...] = (mean("call_match"), mean("name_match"), mean("schema_valid"))
 STATE_METRICS: tuple[Metric, ...] = (mean("joint_goal_accuracy"), micro_f1("slot_f1"))
+_STARTS = 1000
+"""Each is read as far as it goes: answers of brackets alone would take minutes."""
 _FENCE = re.compile(r"```(?:json|JSON)?\s*\n?(.*?)```", re.DOTALL)
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 
 
 def read_json(text: str) -> tuple[Any, bool] | None:
     """(the value, whether it is all of the text): the text itself, what is fenced in it, or the first value that begins
-    with a brace or a bracket. None if there is none. NaN and infinities are not JSON."""
+    with a brace or a bracket. None if there is none, or none among the first :data:`_STARTS` of these. NaN and
+    infinities are not JSON, nor is what is nested beyond Python's reach."""
     try:
         return _loads(text), True
     except ValueError:
@@ -36,11 +40,13 @@ def read_json(text: str) -> tuple[Any, bool] | None:
             return _loads(fenced), False
         except ValueError:
             continue
-    for start in re.finditer(r"[{\[]", text):
+    for start in islice(re.finditer(r"[{\[]", text), _STARTS):
         try:
             return json.JSONDecoder(parse_constant=_refuse).raw_decode(text, start.start())[0], False
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
+        except RecursionError:
+            return None
     return None
 
 
