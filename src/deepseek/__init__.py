@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from deepseek.client import AsyncClient, Client
     from deepseek.constraints import Constraint
     from deepseek.errors import DeepSeekError
-    from deepseek.llm import LLM, Completion, Generation, Score
+    from deepseek.llm import LLM, Completion, Generation
     from deepseek.sampling import SamplingParams
+    from deepseek.scoring import Score
 
 __version__ = "2.1.0.dev0"
 
@@ -24,7 +25,7 @@ _EXPORTS = {
     "LLM": "deepseek.llm",
     "Completion": "deepseek.llm",
     "Generation": "deepseek.llm",
-    "Score": "deepseek.llm",
+    "Score": "deepseek.scoring",
     "Constraint": "deepseek.constraints",
     "SamplingParams": "deepseek.sampling",
     "DeepSeekError": "deepseek.errors",

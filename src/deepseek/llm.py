@@ -31,6 +31,7 @@ from deepseek.engine.grammar import check
 from deepseek.errors import DeepSeekError, EngineError, InvalidRequestError
 from deepseek.runtime.output import LogprobEntry, OutputAssembler, TextDelta
 from deepseek.sampling import SamplingParams
+from deepseek.scoring import Score, forwards
 from deepseek.threads import wait_politely
 
 if TYPE_CHECKING:
@@ -86,29 +87,6 @@ class Generation:
     def text(self) -> str:
         """The first answer."""
         return self.choices[0].text
-
-
-@dataclass(frozen=True)
-class Score:
-    """Log-likelihood of a continuation after its context.
-
-    Attributes:
-        token_ids: the continuation's tokens.
-        logprobs: natural log-probability of each of them.
-        greedy: for each of them, whether it was the likeliest one.
-    """
-
-    token_ids: list[int]
-    logprobs: list[float]
-    greedy: list[bool]
-
-    @property
-    def total(self) -> float:
-        return sum(self.logprobs)
-
-    @property
-    def is_greedy(self) -> bool:
-        return all(self.greedy)
 
 
 class _Asked(NamedTuple):
@@ -236,8 +214,8 @@ class LLM:
         """Log-likelihood of each continuation after its context, all in one batch.
 
         Context and continuation are tokenized separately, so that a continuation's tokens do not depend on its
-        context; an empty context counts as the model's begin token. ``attention``, ``attention_error`` and ``adapter``
-        are as in :meth:`generate`.
+        context; an empty context counts as the model's begin token. Continuations that differ in their last token alone
+        take one forward. ``attention``, ``attention_error`` and ``adapter`` are as in :meth:`generate`.
 
         Raises:
             InvalidRequestError: lists of unequal length, an empty continuation, or a text too long.
@@ -248,30 +226,29 @@ class LLM:
                 param="continuations",
             )
         pairs = [self._encode_pair(*pair) for pair in zip(contexts, continuations, strict=True)]
-        requests = {}
-        for before, after in pairs:
-            requests[self._new_id()] = (before, after)
+        asked = {self._new_id(): forward for forward in forwards(pairs)}
         self._add(
             [
                 ScoreRequest(
                     name,
-                    before + after,
-                    len(before),
+                    forward.before + forward.after,
+                    len(forward.before),
                     attention=attention,
                     attention_error=attention_error,
                     adapter=adapter,
+                    alternatives=forward.alternatives,
                 )
-                for name, (before, after) in requests.items()
+                for name, forward in asked.items()
             ]
         )
-        scored: dict[str, Score] = {}
-        for event in self._events(set(requests)):
+        scored: dict[int, Score] = {}
+        for event in self._events(set(asked)):
             if isinstance(event, ScoreEvent):
-                after = requests[event.request_id][1]
-                scored[event.request_id] = Score(after, event.logprobs, event.greedy)
+                own = asked[event.request_id]
+                scored |= own.by_place(_score(own.after, own.alternatives, event))
             elif isinstance(event, TokenEvent):
                 raise EngineError(event.error or "the engine failed")
-        return [scored[name] for name in requests]
+        return [scored[place] for place in range(len(pairs))]
 
     def run(
         self, requests: Iterable[GenerateRequest | ScoreRequest], *, window: int = 256, shown: Collection[str] = ()
@@ -451,13 +428,18 @@ class _Running:
         """The result, if this event was the last that it needs."""
         if isinstance(event, ScoreEvent):
             assert isinstance(self._request, ScoreRequest)
-            return Score(self._request.tokens[self._request.start :], event.logprobs, event.greedy)
+            asked = self._request
+            return _score(asked.tokens[asked.start :], asked.alternatives, event)
         assert isinstance(event, TokenEvent)
         if event.finish_reason == "error":
             message = event.error or "the engine failed"
             return (InvalidRequestError if event.error_code == INVALID_CONSTRAINT else EngineError)(message)
         self._completion.add(event, delta := self._assembler.push(event))
         return self._completion if delta.finish_reason else None
+
+
+def _score(after: list[int], alternatives: Sequence[int], event: ScoreEvent) -> Score:
+    return Score.of(after, event.logprobs, event.greedy, alternatives, event.alternatives)
 
 
 def _params_of_each(params: Params, count: int) -> list[SamplingParams]:

@@ -114,6 +114,15 @@ def test_beginnings_are_computed_once(model: EngineModel) -> None:
     assert (after.cached_prompt_tokens - before.cached_prompt_tokens) / asked > 0.8
 
 
+def test_choices_that_differ_in_their_last_token_take_one_forward(model: EngineModel) -> None:
+    """And keep their order, whatever stands between them."""
+    mixed = choice("0", LONG, " A", " the delta", " B", " C")
+    outputs = ask(model, [mixed, *(choice("0", LONG, text) for text in (" A", " the delta", " B", " C"))])
+    assert [one.likelihoods[0] for one in outputs[1:]] == list(outputs[0].likelihoods)
+    tokens = len(model._llm.tokenizer.encode(LONG))
+    assert outputs[0].prompt_tokens == (tokens + 1) + (tokens + 2)
+
+
 def test_the_card_identifies_the_model(model: EngineModel) -> None:
     details = model.card.details
     assert model.card.evidence == "re-run" and model.card.kind == "engine" and model.card.likelihoods

@@ -352,7 +352,8 @@ class Engine:
                 self.scheduler.completed(chunk)
                 sequence.scores += scores_of(logits[row : row + count], sequence.tokens[first : first + count])
                 if not sequence.remaining:
-                    events.append(self._end_scored(sequence))
+                    last = logits[row + count - 1].expand(len(sequence.alternatives), -1)
+                    events.append(self._end_scored(sequence, scores_of(last, sequence.alternatives)))
             else:
                 events.append(self._end(sequence, "error", _NOT_FINITE))
             row += count
@@ -410,10 +411,10 @@ class Engine:
         self._cached_prompt_tokens += sequence.cached_tokens or 0
         self._remove(sequence)
 
-    def _end_scored(self, sequence: Sequence) -> ScoreEvent:
+    def _end_scored(self, sequence: Sequence, alternatives: list[tuple[float, bool]]) -> ScoreEvent:
         self._end_computed(sequence)
         logprobs, greedy = zip(*sequence.scores, strict=True)
-        return ScoreEvent(sequence.request_id, list(logprobs), list(greedy))
+        return ScoreEvent(sequence.request_id, list(logprobs), list(greedy), alternatives)
 
     def _end(
         self, sequence: Sequence, reason: FinishReason, error: str | None = None, code: str | None = None

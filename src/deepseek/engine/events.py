@@ -58,6 +58,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
     ``attention``, ``attention_error`` and ``adapter`` are as in :class:`GenerateRequest`; a text to score has no
     question in it.
     With ``reproducible`` and native kernels its numbers do not depend on what shares the batch, to the last bit.
+    ``alternatives`` are other tokens for the last place, answered by the same forward.
     """
 
     request_id: str
@@ -68,6 +69,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, tag="score"):
     attention_error: float | None = None
     adapter: str | None = None
     reproducible: bool = False
+    alternatives: list[int] = []
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed"):
@@ -133,11 +135,13 @@ class TokenEvent(msgspec.Struct, frozen=True, tag="token", omit_defaults=True, g
 
 
 class ScoreEvent(msgspec.Struct, frozen=True, tag="scored"):
-    """The answer to a :class:`ScoreRequest`: per scored token its log-probability and whether it was the likeliest."""
+    """The answer to a :class:`ScoreRequest`: per scored token its log-probability and whether it was the likeliest; the
+    same of each of the request's alternatives."""
 
     request_id: str
     logprobs: list[float]
     greedy: list[bool]
+    alternatives: list[tuple[float, bool]] = []
 
 
 class EmbedEvent(msgspec.Struct, frozen=True, tag="embedded", gc=False):

@@ -56,6 +56,7 @@ class Sequence:
         adapter: what changes the model for this request; None: nothing does.
         matcher: keeps the answer to its constraint; None without one.
         scores: log-probability and greedy flag of each scored token so far.
+        alternatives: tokens whose log-probability is wanted in the last place too.
     """
 
     request_id: str
@@ -85,6 +86,7 @@ class Sequence:
     adapter: ServedAdapter | None = None
     matcher: Matcher | None = None
     scores: list[tuple[float, bool]] = field(default_factory=list)
+    alternatives: list[int] = field(default_factory=list)
     answer_counts: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -151,6 +153,7 @@ class Sequence:
             stop_ids=frozenset(),
             max_length=len(tokens),
             score_start=before + request.start if isinstance(request, ScoreRequest) else None,
+            alternatives=request.alternatives if isinstance(request, ScoreRequest) else [],
             cache_salt=_salt(request.cache_salt, adapter),
             sparse=sparse,
             adapter=adapter,

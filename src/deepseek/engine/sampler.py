@@ -79,7 +79,7 @@ def logprobs_of(logits: Tensor, tokens: Seq[int], top: Seq[int]) -> list[TokenLo
 
 def scores_of(logits: Tensor, tokens: Seq[int]) -> list[tuple[float, bool]]:
     """Per row of ``logits`` [R, vocab]: the log-probability of ``tokens[i]``, and whether it is the likeliest."""
-    wanted = torch.tensor(tokens, device=logits.device)[:, None]
+    wanted = torch.tensor(tokens, dtype=torch.long, device=logits.device)[:, None]
     own = logits.gather(1, wanted)[:, 0]
     logprobs = (own - logits.logsumexp(dim=-1)).tolist()
     greedy = (logits.argmax(dim=-1) == wanted[:, 0]).tolist()

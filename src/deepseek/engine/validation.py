@@ -80,7 +80,7 @@ def check_request(
         max_context -= before
         reason = f"The request's adapter takes {before} tokens of it. {reason}"
     if isinstance(request, ScoreRequest):
-        check_tokens(request.tokens, vocab_size)
+        check_tokens([*request.tokens, *request.alternatives], vocab_size)
         _check_score(request, max_context, reason)
         check_attention(request.attention, request.attention_error, sparse=sparse)
         return

@@ -20,9 +20,10 @@ from deepseek.hub.cache import file_sha256
 from deepseek.hub.progress import Progress
 from deepseek.hub.resolve import resolve
 from deepseek.llm import LLM, Completion
-from deepseek.llm import Score as Scored
 from deepseek.runtime.output import TextDelta
 from deepseek.sampling import SamplingParams
+from deepseek.scoring import Forward, forwards
+from deepseek.scoring import Score as Scored
 from deepseek_eval.models.rendering import PLAIN_CHAT, PLAIN_STOP, plain_chat
 from deepseek_eval.task import (
     Choose,
@@ -50,10 +51,11 @@ _Request = GenerateRequest | ScoreRequest
 
 @dataclass
 class _Asked:
-    """An item with the engine."""
+    """An item with the engine; ``forwards`` of one whose continuations are scored."""
 
     position: int
     item: Item
+    forwards: list[Forward] = field(default_factory=list)
     parts: list[Completion | Scored | None] = field(default_factory=list)
     missing: int = 0
     prompt_tokens: int = 0
@@ -162,12 +164,19 @@ class EngineModel:
             case Measure():
                 text = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
                 pairs = [(self._begin(), self._llm.tokenizer.encode(text, add_special_tokens=False))]
-        one.prompt_tokens = sum(len(before) + len(after) for before, after in pairs)
         if not all(after for _, after in pairs):
             raise InvalidRequestError("a continuation to score is empty.")
+        one.forwards = forwards(pairs)
+        one.prompt_tokens = sum(len(forward.before) + len(forward.after) for forward in one.forwards)
         return [
-            ScoreRequest(f"{name}.{part}", before + after, len(before), reproducible=True)
-            for part, (before, after) in enumerate(pairs)
+            ScoreRequest(
+                f"{name}.{part}",
+                forward.before + forward.after,
+                len(forward.before),
+                reproducible=True,
+                alternatives=forward.alternatives,
+            )
+            for part, forward in enumerate(one.forwards)
         ]
 
     def _prompt(self, prompt: Prompt, tools: Sequence[dict[str, Any]] = ()) -> list[int]:
@@ -217,16 +226,14 @@ class EngineModel:
     def _output(self, one: _Asked) -> Output:
         seconds = time.monotonic() - one.started
         ask = one.item.ask
-        likelihoods, samples, generated = [], [], 0
+        samples, generated = [], 0
         for part in one.parts:
-            if isinstance(part, Scored):
-                likelihoods.append(Likelihood(logprob=part.total, tokens=len(part.logprobs), greedy=part.is_greedy))
-            elif isinstance(part, Completion):
+            if isinstance(part, Completion):
                 generated += len(part.token_ids)
                 samples.append(self._sample(part, ask))
         return Output(
             samples=tuple(samples),
-            likelihoods=tuple(likelihoods),
+            likelihoods=_likelihoods(one),
             prompt_tokens=one.prompt_tokens,
             completion_tokens=generated,
             seconds=seconds,
@@ -261,6 +268,16 @@ class EngineModel:
             "chats": "chat template" if self._chats else PLAIN_CHAT,
             "settings": {name: defaults[name] for name in sorted(settings) if name != "offline"},
         }
+
+
+def _likelihoods(one: _Asked) -> tuple[Likelihood, ...]:
+    """Of the continuations of an item, in their order."""
+    found: dict[int, Likelihood] = {}
+    for forward, part in zip(one.forwards, one.parts, strict=False):  # an item that generates has no forwards
+        assert isinstance(part, Scored)
+        for place, scored in forward.by_place(part).items():
+            found[place] = Likelihood(logprob=scored.total, tokens=len(scored.logprobs), greedy=scored.is_greedy)
+    return tuple(found[place] for place in range(len(found)))
 
 
 def weights_digest(path: Path) -> str:
