@@ -168,7 +168,7 @@ def _difference(
         return "there is no item that both answered"
     wanted = set(both)
     kept = [rows_of([own[name] for name in shared if name in wanted], metric.name) for own in lines]
-    made = difference(metric, kept[0][0], kept[1][0], kept[0][2], seed=first[0].seed)
+    made = difference(metric, kept[0][0], kept[1][0], kept[0][2])
     if made is None:
         return f"{metric.name} is undefined for one of them"
     return made, len(lines[0].keys() | lines[1].keys()) - len(both)
