@@ -226,7 +226,8 @@ def _jackknife_interval(metric: Metric, groups: Floats, value: float) -> tuple[f
         return None, None, "none"
     low, high = value - error * quantile, value + error * quantile
     if metric.unit == "share" and metric.higher_is_better is not None:
-        low, high = max(0.0, low), min(1.0, high)
+        low = max(0.0, low)
+        high = min(1.0, high) if metric.higher_is_better else high  # an error rate may be above 1
     return low, high, "jackknife"
 
 

@@ -149,16 +149,31 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
         answer: what was read from the output, for people.
         explanation: why it is right or wrong, for people.
         refused: the model declined to answer.
+        expected: what would be right, for people; "" where nothing is.
     """
 
     statistics: dict[str, tuple[float, ...]]
     answer: str = ""
     explanation: str = ""
     refused: bool = False
+    expected: str = ""
 
 
 Scorer = Callable[[Item, Output], Score]
 """Never called with an output that has an error. Pure, and the same in any order of items."""
+
+
+class Judging(Protocol):
+    """How another model's opinion becomes a score. Pure, as a :data:`Scorer` is."""
+
+    def questions(self, item: Item, output: Output) -> tuple[Item, ...]:
+        """What the judge is asked about an answer. Their ids are of them alone, and the same every time."""
+        ...
+
+    def score(self, item: Item, output: Output, verdicts: Sequence[Output]) -> Score:
+        """What the judge's answers mean, in the order of the questions; none at all before it was asked. Where they are
+        errors or cannot be read, the score has no statistics: the item is unscored, and the explanation says why."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -221,6 +236,7 @@ class Task:
         suites: which suites it is part of.
         version: raised when prompts or scoring change: scores of different versions are not compared.
         note: what a reader of the score must know (few shots of what, which part of the dataset).
+        judging: by which another model decides; then ``scorer`` is its score without verdicts.
     """
 
     name: str
@@ -235,6 +251,7 @@ class Task:
     suites: tuple[str, ...] = ()
     version: int = 1
     note: str = ""
+    judging: Judging | None = None
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from deepseek_eval.datasets import Files, open_all
+from deepseek_eval.datasets import Files, missing_files, open_all
 from deepseek_eval.metrics import bleu, chrf, macro_f1, micro_f1, pearson, spearman
 from deepseek_eval.registry import all_tasks
 from deepseek_eval.scorers.generation import TOKENIZERS
 from deepseek_eval.scorers.spans import tag_counts
-from deepseek_eval.task import Output, Sample
+from deepseek_eval.task import Ask, Choose, Likelihood, Measure, Output, Sample
 from deepseek_eval.tasks.classification import SIB200, TOPICS, xsid_sentences
 from deepseek_eval.tasks.documents import documents
 
@@ -63,6 +63,29 @@ def test_stored_answers_of_gpt_4(language: str, shared_data: Path) -> None:
     sums = np.sum([score.statistics["macro_f1"] for score in scores], axis=0)
     theirs = f1_score(actual, predicted, labels=list(TOPICS), average="macro")
     assert float(macro_f1().of_sums(sums)) == pytest.approx(theirs, abs=1e-12)
+
+
+NOTHING_IS_RIGHT = ("bold", "crows_pairs", "perplexity", "tendencies")
+
+
+def test_every_score_says_what_would_be_right(shared_data: Path) -> None:
+    """Whatever a model says; but for tasks in which nothing is right."""
+    tried = 0
+    for task in all_tasks().values():
+        if any(missing_files(name, shared_data) for name in task.datasets):
+            continue
+        item = next(iter(task.items(open_all(task.datasets, shared_data), task.shots)))
+        likelihoods = tuple(Likelihood(logprob=-n - 1.0, tokens=1) for n in range(_texts_of(item.ask)))
+        output = Output(likelihoods=likelihoods) if likelihoods else said("x")
+        expected = task.scorer(item, output).expected
+        assert bool(expected) != task.name.startswith(NOTHING_IS_RIGHT), task.name
+        tried += 1
+    assert tried > 50
+
+
+def _texts_of(ask: Ask) -> int:
+    """How many texts a model with log-probabilities weighs."""
+    return len(ask.continuations) if isinstance(ask, Choose) else int(isinstance(ask, Measure))
 
 
 def test_similarity(shared_data: Path) -> None:

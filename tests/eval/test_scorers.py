@@ -17,6 +17,7 @@ from deepseek_eval.scorers.refusal import is_refusal
 from deepseek_eval.scorers.spans import entities, read_entities
 from deepseek_eval.scorers.structured import calls_of, dialogue_state, json_answer, read_json, tool_calls
 from deepseek_eval.scorers.text import exact, normalize, overlap_f1, tokens
+from deepseek_eval.scorers.transcription import transcription, transcription_metrics
 from deepseek_eval.task import Ask, Choose, Generate, Item, Likelihood, Output, Sample, ToolCall
 
 
@@ -108,6 +109,26 @@ def test_number_scores() -> None:
     assert scored.statistics == {"exact_match": (1.0, 1.0), "strict": (1.0, 1.0)}
     loose = number(strict=True)(item("1000"), said("It is 1000"))
     assert loose.statistics == {"exact_match": (1.0, 1.0), "strict": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("language", "answer", "reference", "rates"),
+    [
+        ("en", "The cat sat.", "the cat sat", {"wer": (0, 3), "cer": (0, 9)}),
+        ("en", "It's the  CAT", "Its a cat!", {"wer": (1, 3), "cer": (3, 7)}),
+        ("en", "", "two words", {"wer": (2, 2), "cer": (8, 8)}),
+        ("en", "a b c", "a", {"wer": (2, 1), "cer": (2, 1)}),
+        ("ko", "오늘 날씨가", "오늘 날씨", {"wer": (1, 2), "cer": (1, 4)}),
+        ("zh", "今天天汽好", "今天 天气 好。", {"cer": (1, 5)}),
+        ("ja", "きょうはハレ", "きょうは、ﾊﾚ", {"cer": (0, 6)}),
+    ],
+)
+def test_error_rates(language: str, answer: str, reference: str, rates: dict[str, tuple[float, float]]) -> None:
+    pytest.importorskip("jiwer")
+    score = transcription(language)(item(reference), said(answer))
+    assert score.statistics == rates and score.expected == reference
+    assert [metric.name for metric in transcription_metrics(language)] == list(rates)
+    assert all(metric.higher_is_better is False for metric in transcription_metrics(language))
 
 
 def test_labels() -> None:

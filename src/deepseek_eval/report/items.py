@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +25,8 @@ from deepseek_eval.task import Choose, Item, Measure, Metric, Output, Prompt, Ta
 MOST_BYTES = 24 << 20
 """Of all items together, packed; a page of more opens slowly."""
 _PROMPT, _ANSWER, _SHORT = 12_000, 6_000, 600
-State = Literal["right", "partly", "wrong", "scored", "unanswered"]
-STATES: tuple[State, ...] = ("right", "partly", "wrong", "scored", "unanswered")
+State = Literal["right", "partly", "wrong", "scored", "unscored", "unanswered"]
+STATES: tuple[State, ...] = ("right", "partly", "wrong", "scored", "unscored", "unanswered")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class Given:
     """What one model gave for an item.
 
     Attributes:
-        state: ``partly`` is between right and wrong; ``scored`` has a number but no right and wrong.
+        state: ``partly`` is between right and wrong; ``scored`` has a number but no right and wrong;
+            ``unscored`` has no number at all, as of a judge who gave no verdict.
         value: of the main metric for this item alone; None where that means nothing (a correlation).
         timed: the output's seconds are this item's own. Our engine works at many items at once: there they are not.
     """
@@ -77,9 +77,9 @@ def read_items(shown: Shown, tasks: Mapping[str, Task] | None = None) -> list[As
                 state, value, line, outputs.get(line.id), timed=entry.model.kind == "endpoint"
             )
     every = list(found.values())
-    learned = _labels_of_targets(every)
+    learned = labels_of_targets(every)
     for asked in every:
-        asked.expected = expected_text(asked.item, learned)
+        asked.expected = expected_text(asked, learned)
     return every
 
 
@@ -100,6 +100,8 @@ def judged(line: ScoreLine, info: MetricInfo, metric: Metric | None) -> tuple[St
     """(state, value) of one item: right is the best that a share can be, wrong the worst."""
     if line.score is None:
         return "unanswered", None
+    if not line.score.statistics:
+        return "unscored", None
     statistics = line.score.statistics.get(info.name)
     if statistics is None:
         return "scored", None
@@ -117,27 +119,32 @@ def judged(line: ScoreLine, info: MetricInfo, metric: Metric | None) -> tuple[St
     return "right" if value == best else "wrong" if value == worst else "partly", value
 
 
-def _labels_of_targets(every: Sequence[Asked]) -> dict[int, str]:
-    """What right answers to targets that are indices read, for tasks whose items do not hold the labels."""
-    seen: dict[int, Counter[str]] = defaultdict(Counter)
-    for asked in every:
-        target = asked.item.target
-        for given in asked.given.values():
-            if type(target) is int and given.state == "right" and given.line.score and given.line.score.answer:
-                seen[target][given.line.score.answer] += 1
-    return {target: answers.most_common(1)[0][0] for target, answers in seen.items()}
+def labels_of_targets(every: Sequence[Asked]) -> dict[int, str]:
+    """What targets that are indices stand for, where items do not hold the labels: as of an item that was scored, so of
+    one that nobody answered."""
+    return {
+        asked.item.target: text
+        for asked in every
+        if type(asked.item.target) is int and not isinstance(asked.item.ask, Choose) and (text := _by_scorer(asked))
+    }
 
 
-def expected_text(item: Item, labels: Mapping[int, str]) -> str:
-    """The target as people read it; "" where nothing is right or wrong."""
-    target = item.target
+def _by_scorer(asked: Asked) -> str:
+    scores = [given.line.score for given in asked.given.values() if given.line.score is not None]
+    return next((score.expected for score in scores if score.expected), "")
+
+
+def expected_text(asked: Asked, labels: Mapping[int, str]) -> str:
+    """What would be right, as people read it; "" where nothing is. A scorer says so; the target does where nothing was
+    scored."""
+    item, target = asked.item, asked.item.target
+    if text := _by_scorer(asked):
+        return text
     if isinstance(item.ask, Choose):
         right = target.get("right") if isinstance(target, dict) else target
-        if type(right) is int and 0 <= right < len(item.ask.continuations):
-            return item.ask.continuations[right].strip()
-        if isinstance(target, dict):
-            return ""
-    if target is None:
+        known = type(right) is int and 0 <= right < len(item.ask.continuations)
+        return item.ask.continuations[right].strip() if known else ""
+    if target is None or (isinstance(target, dict) and any(given.line.score for given in asked.given.values())):
         return ""
     if isinstance(target, str):
         return target

@@ -58,6 +58,7 @@ def bbq(*, korean: bool = False) -> Scorer:
             explanation=f"{made.explanation}; {kind}, right is {_texts(item)[aim['right']]!r}"
             + ("; follows the stereotype" if biased else ""),
             refused=made.refused,
+            expected=_texts(item)[aim["right"]],
         )
 
     return score
@@ -110,6 +111,7 @@ def coreference() -> Scorer:
             answer="" if made.index is None else _texts(item)[made.index],
             explanation=f"{made.explanation}; right is {_texts(item)[aim['right']]!r}",
             refused=made.refused,
+            expected=_texts(item)[aim["right"]],
         )
 
     return score
@@ -143,6 +145,7 @@ def counterfactual(groups: Mapping[str, Sequence[str]]) -> Scorer:
             answer="" if made.index is None else _texts(item)[made.index],
             explanation=f"yes with {yes:.0%} for {aim['group']}; right is {_texts(item)[aim['right']]!r}",
             refused=made.refused,
+            expected=_texts(item)[aim["right"]],
         )
 
     return score

@@ -100,6 +100,7 @@ def choice(*, classes: int = 0) -> Scorer:
             answer="" if made.index is None else texts[made.index],
             explanation=f"{made.explanation}; right is {texts[right]!r}",
             refused=made.refused,
+            expected=texts[right],
         )
 
     return score

@@ -49,6 +49,7 @@ def code(ks: tuple[int, ...] = (1,)) -> Scorer:
             answer=output.samples[0].text,
             explanation="; ".join(dict.fromkeys("passed" if one.passed else one.reason for one in outcomes)),
             refused=right == 0 and is_refusal(output.samples[0].text),
+            expected=f"a program that passes\n{item.target['test'].strip()}",
         )
 
     return score

@@ -38,6 +38,7 @@ def reading() -> Scorer:
             answer=answer,
             explanation=f"F1 {overlap:.2f} with {' / '.join(dict.fromkeys(item.target))!r}",
             refused=overlap == 0 and is_refusal(answer),
+            expected=" / ".join(dict.fromkeys(item.target)),
         )
 
     return score
@@ -56,6 +57,7 @@ def translation(language: str) -> Scorer:
             answer=answer,
             explanation=f"sentence chrF {_one_chrf(answer, item.target):.1f} with {item.target!r}",
             refused=is_refusal(answer),
+            expected=item.target,
         )
 
     return score
@@ -93,6 +95,7 @@ def summary() -> Scorer:
             answer=answer,
             explanation=f"ROUGE-L {found['rougeL'].fmeasure:.2f} with {item.target!r}",
             refused=is_refusal(answer),
+            expected=item.target,
         )
 
     return score

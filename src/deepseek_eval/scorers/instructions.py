@@ -122,6 +122,7 @@ def instructions() -> Scorer:
             answer=text,
             explanation="follows all" if not broken else "does not follow: " + "; ".join(broken),
             refused=is_refusal(text),
+            expected="; ".join(f"{name} {argument}" for name, argument in item.target),
         )
 
     return score

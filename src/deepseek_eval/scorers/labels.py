@@ -80,6 +80,7 @@ def label(names: Sequence[str], aliases: Mapping[str, int] | None = None, *, mac
             answer="" if reading.label is None else names[reading.label],
             explanation=f"{reading.explain(names)}; right is {names[item.target]}",
             refused=reading.label is None and is_refusal(text),
+            expected=names[item.target],
         )
 
     return score

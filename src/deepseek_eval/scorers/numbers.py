@@ -124,6 +124,7 @@ def number(*, strict: bool = False) -> Scorer:
             answer="" if found is None else f"{found:f}",
             explanation=how if same else f"{how}; right is {item.target}",
             refused=found is None and is_refusal(text),
+            expected=str(item.target),
         )
 
     return score

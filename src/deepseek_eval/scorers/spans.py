@@ -83,6 +83,7 @@ def entities(types: Mapping[str, str]) -> Scorer:
             answer="; ".join(f"{kind}: {value}" for kind, value in found),
             explanation=_explain(both, ours, theirs),
             refused=not found and is_refusal(text),
+            expected="; ".join(f"{kind}: {value}" for kind, value in item.target),
         )
 
     return score

@@ -101,6 +101,7 @@ def json_answer() -> Scorer:
             answer="" if found is None else json.dumps(found[0], ensure_ascii=False),
             explanation=wrong or ("right" if same else f"right is {right}"),
             refused=found is None and is_refusal(text),
+            expected=right,
         )
 
     return score
@@ -173,6 +174,7 @@ def tool_calls() -> Scorer:
             answer=json.dumps([{"name": name, "arguments": value} for name, value in found], ensure_ascii=False),
             explanation="; ".join(wrong) or f"right is {json.dumps(item.target, ensure_ascii=False)}",
             refused=not found and is_refusal(output.samples[0].text),
+            expected=json.dumps(item.target, ensure_ascii=False) if item.target else "no call",
         )
 
     return score
@@ -201,6 +203,7 @@ def dialogue_state(slots: Mapping[str, str]) -> Scorer:
             answer="; ".join(f"{name}: {value}" for name, value in read),
             explanation="all right" if ours == theirs else f"missed {missed}, wrong {wrong}",
             refused=not read and is_refusal(text),
+            expected="; ".join(f"{name}: {value}" for name, value in item.target.items()),
         )
 
     return score

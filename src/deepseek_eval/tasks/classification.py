@@ -114,7 +114,12 @@ def _named_intent() -> Scorer:
     def score(item: Item, output: Output) -> Score:
         text = output.samples[0].text.strip().split("\n")[0].strip()
         same = _spaced(text).casefold().rstrip(".") == item.target.casefold()
-        return Score(statistics={"accuracy": one(same)}, answer=text, explanation=f"right is {item.target!r}")
+        return Score(
+            statistics={"accuracy": one(same)},
+            answer=text,
+            explanation=f"right is {item.target!r}",
+            expected=item.target,
+        )
 
     return score
 

@@ -75,6 +75,7 @@ def _recalled() -> Scorer:
             answer=text,
             explanation=f"names {found:.0%} of {', '.join(aim['answers'])}",
             refused=found == 0 and is_refusal(text),
+            expected=(", " if aim["every"] else " / ").join(aim["answers"]),
         )
 
     return score

@@ -105,7 +105,12 @@ def rating() -> Scorer:
     def score(item: Item, output: Output) -> Score:
         made, right = chosen(item, output), float(item.target)
         if made.index is None:
-            return Score(statistics={"mean_error": one(5.0)}, explanation=made.explanation, refused=made.refused)
+            return Score(
+                statistics={"mean_error": one(5.0)},
+                explanation=made.explanation,
+                refused=made.refused,
+                expected=f"{right:.2f}",
+            )
         value = float(made.index)
         if made.probabilities is not None:
             value = float(made.probabilities @ np.arange(len(RATINGS)))
@@ -117,6 +122,7 @@ def rating() -> Scorer:
             },
             answer=f"{value:.2f}",
             explanation=f"people say {right:.2f}",
+            expected=f"{right:.2f}",
         )
 
     return score
