@@ -17,16 +17,18 @@ from tests.eval.scripted import Scripted, addition, right
 from deepseek.errors import ConfigurationError, DataError
 from deepseek_eval import evaluate
 from deepseek_eval.models.stored import StoredModel
+from deepseek_eval.registry import all_tasks
 from deepseek_eval.report import write_difference, write_report
 from deepseek_eval.report.charts import Polygon, Spoke, radar, scale_for
-from deepseek_eval.report.items import Asked, pack, read_items
-from deepseek_eval.report.published import read_published
+from deepseek_eval.report.items import Asked, Given, expected_text, labels_of_targets, pack, read_items
+from deepseek_eval.report.published import read_published, shipped
 from deepseek_eval.report.sources import read_entries, shown_tasks
 from deepseek_eval.report.summary import kind_means
 from deepseek_eval.report.text import shortened, visible
+from deepseek_eval.results import ScoreLine
 from deepseek_eval.scorers.bias import counterfactual, counterfactual_metrics
 from deepseek_eval.scorers.labels import label, label_metrics
-from deepseek_eval.task import Choose, Generate, Item, Output, Rows, Sample, Task
+from deepseek_eval.task import Ask, Choose, Generate, Item, Measure, Output, Rows, Sample, Score, Task
 
 HOSTILE = "</script><script>document.title='owned'</script>\x00\u202eevil<img src=x onerror=alert(1)>"
 LABELS = ("red", "green", "blue")
@@ -192,6 +194,46 @@ def test_figures_stand_apart(runs: tuple[Path, Path], tmp_path: Path) -> None:
     write_report([runs[0]], tmp_path / "r.html", published=[path], tasks=TASKS)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert 'class="row published"' in page and "88.7%" in page and "tasks that were not run" in page
+
+
+def test_figures_of_the_package_have_a_source() -> None:
+    assert shipped() == ["gpt-4o"]
+    published = read_published("gpt-4o")
+    assert published.model == "gpt-4o-2024-08-06"
+    known = {name: {metric.name: metric.unit for metric in task.metrics} for name, task in all_tasks().items()}
+    for figure in published.figures:
+        assert figure.source.startswith("https://") and 0.88 < figure.value < 0.91
+        assert figure.task == "mmlu" or known[figure.task][figure.metric] == "share"
+    with pytest.raises(DataError, match="Name a file, or gpt-4o"):
+        read_published("gpt-5")
+
+
+@pytest.mark.parametrize(
+    ("target", "ask", "scored", "expected"),
+    [
+        ("blue", Generate(), "", "blue"),
+        (["a", "b", "a"], Generate(), "", "a / b"),
+        (1, Choose(continuations=(" x", " y")), "", "y"),
+        ({"right": 0}, Choose(continuations=(" x", " y")), "", "x"),
+        (1, Generate(), "politics", "politics"),
+        ({"axis": "race"}, Generate(), "", ""),
+        (None, Measure(), "", ""),
+    ],
+)
+def test_what_is_expected(target: Any, ask: Ask, scored: str, expected: str) -> None:
+    line = ScoreLine("1", "d", "", Score(statistics={}, expected=scored))
+    asked = Asked(Item(id="1", prompt="", ask=ask, target=target), "", {0: Given("wrong", None, line, None)})
+    assert expected_text(asked, {}) == expected
+
+
+def test_a_label_that_nobody_was_scored_on_is_known_from_other_items() -> None:
+    def asked(name: str, score: Score | None) -> Asked:
+        given = Given("wrong", None, ScoreLine(name, "d", "", score), None)
+        return Asked(Item(id=name, prompt="", ask=Generate(), target=3), "", {0: given})
+
+    scored, unanswered = asked("1", Score(statistics={}, expected="sports")), asked("2", None)
+    assert expected_text(unanswered, labels_of_targets([scored, unanswered])) == "sports"
+    assert expected_text(unanswered, {}) == "3"
 
 
 @pytest.mark.parametrize("count", [0, 1, 300])

@@ -16,7 +16,7 @@ def write_report(
     runs: Sequence[str | Path],
     output: Path,
     *,
-    published: Sequence[Path] = (),
+    published: Sequence[str | Path] = (),
     tasks: Mapping[str, Task] | None = None,
     title: str = "",
 ) -> None:
@@ -25,7 +25,8 @@ def write_report(
     Args:
         runs: folders of runs or their ``results.json``; ``FOLDER#MODEL`` for one model of several.
         output: the HTML file.
-        published: files of published figures (:mod:`deepseek_eval.report.published`).
+        published: files of published figures, or names of those that are part of the package
+            (:mod:`deepseek_eval.report.published`).
         tasks: by name, for those that are not built in.
         title: of the page; else the models' names.
 

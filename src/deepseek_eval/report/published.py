@@ -26,6 +26,7 @@ from deepseek.errors import DataError
 from deepseek_eval.results import TaskInfo
 
 FORMAT = 1
+_SHIPPED = Path(__file__).parent / "published_figures"
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,12 +61,23 @@ class Published(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     figures: tuple[Figure, ...]
 
 
-def read_published(path: Path) -> Published:
-    """Read a file. Raises DataError, with the place of what is wrong."""
+def shipped() -> list[str]:
+    """Names of the files that are part of this package: figures whose source was looked up, and nothing else."""
+    return sorted(file.stem for file in _SHIPPED.glob("*.json"))
+
+
+def read_published(source: str | Path) -> Published:
+    """Read a file, or the one of this package that is called so. Raises DataError, with the place of what is wrong."""
+    path = Path(source).expanduser()
+    if not path.exists() and str(source) in shipped():
+        path = _SHIPPED / f"{source}.json"
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Published)
     except OSError as error:
-        raise DataError(f"published figures: {path} cannot be read: {error.strerror or error}.") from error
+        raise DataError(
+            f"published figures: {path} cannot be read: {error.strerror or error}. "
+            f"Name a file, or {', '.join(shipped())}."
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"published figures: {path}: {error}.") from error
     if found.format != FORMAT:
