@@ -64,7 +64,7 @@ def bca_holds(metric: Metric, drawn: Drawn, true: float, seed: int) -> bool:
     groups = summed_by_cluster(rows, names)
     found = stats.bootstrap(
         (np.arange(len(groups)),),
-        lambda index, axis: metric.of_sums(groups[index].sum(axis=axis)),
+        lambda index, axis: metric.of_sums(np.take(groups, index, axis=0).sum(axis=-2)),
         n_resamples=1000,
         rng=np.random.default_rng(seed),
     ).confidence_interval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 import sys
@@ -27,6 +28,11 @@ Data = Annotated[
 OwnTasks = Annotated[
     str | None, typer.Option("--tasks", help="your own task files that the runs used, with commas between")
 ]
+Published = Annotated[
+    list[str] | None, typer.Option(help="a file of published figures, or gpt-4o, shown apart; repeatable")
+]
+_MOST_TABLES = 3
+"""Models of a run that are compared on the screen; the page has any number."""
 
 
 @eval.callback()
@@ -104,29 +110,36 @@ def run(
         int, typer.Option(min=0, help="room for an endpoint's thoughts, beside that for answers")
     ] = 0,
     max_cost: Annotated[float | None, typer.Option(min=0, help="stop before an endpoint costs more dollars")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="the model that judges answers, for tasks that ask for one; named as --model is")
+    ] = None,
+    judge_base_url: Annotated[str | None, typer.Option(help="as --base-url, of the judge")] = None,
+    judge_api: Annotated[str | None, typer.Option(help="as --api, of the judge")] = None,
+    judge_options: Annotated[
+        str | None, typer.Option(help="JSON: other settings of a judge's endpoint, as price_in, price_out, max_cost")
+    ] = None,
+    judge_itself: Annotated[bool, typer.Option(help="let a model under test be the judge")] = False,
+    published: Published = None,
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")] = None,
     data: Data = None,
     download: Annotated[bool, typer.Option(help="fetch datasets that are missing from their public source")] = False,
     offline: Annotated[bool, typer.Option(help="fetch no model")] = False,
 ) -> None:
-    """Run tasks on one or several models; write results.json and report.html to a folder."""
+    """Run tasks on one or several models, and compare these; write results.json and report.html to a folder."""
     from deepseek.hub.progress import RichProgress
     from deepseek_cli.eval_tables import Bars, results_tables
     from deepseek_eval.registry import select
     from deepseek_eval.run import evaluate
 
-    endpoint: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
-    if base_url is not None or api is not None:
-        endpoint = {"base_url": base_url, "api": api or "chat", "api_key_env": api_key_env, "seed": seed}
-        endpoint |= {"concurrency": concurrency, "timeout": timeout, "price_in": price_in, "price_out": price_out}
-        endpoint |= {"max_cost": max_cost, "extra_body": _object(extra_body), "thinking_tokens": thinking_tokens}
-    elif (max_cost, price_in, price_out) != (None, None, None):
+    endpoint = {"api_key_env": api_key_env, "seed": seed, "concurrency": concurrency, "timeout": timeout}
+    endpoint |= {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}
+    endpoint |= {"extra_body": _object(extra_body, "--extra-body"), "thinking_tokens": thinking_tokens}
+    if base_url is None and api is None and (max_cost, price_in, price_out) != (None, None, None):
         raise ConfigurationError("prices and --max-cost are for endpoints: name one with --base-url.")
-    else:
-        settings = {"dtype": dtype, "threads": threads, "offline": offline}
-    models = _models(model or (), stored or (), endpoint)
+    models = [*(_model(name, base_url, api, endpoint) for name in model or ()), *_stored(stored or ())]
+    if not models:
+        raise ConfigurationError("there is no model to evaluate: name one with --model, or outputs with --stored.")
     chosen = select(names(tasks or ""))
     with Bars() as watcher:
         results = evaluate(
@@ -139,32 +152,64 @@ def run(
             seed=seed,
             data=data,
             download=download,
+            judge=_judge(judge, judge_base_url, judge_api, judge_options),
+            judge_itself=judge_itself,
             command=shlex.join(["deepseek", *sys.argv[1:]]),
             watcher=watcher,
             progress=RichProgress(),
-            **settings,
+            dtype=dtype,
+            threads=threads,
+            offline=offline,
         )
     results_tables(results, output)
-    _write_reports(results, output, {task.name: task for task in chosen})
+    own = {task.name: task for task in chosen}
+    if 1 < len(results.models) <= _MOST_TABLES:
+        _compare_all(output, own)
+    _write_reports(results, output, own, published or ())
     if any(result.stopped for one in results.models for result in one.tasks.values()):
         raise typer.Exit(3)
 
 
-def _models(named: Sequence[str], stored: Sequence[Path], endpoint: Mapping[str, Any]) -> list[str | Model]:
-    """What is evaluated; with settings of an endpoint, names are of models there. Raises ConfigurationError if that is
-    nothing."""
-    found: list[str | Model] = list(named)
-    if endpoint:
+def _model(name: str, base_url: str | None, api: str | None, settings: Mapping[str, Any]) -> str | Model:
+    """A name for our engine, or a model at an endpoint where there is a setting of one."""
+    if base_url is None and api is None:
+        return name
+    from deepseek_eval.models.endpoint import EndpointModel
+
+    return EndpointModel(name, base_url=base_url, api=api or "chat", **settings)
+
+
+def _stored(paths: Sequence[Path]) -> list[Model]:
+    from deepseek_eval.models.stored import StoredModel
+
+    return [StoredModel(path) for path in paths]
+
+
+def _judge(name: str | None, base_url: str | None, api: str | None, options: str | None) -> str | Model | None:
+    """Raises ConfigurationError for settings of a judge that is not there, and for unknown ones."""
+    settings = _object(options, "--judge-options")
+    if name is None:
+        if base_url is not None or api is not None or settings:
+            raise ConfigurationError("there are settings of a judge and no judge: name it with --judge.")
+        return None
+    if settings and base_url is None and api is None:
+        raise ConfigurationError("--judge-options are of an endpoint: name one with --judge-base-url or --judge-api.")
+    if settings:
         from deepseek_eval.models.endpoint import EndpointModel
 
-        found = [EndpointModel(name, **endpoint) for name in named]
-    if stored:
-        from deepseek_eval.models.stored import StoredModel
+        known = set(inspect.signature(EndpointModel).parameters) - {"name", "base_url", "api"}
+        if unknown := sorted(settings.keys() - known):
+            raise ConfigurationError(f"--judge-options knows {', '.join(sorted(known))}, not {', '.join(unknown)}.")
+    return _model(name, base_url, api, settings)
 
-        found += [StoredModel(path) for path in stored]
-    if not found:
-        raise ConfigurationError("there is no model to evaluate: name one with --model, or outputs with --stored.")
-    return found
+
+def _compare_all(output: Path, tasks: Mapping[str, Task]) -> None:
+    """Every two models of a run, on the screen."""
+    from deepseek_cli.eval_tables import pairs_tables
+    from deepseek_eval.report.matrix import all_pairs
+    from deepseek_eval.report.sources import read_entries
+
+    pairs_tables(all_pairs(read_entries([output]), tasks))
 
 
 def _own(tasks: str | None) -> dict[str, Task]:
@@ -174,7 +219,7 @@ def _own(tasks: str | None) -> dict[str, Task]:
     return {task.name: task for task in select(names(tasks or ""))}
 
 
-def _write_reports(results: Results, output: Path, tasks: Mapping[str, Task]) -> None:
+def _write_reports(results: Results, output: Path, tasks: Mapping[str, Task], published: Sequence[str]) -> None:
     """A page for each so many models as one can show. The run counts even if a page cannot be made."""
     from deepseek_eval.report import REPORT, write_report
     from deepseek_eval.report.sources import MOST_MODELS
@@ -184,7 +229,7 @@ def _write_reports(results: Results, output: Path, tasks: Mapping[str, Task]) ->
         own = models[start : start + MOST_MODELS]
         path = output / (REPORT if start == 0 else f"report-{start // MOST_MODELS + 1}.html")
         try:
-            write_report(own, path, tasks=tasks)
+            write_report(own, path, published=published, tasks=tasks)
         except Exception as error:  # noqa: BLE001 - shown whole; hours of answers are there, whatever a page does
             if not isinstance(error, DeepSeekError):
                 traceback.print_exc()
@@ -197,21 +242,23 @@ def _write_reports(results: Results, output: Path, tasks: Mapping[str, Task]) ->
         typer.echo(f"{path}: for a browser{part}")
 
 
-def _object(text: str | None) -> dict[str, Any]:
+def _object(text: str | None, option: str) -> dict[str, Any]:
     """A JSON object that was given as an option. Raises ConfigurationError."""
     try:
         found = json.loads(text or "{}")
     except ValueError as error:
-        raise ConfigurationError(f"--extra-body is not JSON: {error}.") from error
+        raise ConfigurationError(f"{option} is not JSON: {error}.") from error
     if not isinstance(found, dict):
-        raise ConfigurationError("--extra-body must be a JSON object.")
+        raise ConfigurationError(f"{option} must be a JSON object.")
     return found
 
 
 @eval.command()
 def compare(
-    first: Annotated[str, typer.Argument(help="folder of a run; FOLDER#MODEL where it has several models")],
-    second: Annotated[str, typer.Argument(help="the same, of what is compared with it")],
+    first: Annotated[str, typer.Argument(help="folder of a run; FOLDER#MODEL for one of its models")],
+    second: Annotated[
+        str | None, typer.Argument(help="the same, of what is compared with it; else the second model of the first run")
+    ] = None,
     fail_if: Annotated[
         str | None, typer.Option("--fail-if", help="worse: exit status 2 if the second is worse in any task")
     ] = None,
@@ -226,10 +273,12 @@ def compare(
 
     from deepseek_cli.eval_tables import comparison_table
     from deepseek_eval.compare import compare as compare_runs
+    from deepseek_eval.compare import two_models
 
     if fail_if not in (None, "worse"):
         raise ConfigurationError(f"--fail-if knows 'worse', not {fail_if!r}.")
     own = _own(tasks)
+    first, second = (first, second) if second is not None else two_models(first)
     comparison = compare_runs(first, second, tasks=own)
     if output is not None:
         from deepseek_eval.report import write_difference
@@ -247,9 +296,7 @@ def compare(
 def report(
     runs: Annotated[list[str], typer.Argument(help="folders of runs; FOLDER#MODEL for one model of several")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the HTML file to write")] = Path("report.html"),
-    published: Annotated[
-        list[Path] | None, typer.Option(help="a file of published figures, shown apart; repeatable")
-    ] = None,
+    published: Published = None,
     title: Annotated[str, typer.Option(help="of the page; else the models' names")] = "",
     tasks: OwnTasks = None,
 ) -> None:

@@ -21,12 +21,13 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from deepseek_eval.compare import Comparison
-    from deepseek_eval.results import Results
+    from deepseek_eval.report.matrix import Pair
+    from deepseek_eval.results import Results, TaskResult
     from deepseek_eval.statistics import Estimate
 
 
 class Bars:
-    """A bar for each task on standard error. Implements :class:`deepseek_eval.run.Watcher`."""
+    """A bar for each task on standard error. Implements :class:`deepseek_eval.progress.Watcher`."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -111,10 +112,11 @@ def results_tables(results: Results, folder: Path) -> None:
             found = result.metrics.get(metric.name)
             above = {True: "yes", False: "no", None: ""}[found.above_chance if found else None]
             asked = result.answered + result.unanswered
+            judged = " (judged)" if result.judge else ""
             table.add_row(
                 name,
                 str(asked),
-                metric.name,
+                metric.name + judged,
                 _with_interval(found, metric.unit),
                 "" if metric.chance is None else shown(metric.chance, metric.unit),
                 above,
@@ -127,6 +129,8 @@ def results_tables(results: Results, folder: Path) -> None:
         for name, result in model.tasks.items():
             for reason, count in result.errors.items():
                 console.print(f"{name}: {count} unanswered: {reason}", markup=False)
+            if result.judge:
+                console.print(_judged(name, result), markup=False)
             if result.stopped:
                 console.print(f"{name}: stopped: {result.stopped}", markup=False)
         costs = [result.cost for result in model.tasks.values() if result.cost is not None]
@@ -135,6 +139,26 @@ def results_tables(results: Results, folder: Path) -> None:
     for one in results.missing:
         console.print(f"not run: {one.task}{f' on {one.model}' if one.model else ''}: {one.reason}", markup=False)
     console.print(f"\n{folder}: results.json", markup=False)
+
+
+def _judged(task: str, result: TaskResult) -> str:
+    words = [f"{task}: judged by {result.judge}"]
+    if result.unscored:
+        words.append(f"{result.unscored} of {result.answered} answers unscored, without a verdict")
+    if result.judge_cost is not None:
+        words.append(f"the judge cost ${result.judge_cost:.4f}")
+    return "; ".join(words)
+
+
+def pairs_tables(pairs: Sequence[Pair]) -> None:
+    """Each pair of models, with one correction over all."""
+    console = _console()
+    for pair in pairs:
+        console.print(f"\n{pair.second.label} against {pair.first.label}", markup=False)
+        if pair.comparison is None:
+            console.print(f"not compared: {pair.reason}", markup=False)
+        else:
+            comparison_table(pair.comparison)
 
 
 def comparison_table(comparison: Comparison) -> None:

@@ -76,6 +76,15 @@ def compare(first: str | Path, second: str | Path, *, tasks: Mapping[str, Task] 
     return compare_models((one, one_folder, one_model), (other, other_folder, other_model), tasks=tasks)
 
 
+def two_models(run: str | Path) -> tuple[str, str]:
+    """The two models of a run, as :func:`compare` takes them. Raises ConfigurationError if it has not two."""
+    _, folder, models = load_models(run)
+    if len(models) != 2:
+        names = ", ".join(f"{folder}#{one.folder}" for one in models)
+        raise ConfigurationError(f"{run} has not two models to compare but {len(models)}: name two, of {names}.")
+    return f"{folder}#{models[0].folder}", f"{folder}#{models[1].folder}"
+
+
 def compare_models(
     first: tuple[Results, Path, ModelResult],
     second: tuple[Results, Path, ModelResult],
@@ -145,6 +154,9 @@ def _obstacle(
     for what in ("version", "shots"):
         if getattr(one, what) != getattr(other, what):
             return f"its {what} differs: {getattr(one, what)} and {getattr(other, what)}"
+    judges = [model.tasks[name].judge for _, _, model in (first, second)]
+    if judges[0] != judges[1]:
+        return f"its answers were judged by different models: {judges[0] or 'none'} and {judges[1] or 'none'}"
     if one.version != known[name].version:
         return f"this installation has version {known[name].version} of it, the runs have {one.version}"
     return None

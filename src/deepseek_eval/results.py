@@ -6,6 +6,7 @@ DIR/
   items/TASK.jsonl                    prompt, expected answer, groups of each item
   models/MODEL/outputs/TASK.jsonl     what the model gave, appended as it came
   models/MODEL/scores/TASK.jsonl      what that is worth
+  models/MODEL/verdicts/JUDGE/TASK.jsonl   what a judge was asked about it, and what it said
 ```
 """
 
@@ -104,6 +105,9 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
         asked_now, seconds: items that this run asked, the others being there from earlier ones, and how long it took.
         prompt_tokens, completion_tokens: as the model counts them.
         cost: in US dollars; None if no price is known.
+        judge: name of the model that judged the answers; "" if none did. Such numbers are opinions.
+        unscored: answered items that the judge's words give no number for. They are in no figure.
+        judge_cost: of the judge, in US dollars; None if no price is known.
     """
 
     metrics: dict[str, Estimate]
@@ -119,6 +123,9 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
+    judge: str = ""
+    unscored: int = 0
+    judge_cost: float | None = None
 
 
 class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +144,22 @@ class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
     likelihoods: bool
     details: dict[str, Any]
     tasks: dict[str, TaskResult]
+
+
+class JudgeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The model that judged.
+
+    Attributes:
+        folder: of its verdicts, below ``models/MODEL/verdicts``.
+        name, kind, details: as in :class:`deepseek_eval.task.ModelCard`.
+        itself: it was allowed to be a model that it judges.
+    """
+
+    folder: str
+    name: str
+    kind: str
+    details: dict[str, Any]
+    itself: bool
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +184,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         models: in the order given.
         missing: what was asked for and not run.
         command: that made it, as it was given; "" for a run from Python.
+        judge: that tasks asked for; None if none did.
     """
 
     format: int
@@ -173,6 +197,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelResult, ...]
     missing: tuple[Missing, ...]
     command: str = ""
+    judge: JudgeInfo | None = None
 
 
 def item_digest(item: Item, seed: int) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -19,10 +19,13 @@ from deepseek.hub.cache import lock
 from deepseek.hub.progress import Progress
 from deepseek.machine import describe_machine
 from deepseek_eval.datasets import data_folder, open_all
+from deepseek_eval.judge import Identity, ask_judge
+from deepseek_eval.progress import Silent, Watcher
 from deepseek_eval.registry import select
 from deepseek_eval.results import (
     FORMAT,
     Appender,
+    JudgeInfo,
     MetricInfo,
     Missing,
     ModelResult,
@@ -37,33 +40,13 @@ from deepseek_eval.results import (
 )
 from deepseek_eval.select import items_of, subset
 from deepseek_eval.summary import score_lines, summarize
-from deepseek_eval.task import Item, Model, Task
+from deepseek_eval.task import Item, Model, ModelCard, Output, Task
 
 LIMITS = {"core": 48}
 """Suites that are slices: items of each task, unless a run says otherwise."""
 _LONG_ANSWERS = {"gsm8k": 24, "humaneval": 16}
 """Tasks of which a slice has fewer items, because each takes as long as many of others."""
 _PACKAGES = ("deepseek-platform", "torch", "numpy", "scipy", "sacrebleu", "rouge-score", "tokenizers")
-
-
-class Watcher(Protocol):
-    """Hears how far a run is."""
-
-    def start(self, model: str, task: str, total: int, done: int) -> None: ...
-
-    def advance(self) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-class Silent:
-    """Does nothing. Implements :class:`Watcher`."""
-
-    def start(self, model: str, task: str, total: int, done: int) -> None: ...
-
-    def advance(self) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @dataclass
@@ -88,6 +71,12 @@ class _Run:
     started: str
     prepared: list[_Prepared] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
+    refused: Identity | None = None
+    judge: JudgeInfo | None = None
+
+    @property
+    def judged(self) -> list[_Prepared]:
+        return [one for one in self.prepared if one.task.judging is not None]
 
 
 def evaluate(
@@ -99,6 +88,8 @@ def evaluate(
     limit: int | None = None,
     shots: int | None = None,
     seed: int = 0,
+    judge: str | Model | None = None,
+    judge_itself: bool = False,
     data: Path | None = None,
     download: bool = False,
     command: str = "",
@@ -120,6 +111,8 @@ def evaluate(
         limit: of each task at most so many items, chosen by ``seed``; None takes all, or a suite's own slice.
         shots: examples before each question, in place of the tasks' own numbers.
         seed: of samples, limit and resamples.
+        judge: a model, named as ``model`` is, for tasks whose answers are judged by one.
+        judge_itself: it may be a model under test, which prefers its own answers.
         data: the folder of datasets; else ``$DEEPSEEK_EVAL_DATA``, else one in the cache.
         download: fetch datasets that are missing.
         command: that this run came from, for the record.
@@ -127,7 +120,8 @@ def evaluate(
         **settings: of our engine, as :class:`deepseek.config.EngineConfig` has them.
 
     Raises:
-        ConfigurationError: unknown names, settings that cannot work.
+        ConfigurationError: unknown names, settings that cannot work, a judge that is missing, that no task asks for or
+            that is a model under test.
         DataError: no task can be run: their data is missing.
         EvaluationError: the folder cannot be written.
         HubError, CheckpointError: a model cannot be had.
@@ -143,13 +137,24 @@ def evaluate(
     if limit is None and suite in LIMITS and not named:
         limit = LIMITS[suite]
         limits = {task.name: _LONG_ANSWERS.get(task.name, limit) for task in chosen}
+    _check_judge(judge, chosen)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     run = _Run(Path(output_dir).expanduser(), seed, watcher or Silent(), limit, command, started)
     with _only_one(run.folder, run.watcher):
         _prepare(run, chosen, shots, limits, data, download, progress)
+        if judge is not None and not judge_itself:
+            offline = bool(settings.get("offline"))
+            run.refused = Identity.of(
+                judge if isinstance(judge, str) else judge.card, offline=offline, progress=progress
+            )
         found: list[ModelResult] = []
         for one in models:
-            found.append(_judge(run, one, progress, {"seed": seed, **settings}, taken={m.folder for m in found}))
+            with _opened(one, progress, {"seed": seed, **settings}) as opened:
+                found.append(_with_model(run, opened, taken={m.folder for m in found}))
+            save(_results(run, found), run.folder)
+        if judge is not None and run.judged:
+            with _opened(judge, progress, settings) as opened:
+                found = _judged(run, opened, found, itself=judge_itself)
             save(_results(run, found), run.folder)
     return _results(run, found)
 
@@ -168,6 +173,16 @@ def _chosen(wanted: Sequence[str | Task]) -> list[Task]:
             if found.setdefault(task.name, task) is not task:
                 raise ConfigurationError(f"two different tasks are called {task.name!r}.")
     return list(found.values())
+
+
+def _check_judge(judge: str | Model | None, tasks: Sequence[Task]) -> None:
+    wanted = [task.name for task in tasks if task.judging is not None]
+    if wanted and judge is None:
+        raise ConfigurationError(
+            f"{', '.join(wanted)} needs a model that judges answers: name one with --judge (judge)."
+        )
+    if judge is not None and not wanted:
+        raise ConfigurationError("there is a judge, and none of the tasks asks for one: leave it out.")
 
 
 def _only_one(folder: Path, watcher: Watcher) -> Any:
@@ -221,23 +236,29 @@ def _prepare(
         raise DataError("no task can be run. " + " ".join(one.reason for one in run.missing[:3]))
 
 
-def _judge(
-    run: _Run, model: str | Model, progress: Progress | None, settings: dict[str, Any], *, taken: set[str]
-) -> ModelResult:
-    """All tasks with one model."""
+@contextmanager
+def _opened(model: str | Model, progress: Progress | None, settings: dict[str, Any]) -> Iterator[Model]:
+    """A model; one that is made here is closed afterwards."""
     if not isinstance(model, str):
-        return _with_model(run, model, taken)
+        yield model
+        return
     from deepseek_eval.models.engine import EngineModel
 
-    engine = EngineModel(model, progress=progress, **settings)
-    with closing(engine):
-        return _with_model(run, engine, taken)
+    with closing(EngineModel(model, progress=progress, **settings)) as engine:
+        yield engine
+
+
+def _folder_of(card: ModelCard) -> str:
+    identity = hashlib.sha256(msgspec.json.encode([card.name, card.kind, card.details], order="deterministic"))
+    return f"{_as_file_name(card.name)}-{identity.hexdigest()[:8]}"
 
 
 def _with_model(run: _Run, model: Model, taken: set[str]) -> ModelResult:
+    """All tasks with one model."""
     card = model.card
-    identity = hashlib.sha256(msgspec.json.encode([card.name, card.kind, card.details], order="deterministic"))
-    folder = f"{_as_file_name(card.name)}-{identity.hexdigest()[:8]}"
+    folder = _folder_of(card)
+    if run.refused is not None:
+        run.refused.refuse(card)
     if folder in taken:
         raise ConfigurationError(f"the model {card.name} is there twice, with the same settings: name it once.")
     results: dict[str, TaskResult] = {}
@@ -263,11 +284,7 @@ def _one_task(run: _Run, prepared: _Prepared, model: Model, place: Path) -> Task
     """Ask what was not asked before, then score all."""
     task, items, digests = prepared.task, prepared.items, prepared.digests
     path = place / "outputs" / f"{task.name}.jsonl"
-    outputs = {
-        line.id: line.output
-        for line in read_lines(path, OutputLine)
-        if digests.get(line.id) == line.digest and not line.output.error
-    }
+    outputs = {name: output for name, output in _outputs(path, digests).items() if not output.error}
     waiting = [item for item in items if item.id not in outputs]
     run.watcher.start(model.card.name, task.name, len(items), len(items) - len(waiting))
     kept, clock, stopped = len(outputs), time.monotonic(), ""
@@ -283,10 +300,59 @@ def _one_task(run: _Run, prepared: _Prepared, model: Model, place: Path) -> Task
                 stopped = str(error)
                 run.watcher.note(f"{model.card.name}, {task.name}: {error}")
     seconds = time.monotonic() - clock
-    lines = score_lines(task, items, outputs, digests)
+    result = _scored(run, prepared, outputs, place, stopped)
+    return msgspec.structs.replace(result, asked_now=len(outputs) - kept, seconds=seconds)
+
+
+def _outputs(path: Path, digests: Mapping[str, str]) -> dict[str, Output]:
+    """The last that a file has to each of the very same questions."""
+    return {line.id: line.output for line in read_lines(path, OutputLine) if digests.get(line.id) == line.digest}
+
+
+def _scored(
+    run: _Run,
+    prepared: _Prepared,
+    outputs: Mapping[str, Output],
+    place: Path,
+    stopped: str,
+    verdicts: Mapping[str, Sequence[Output]] | None = None,
+) -> TaskResult:
+    task, items = prepared.task, prepared.items
+    lines = score_lines(task, items, outputs, prepared.digests, verdicts)
     write_lines(place / "scores" / f"{task.name}.jsonl", lines)
-    result = summarize(task, items, lines, outputs, stopped=stopped, seed=run.seed)
-    return msgspec.structs.replace(result, asked_now=len(lines) - kept, seconds=seconds)
+    return summarize(task, items, lines, outputs, stopped=stopped, seed=run.seed)
+
+
+def _judged(run: _Run, judge: Model, found: Sequence[ModelResult], *, itself: bool) -> list[ModelResult]:
+    """The results with the judge's verdicts in those tasks that ask for them."""
+    card = judge.card
+    run.judge = JudgeInfo(
+        folder=_folder_of(card), name=card.name, kind=card.kind, details=dict(card.details), itself=itself
+    )
+    judged = []
+    for model in found:
+        wanted = [one for one in run.judged if one.task.name in model.tasks]
+        tasks = {one.task.name: _with_verdicts(run, one, judge, model) for one in wanted}
+        judged.append(msgspec.structs.replace(model, tasks={**model.tasks, **tasks}))
+    return judged
+
+
+def _with_verdicts(run: _Run, prepared: _Prepared, judge: Model, model: ModelResult) -> TaskResult:
+    task, before = prepared.task, model.tasks[prepared.task.name]
+    assert task.judging is not None and run.judge is not None
+    place = run.folder / "models" / model.folder
+    outputs = _outputs(place / "outputs" / f"{task.name}.jsonl", prepared.digests)
+    path = place / "verdicts" / run.judge.folder / f"{task.name}.jsonl"
+    made = ask_judge(judge, task, task.judging, prepared.items, outputs, path, run.watcher)
+    stopped = "; ".join(filter(None, (before.stopped, made.stopped)))
+    result = _scored(run, prepared, outputs, place, stopped, made.of_item)
+    return msgspec.structs.replace(
+        result,
+        asked_now=before.asked_now,
+        seconds=before.seconds,
+        judge=judge.card.name,
+        judge_cost=made.cost,
+    )
 
 
 def _as_file_name(name: str) -> str:
@@ -305,6 +371,7 @@ def _results(run: _Run, models: Sequence[ModelResult]) -> Results:
         models=tuple(models),
         missing=tuple(run.missing),
         command=run.command,
+        judge=run.judge,
     )
 
 

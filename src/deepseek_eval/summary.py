@@ -16,15 +16,24 @@ _MOST_ERRORS = 20
 
 
 def score_lines(
-    task: Task, items: Sequence[Item], outputs: Mapping[str, Output], digests: Mapping[str, str]
+    task: Task,
+    items: Sequence[Item],
+    outputs: Mapping[str, Output],
+    digests: Mapping[str, str],
+    verdicts: Mapping[str, Sequence[Output]] | None = None,
 ) -> list[ScoreLine]:
-    """The worth of each item that was asked."""
+    """The worth of each item that was asked; ``verdicts`` are a judge's answers about each, where the task has one."""
     lines = []
     for item in items:
         output = outputs.get(item.id)
         if output is None:
             continue
-        score = None if output.error else task.scorer(item, output)
+        if output.error:
+            score = None
+        elif task.judging is not None and verdicts is not None:
+            score = task.judging.score(item, output, verdicts.get(item.id, ()))
+        else:
+            score = task.scorer(item, output)
         lines.append(ScoreLine(item.id, digests[item.id], item.cluster, score, output.error))
     return lines
 
@@ -57,6 +66,7 @@ def summarize(
         prompt_tokens=sum(output.prompt_tokens for output in given),
         completion_tokens=sum(output.completion_tokens for output in given),
         cost=sum(costs) if costs else None,
+        unscored=0 if task.judging is None else sum(not line.score.statistics for line in answered if line.score),
     )
 
 

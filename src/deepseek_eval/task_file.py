@@ -17,6 +17,7 @@ import json
 import string
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ from deepseek_eval.scorers.generation import (
     summary,
     translation,
 )
+from deepseek_eval.scorers.judge import GRADE_METRICS, PAIR_METRICS, RUBRIC, Pairwise, Rubric
 from deepseek_eval.scorers.labels import label, label_metrics
 from deepseek_eval.scorers.numbers import number
 from deepseek_eval.scorers.structured import JSON_METRICS, json_answer
-from deepseek_eval.task import Choose, Generate, Item, Message, Metric, Rows, Scorer, Task
+from deepseek_eval.scorers.transcription import transcription, transcription_metrics
+from deepseek_eval.task import Choose, Generate, Item, Judging, Message, Metric, Rows, Scorer, Task
 from deepseek_eval.tasks.builders import Question, Style, examples_of, prompt
 
 SCORERS = {
@@ -50,8 +53,12 @@ SCORERS = {
     "summary": "ROUGE",
     "translation": "chrF and BLEU, by the last of languages",
     "json": "JSON that fits the schema and equals the answer",
+    "transcription": "word and character error rates, by the last of languages",
+    "judge": "a grade from another model, by a rubric",
+    "pairwise": "another model says whether it is better than the answer of the row",
 }
 """What a file's ``scorer`` may be."""
+_JUDGED = ("judge", "pairwise")
 SUFFIXES = (".yaml", ".yml", ".py")
 
 
@@ -62,7 +69,7 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         name: of the task, lower case.
         data: rows to ask: JSONL, JSON, CSV or TSV, relative to the file.
         prompt: template of what is asked.
-        answer: template of the right answer.
+        answer: template of the right answer; of the one to compare with for ``pairwise``. ``judge`` needs none.
         scorer: one of :data:`SCORERS`.
         examples: rows to show before each question, another file than ``data``.
         shots: how many of them.
@@ -71,7 +78,9 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         delimiter: between a prompt and its answer.
         chat: the prompt is a user's message, not a text to continue; then there are no examples.
         schema: of ``json``.
-        max_tokens, stop: of generated answers.
+        rubric: of ``judge`` and ``pairwise``: what a good answer is.
+        grades: of ``judge``: the lowest and the highest.
+        max_tokens, stop: of generated answers: 64, and the end of a line; 512 and none where another model judges them.
         id: template of an item's name; else the row's number.
         groups: name -> template: how a report divides the scores.
         title, kind, languages, note, version: as in :class:`deepseek_eval.task.Task`.
@@ -80,8 +89,8 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: str
     data: str
     prompt: str
-    answer: str
     scorer: str
+    answer: str = ""
     examples: str = ""
     shots: int = 0
     choices: list[str] | str = msgspec.field(default_factory=list)
@@ -89,8 +98,10 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     delimiter: str = " "
     chat: bool = False
     schema: dict[str, Any] | None = None
-    max_tokens: int = 64
-    stop: list[str] = msgspec.field(default_factory=lambda: ["\n"])
+    rubric: str = RUBRIC
+    grades: tuple[int, int] = (1, 5)
+    max_tokens: int | None = None
+    stop: list[str] | None = None
     id: str = ""
     groups: dict[str, str] = {}
     title: str = ""
@@ -206,6 +217,12 @@ class _Builder:
 
         if fields.scorer not in SCORERS:
             raise wrong(f"there is no scorer {fields.scorer!r}.{_nearest(fields.scorer, SCORERS)}")
+        if not fields.answer and fields.scorer != "judge":
+            raise wrong(f"scorer {fields.scorer} needs an answer.")
+        if fields.grades[0] >= fields.grades[1] or fields.grades[0] < 0:
+            raise wrong(f"grades must be two whole numbers, the lower first, not {list(fields.grades)}.")
+        if not fields.rubric.strip():
+            raise wrong("rubric is empty: it tells the judge what a good answer is.")
         if fields.scorer in ("choice", "label") and not fields.choices:
             raise wrong(f"scorer {fields.scorer} needs choices.")
         if fields.scorer == "label" and isinstance(fields.choices, str):
@@ -216,16 +233,19 @@ class _Builder:
             raise wrong(
                 f"scorer translation needs the target, one of {', '.join(TOKENIZERS)}, as the last of languages."
             )
+        if fields.scorer == "transcription" and not fields.languages:
+            raise wrong("scorer transcription needs the language of the answers as the last of languages.")
         if fields.shots and (not fields.examples or fields.chat):
             raise wrong("shots need a file of examples, and a prompt that is no chat.")
         if not fields.name or fields.name != fields.name.lower() or set(fields.name) & set(' /\\"'):
             raise wrong(f"name must be lower case without spaces, not {fields.name!r}.")
-        if fields.max_tokens < 1 or fields.shots < 0:
+        if (fields.max_tokens is not None and fields.max_tokens < 1) or fields.shots < 0:
             raise wrong("max_tokens must be at least 1 and shots at least 0.")
 
     def task(self) -> Task:
         fields = self._fields
-        scorer, metrics = self._judge()
+        judging = self._judging()
+        scorer, metrics = self._scoring(judging)
         return Task(
             name=fields.name,
             title=fields.title or fields.name,
@@ -238,25 +258,38 @@ class _Builder:
             shots=fields.shots,
             version=fields.version,
             note=fields.note or f"A task of a user: {self._path.name}.",
+            judging=judging,
         )
 
-    def _judge(self) -> tuple[Scorer, tuple[Metric, ...]]:
+    def _judging(self) -> Rubric | Pairwise | None:
         fields = self._fields
+        if fields.scorer == "pairwise":
+            return Pairwise(fields.rubric)
+        return Rubric(fields.rubric, *fields.grades) if fields.scorer == "judge" else None
+
+    def _scoring(self, judging: Judging | None) -> tuple[Scorer, tuple[Metric, ...]]:
+        fields = self._fields
+        if judging is not None:
+            metrics = PAIR_METRICS if isinstance(judging, Pairwise) else GRADE_METRICS
+            return partial(judging.score, verdicts=()), metrics
         if fields.scorer == "choice":
             # Choices that differ from row to row have no chance level that could be told here.
             count = len(fields.choices) if isinstance(fields.choices, list) else 0
             return choice(classes=count), choice_metrics(chance=1 / count if count else None, classes=count)
         if fields.scorer == "label":
             return label(fields.choices), label_metrics(len(fields.choices), chance=1 / len(fields.choices))
-        judges: dict[str, tuple[Scorer, tuple[Metric, ...]]] = {
+        if fields.scorer == "translation":
+            return translation(fields.languages[-1]), TRANSLATION_METRICS
+        if fields.scorer == "transcription":
+            return transcription(fields.languages[-1]), transcription_metrics(fields.languages[-1])
+        others: dict[str, tuple[Scorer, tuple[Metric, ...]]] = {
             "exact": (reading(), READING_METRICS[::-1]),
             "f1": (reading(), READING_METRICS),
             "number": (number(), (mean("exact_match"),)),
             "summary": (summary(), ROUGE_METRICS),
-            "translation": (translation(fields.languages[-1]), TRANSLATION_METRICS),
             "json": (json_answer(), JSON_METRICS),
         }
-        return judges[fields.scorer]
+        return others[fields.scorer]
 
     def _items(self, files: Mapping[str, Rows], shots: int) -> Iterator[Item]:
         fields = self._fields
@@ -277,7 +310,11 @@ class _Builder:
     def _ask(self, question: Question) -> Choose | Generate:
         fields = self._fields
         if fields.scorer != "choice":
-            return Generate(max_tokens=fields.max_tokens, stop=tuple(fields.stop))
+            length, stop = (512, ()) if fields.scorer in _JUDGED else (64, ("\n",))
+            return Generate(
+                max_tokens=length if fields.max_tokens is None else fields.max_tokens,
+                stop=stop if fields.stop is None else tuple(fields.stop),
+            )
         same = isinstance(fields.choices, list)
         return Choose(
             continuations=tuple(fields.delimiter + text for text in question.choices),

@@ -56,6 +56,22 @@ def test_run_and_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert RUNNER.invoke(command, ["compare", *reversed(pair), "--fail-if", "worse"]).exit_code == 0
 
 
+def test_two_models_are_compared_in_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = answers(tmp_path, ""), answers(tmp_path, "travel")
+    monkeypatch.setattr("deepseek_eval.run.open_all", _open_without_the_catalogue)
+    both = str(tmp_path / "both")
+    arguments = ["run", "--stored", str(good), "--stored", str(bad), "--tasks", "sib200_en", "-o", both]
+    result = RUNNER.invoke(command, [*arguments, "--data", str(tmp_path / "data"), "--published", "gpt-4o"])
+    assert result.exit_code == 0, result.output
+    table = result.stdout.split("travel against right")[1]
+    assert "p (Holm)" in table and "-85.7%" in table and "worse" in table
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "1 worse" in page and "gpt-4o-2024-08-06" in page
+    assert RUNNER.invoke(command, ["compare", both, "--fail-if", "worse"]).exit_code == 2
+    one = json.loads((tmp_path / "both" / "results.json").read_text())["models"][0]["folder"]
+    assert isinstance(RUNNER.invoke(command, ["compare", f"{both}#{one}"]).exception, ConfigurationError)
+
+
 def test_the_command_is_recorded_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepseek_eval.run.open_all", _open_without_the_catalogue)
     output = tmp_path / "a run"

@@ -87,6 +87,9 @@ def test_chats_and_json(tmp_path: Path) -> None:
         ({"scorer": "choice"}, "scorer choice needs choices"),
         ({"scorer": "json"}, "needs a schema"),
         ({"scorer": "translation", "languages": ["fr"]}, "needs the target"),
+        ({"scorer": "transcription", "languages": []}, "needs the language"),
+        ({"scorer": "judge", "grades": [5, 1]}, "grades must be two whole numbers, the lower first"),
+        ({"scorer": "judge", "rubric": " "}, "rubric is empty"),
         ({"shots": 2}, "shots need a file of examples"),
         ({"shots": "two"}, "Expected `int`, got `str` - at `\\$.shots`"),
         ({"prompt": "a {country"}, "prompt is no template"),
@@ -104,7 +107,7 @@ def test_wrong_fields_are_named(tmp_path: Path, changes: dict[str, Any], message
 def test_a_field_that_is_not_there(tmp_path: Path) -> None:
     path = written(tmp_path)
     path.write_text(yaml.safe_dump({name: value for name, value in FIELDS.items() if name != "answer"}))
-    with pytest.raises(ConfigurationError, match="missing required field `answer`"):
+    with pytest.raises(ConfigurationError, match="scorer exact needs an answer"):
         load_task_file(path)
 
 

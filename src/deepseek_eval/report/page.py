@@ -35,6 +35,7 @@ EVIDENCE = {
     "re-run": "asked here, by this tool",
     "re-scored": "answers that somebody stored, scored here",
     "published": "a figure somebody published, not run here",
+    "judged": "the opinion of another model, which errs and has its likings",
 }
 KINDS = {"bias": "bias sets", "nli": "natural language inference", "long-context": "long contexts"}
 

@@ -123,6 +123,9 @@ def _shown(info: TaskInfo, entries: Sequence[Entry]) -> Shown:
         if len(set(values)) > 1:
             listed = ", ".join(f"{entry.label}: {value}" for (entry, _), value in zip(own, values, strict=True))
             remarks.append(f"The {what} differ ({listed}), so the figures are not of the same thing.")
+    judges = dict.fromkeys(result.judge for _, result in own)
+    if len(judges) > 1:
+        remarks.append(f"Different models judged the answers: {', '.join(name or 'none' for name in judges)}.")
     if not remarks and len({entry.results.tasks[info.name].items_sha256 for entry, _ in own}) > 1:
         remarks.append("The runs asked different items, or in other words; only shared ones are compared.")
     return Shown(info, own, tuple(remarks))

@@ -79,7 +79,7 @@ class KindMeans:
         tasks: kind -> names of the tasks that all of ``polygons`` were run on.
         chance: of each kind; a task without a chance level counts 0.
         left_out: models that lack too many of the tasks.
-        unusable: tasks whose figure has no place between 0 and 1.
+        unusable: tasks whose figure has no place between 0 and 1, or is a judge's opinion.
     """
 
     tasks: dict[str, list[str]]
@@ -92,7 +92,7 @@ class KindMeans:
 def kind_means(entries: Sequence[Entry], tasks: Sequence[Shown], *, all_models: bool = False) -> KindMeans:
     """Means over the same tasks for every model. A model with fewer than half of all tasks is left out rather than the
     tasks that it lacks; not so with ``all_models``."""
-    usable = [one for one in tasks if _usable(one.metric)]
+    usable = [one for one in tasks if _usable(one.metric) and not any(result.judge for _, result in one.entries)]
     known = {entry.place: sum(_value(one, entry) is not None for one in usable) for entry in entries}
     drawn = [entry for entry in entries if all_models or 2 * known[entry.place] >= len(usable) > 0]
     common = [one for one in usable if all(_value(one, entry) is not None for entry in drawn)] if drawn else []

@@ -13,6 +13,7 @@
     partly: "partly right",
     right: "right",
     scored: "with a number only",
+    unscored: "unscored",
     unanswered: "unanswered",
     refused: "refused",
   };
