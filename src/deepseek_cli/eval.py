@@ -132,7 +132,8 @@ def run(
     from deepseek_eval.registry import select
     from deepseek_eval.run import evaluate
 
-    endpoint = {"api_key_env": api_key_env, "seed": seed, "concurrency": concurrency, "timeout": timeout}
+    endpoint: dict[str, Any] = {"api_key_env": api_key_env, "seed": seed}
+    endpoint |= {"concurrency": concurrency, "timeout": timeout}
     endpoint |= {"price_in": price_in, "price_out": price_out, "max_cost": max_cost}
     endpoint |= {"extra_body": _object(extra_body, "--extra-body"), "thinking_tokens": thinking_tokens}
     if base_url is None and api is None and (max_cost, price_in, price_out) != (None, None, None):

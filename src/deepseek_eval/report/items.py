@@ -142,8 +142,9 @@ def expected_text(asked: Asked, labels: Mapping[int, str]) -> str:
         return text
     if isinstance(item.ask, Choose):
         right = target.get("right") if isinstance(target, dict) else target
-        known = type(right) is int and 0 <= right < len(item.ask.continuations)
-        return item.ask.continuations[right].strip() if known else ""
+        if type(right) is int and 0 <= right < len(item.ask.continuations):
+            return item.ask.continuations[right].strip()
+        return ""
     if target is None or (isinstance(target, dict) and any(given.line.score for given in asked.given.values())):
         return ""
     if isinstance(target, str):

@@ -64,8 +64,12 @@ class Rubric:
     def score(self, item: Item, output: Output, verdicts: Sequence[Output]) -> Score:
         text = output.samples[0].text
         grade, says = self._read(verdicts)
-        made = {} if grade is None else {"grade": one((grade - self.low) / (self.high - self.low))}
-        return Score(statistics=made, answer=text, explanation=says, refused=is_refusal(text), expected=_target(item))
+        statistics: dict[str, tuple[float, ...]] = {}
+        if grade is not None:
+            statistics["grade"] = one((grade - self.low) / (self.high - self.low))
+        return Score(
+            statistics=statistics, answer=text, explanation=says, refused=is_refusal(text), expected=_target(item)
+        )
 
     def _read(self, verdicts: Sequence[Output]) -> tuple[int | None, str]:
         text, problem = _said(verdicts, 0)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
 
 from deepseek_eval.metrics import mean
 from deepseek_eval.scorers.refusal import is_refusal
 from deepseek_eval.task import Item, Metric, Output, Score, Scorer
+
+if TYPE_CHECKING:
+    from jiwer import CharacterOutput, WordOutput
 
 UNSPACED = ("zh", "ja", "th")
 """Languages that part no words, which have an error rate of characters alone."""
@@ -26,6 +30,12 @@ def plain(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
+def _counts(found: WordOutput | CharacterOutput) -> tuple[float, float]:
+    """(errors, length of the reference)."""
+    errors = found.substitutions + found.deletions + found.insertions
+    return float(errors), float(found.hits + found.substitutions + found.deletions)
+
+
 def transcription(language: str) -> Scorer:
     """A transcript in ``language``. ``target``: the reference.
 
@@ -39,15 +49,14 @@ def transcription(language: str) -> Scorer:
 
         text = output.samples[0].text.strip()
         ours, theirs = plain(text), plain(item.target)
-        found = {"cer": jiwer.process_characters(theirs.replace(" ", ""), ours.replace(" ", ""))}
+        statistics = {"cer": _counts(jiwer.process_characters(theirs.replace(" ", ""), ours.replace(" ", "")))}
         if words:
-            found["wer"] = jiwer.process_words(theirs, ours)
-        errors = {name: made.substitutions + made.deletions + made.insertions for name, made in found.items()}
-        lengths = {name: made.hits + made.substitutions + made.deletions for name, made in found.items()}
+            statistics = {"wer": _counts(jiwer.process_words(theirs, ours)), **statistics}
+        told = (f"{name}: {errors:.0f} errors to {length:.0f}" for name, (errors, length) in statistics.items())
         return Score(
-            statistics={name: (float(errors[name]), float(lengths[name])) for name in found},
+            statistics=dict(statistics),
             answer=text,
-            explanation=", ".join(f"{errors[name]} errors to {lengths[name]} ({name})" for name in reversed(found)),
+            explanation="; ".join(told),
             refused=is_refusal(text),
             expected=item.target,
         )
