@@ -119,6 +119,9 @@ def run(
         str | None, typer.Option(help="JSON: other settings of a judge's endpoint, as price_in, price_out, max_cost")
     ] = None,
     judge_itself: Annotated[bool, typer.Option(help="let a model under test be the judge")] = False,
+    against: Annotated[
+        str | None, typer.Option(help="a run, or FOLDER#MODEL, whose answers pairwise tasks compare with")
+    ] = None,
     published: Published = None,
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")] = None,
@@ -155,6 +158,7 @@ def run(
             download=download,
             judge=_judge(judge, judge_base_url, judge_api, judge_options),
             judge_itself=judge_itself,
+            against=against,
             command=shlex.join(["deepseek", *sys.argv[1:]]),
             watcher=watcher,
             progress=RichProgress(),

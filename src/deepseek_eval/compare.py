@@ -10,7 +10,16 @@ import msgspec
 
 from deepseek.errors import ConfigurationError
 from deepseek_eval.registry import all_tasks
-from deepseek_eval.results import ModelResult, Results, ScoreLine, load_models, read_lines, rows_of, scores_file
+from deepseek_eval.results import (
+    ModelResult,
+    Results,
+    ScoreLine,
+    load_model,
+    load_models,
+    read_lines,
+    rows_of,
+    scores_file,
+)
 from deepseek_eval.statistics import Difference, difference, holm
 from deepseek_eval.task import Metric, Task
 
@@ -72,7 +81,7 @@ def compare(first: str | Path, second: str | Path, *, tasks: Mapping[str, Task] 
         DataError: results that cannot be read.
         ConfigurationError: which model is meant is not clear, or there is nothing that both have.
     """
-    (one, one_folder, one_model), (other, other_folder, other_model) = _open(first), _open(second)
+    (one, one_folder, one_model), (other, other_folder, other_model) = load_model(first), load_model(second)
     return compare_models((one, one_folder, one_model), (other, other_folder, other_model), tasks=tasks)
 
 
@@ -127,14 +136,6 @@ def compare_models(
         skipped=skipped,
         warnings=tuple(_warnings(first[2], second[2])),
     )
-
-
-def _open(run: str | Path) -> tuple[Results, Path, ModelResult]:
-    results, folder, models = load_models(run)
-    if len(models) > 1:
-        names = ", ".join(f"{folder}#{one.folder}" for one in models)
-        raise ConfigurationError(f"{run} has several models: name one of {names}.")
-    return results, folder, models[0]
 
 
 def _obstacle(

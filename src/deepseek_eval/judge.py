@@ -13,7 +13,8 @@ from deepseek.errors import ConfigurationError, EvaluationError
 from deepseek.hub.progress import Progress
 from deepseek.hub.resolve import resolve
 from deepseek_eval.progress import Watcher
-from deepseek_eval.results import Appender, item_digest, read_lines
+from deepseek_eval.results import Appender, OutputLine, item_digest, load_model, read_lines
+from deepseek_eval.scorers.judge import Pairwise
 from deepseek_eval.task import Item, Judging, Model, ModelCard, Output, Task
 
 
@@ -66,6 +67,55 @@ class Identity:
 
 def _short(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].lower()
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """A model whose answers are those that others are compared with.
+
+    Attributes:
+        card: of the model, as its run has it.
+        folder: of its outputs.
+    """
+
+    card: ModelCard
+    folder: Path
+
+    @classmethod
+    def of(cls, run: str | Path) -> Opponent:
+        """The one model of a run, or that of ``FOLDER#MODEL``. Raises DataError and ConfigurationError."""
+        _, folder, model = load_model(run)
+        card = ModelCard(model.name, model.kind, model.evidence, model.details, model.likelihoods)
+        return cls(card, folder / "models" / model.folder / "outputs")
+
+    def given(self, task: str, items: Sequence[Item], seed: int) -> list[Item]:
+        """The items that it answered, its answers for their targets. Raises ConfigurationError if there is none."""
+        outputs = {
+            (line.id, line.digest): line.output.samples[0].text
+            for line in read_lines(self.folder / f"{task}.jsonl", OutputLine)
+            if line.output.samples
+        }
+        keys = {item.id: (item.id, item_digest(item, seed)) for item in items}
+        found = [
+            msgspec.structs.replace(item, target=outputs[keys[item.id]]) for item in items if keys[item.id] in outputs
+        ]
+        if not found:
+            raise ConfigurationError(f"{self.card.name} has answered no question of {task} as it is asked here.")
+        return found
+
+
+def compared(task: Task, items: Sequence[Item], opponent: Opponent | None, seed: int) -> list[Item]:
+    """The items that a task asks, with the answers that it compares with. Raises ConfigurationError if there are
+    none."""
+    if not isinstance(task.judging, Pairwise):
+        return list(items)
+    if opponent is not None:
+        return opponent.given(task.name, items, seed)
+    if not all(isinstance(item.target, str) and item.target for item in items):
+        raise ConfigurationError(
+            f"{task.name} compares answers with others: give its rows one (answer), or name a run with --against."
+        )
+    return list(items)
 
 
 @dataclass(frozen=True)

@@ -327,6 +327,16 @@ def load_models(run: str | Path) -> tuple[Results, Path, list[ModelResult]]:
     return results, folder, models
 
 
+def load_model(run: str | Path) -> tuple[Results, Path, ModelResult]:
+    """As :func:`load_models`, of a run with one model. Raises ConfigurationError where which one is meant is not
+    clear."""
+    results, folder, models = load_models(run)
+    if len(models) > 1:
+        names = ", ".join(f"{folder}#{one.folder}" for one in models)
+        raise ConfigurationError(f"{run} has several models: name one of {names}.")
+    return results, folder, models[0]
+
+
 def scores_file(folder: Path, model: ModelResult, task: str) -> Path:
     """Where the scores of a model are."""
     return folder / "models" / model.folder / "scores" / f"{task}.jsonl"

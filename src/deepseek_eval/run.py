@@ -19,7 +19,7 @@ from deepseek.hub.cache import lock
 from deepseek.hub.progress import Progress
 from deepseek.machine import describe_machine
 from deepseek_eval.datasets import data_folder, open_all
-from deepseek_eval.judge import Identity, ask_judge
+from deepseek_eval.judge import Identity, Opponent, ask_judge, compared
 from deepseek_eval.progress import Silent, Watcher
 from deepseek_eval.registry import select
 from deepseek_eval.results import (
@@ -72,6 +72,7 @@ class _Run:
     prepared: list[_Prepared] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     refused: Identity | None = None
+    opponent: Opponent | None = None
     judge: JudgeInfo | None = None
 
     @property
@@ -90,6 +91,7 @@ def evaluate(
     seed: int = 0,
     judge: str | Model | None = None,
     judge_itself: bool = False,
+    against: str | Path | None = None,
     data: Path | None = None,
     download: bool = False,
     command: str = "",
@@ -113,6 +115,7 @@ def evaluate(
         seed: of samples, limit and resamples.
         judge: a model, named as ``model`` is, for tasks whose answers are judged by one.
         judge_itself: it may be a model under test, which prefers its own answers.
+        against: a run, or ``FOLDER#MODEL``, of the same tasks: pairwise tasks compare with its answers.
         data: the folder of datasets; else ``$DEEPSEEK_EVAL_DATA``, else one in the cache.
         download: fetch datasets that are missing.
         command: that this run came from, for the record.
@@ -140,13 +143,11 @@ def evaluate(
     _check_judge(judge, chosen)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     run = _Run(Path(output_dir).expanduser(), seed, watcher or Silent(), limit, command, started)
+    run.opponent = None if against is None else Opponent.of(against)
     with _only_one(run.folder, run.watcher):
         _prepare(run, chosen, shots, limits, data, download, progress)
         if judge is not None and not judge_itself:
-            offline = bool(settings.get("offline"))
-            run.refused = Identity.of(
-                judge if isinstance(judge, str) else judge.card, offline=offline, progress=progress
-            )
+            run.refused = _identity(judge, run.opponent, progress, offline=bool(settings.get("offline")))
         found: list[ModelResult] = []
         for one in models:
             with _opened(one, progress, {"seed": seed, **settings}) as opened:
@@ -185,6 +186,14 @@ def _check_judge(judge: str | Model | None, tasks: Sequence[Task]) -> None:
         raise ConfigurationError("there is a judge, and none of the tasks asks for one: leave it out.")
 
 
+def _identity(judge: str | Model, opponent: Opponent | None, progress: Progress | None, *, offline: bool) -> Identity:
+    """By which models under test are told from the judge. Raises ConfigurationError if the opponent is the judge."""
+    found = Identity.of(judge if isinstance(judge, str) else judge.card, offline=offline, progress=progress)
+    if opponent is not None:
+        found.refuse(opponent.card)
+    return found
+
+
 def _only_one(folder: Path, watcher: Watcher) -> Any:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +222,7 @@ def _prepare(
             continue
         count = task.shots if shots is None else shots
         every, hashes = items_of(task, files, count)
-        items = subset(every, limits[task.name], run.seed)
+        items = compared(task, subset(every, limits[task.name], run.seed), run.opponent, run.seed)
         digests = {item.id: item_digest(item, run.seed) for item in items}
         write_lines(run.folder / "items" / f"{task.name}.jsonl", items)
         whole = hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in digests.items()).encode()).hexdigest()
@@ -224,7 +233,7 @@ def _prepare(
             languages=task.languages,
             version=task.version,
             shots=count,
-            note=task.note,
+            note=task.note if run.opponent is None else f"{task.note} Against {run.opponent.card.name}.".strip(),
             metrics=tuple(map(MetricInfo.of, task.metrics)),
             items=len(items),
             items_in_all=len(every),

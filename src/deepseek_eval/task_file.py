@@ -69,7 +69,8 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         name: of the task, lower case.
         data: rows to ask: JSONL, JSON, CSV or TSV, relative to the file.
         prompt: template of what is asked.
-        answer: template of the right answer; of the one to compare with for ``pairwise``. ``judge`` needs none.
+        answer: template of the right answer; of the one to compare with for ``pairwise``, unless a run is. ``judge``
+            needs none.
         scorer: one of :data:`SCORERS`.
         examples: rows to show before each question, another file than ``data``.
         shots: how many of them.
@@ -217,7 +218,7 @@ class _Builder:
 
         if fields.scorer not in SCORERS:
             raise wrong(f"there is no scorer {fields.scorer!r}.{_nearest(fields.scorer, SCORERS)}")
-        if not fields.answer and fields.scorer != "judge":
+        if not fields.answer and fields.scorer not in _JUDGED:
             raise wrong(f"scorer {fields.scorer} needs an answer.")
         if fields.grades[0] >= fields.grades[1] or fields.grades[0] < 0:
             raise wrong(f"grades must be two whole numbers, the lower first, not {list(fields.grades)}.")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.eval.scripted import Scripted, addition
 from tests.eval.test_endpoint import Endpoint, Reply, Serve, says, serve
@@ -277,6 +278,44 @@ def test_a_task_file_may_ask_for_a_judge(tmp_path: Path, scorer: str, more: dict
     questions = task.judging.questions(first, answer("Rome"))
     assert len(questions) == (1 if scorer == "judge" else 2) and "Is it a city?" in content(questions[0])
     assert task.scorer(first, answer("Rome")).statistics == {}
+
+
+def versus(folder: Path, answered: str, **more: Any) -> Results:
+    """A judge that likes long answers."""
+
+    def longer(asked: Item) -> str:
+        first, second = (content(asked).split(f"<answer {name} ")[1].split("</answer")[0] for name in "AB")
+        return f"Verdict: {'tie' if len(first) == len(second) else 'A' if len(first) > len(second) else 'B'}"
+
+    task, model = judged_task(Pairwise()), Scripted(lambda _: answered, name=f"says {answered}")
+    return evaluate(model, tasks=[task], output_dir=folder, judge=Scripted(longer, name="judge"), **more)
+
+
+def test_two_models_answers_are_compared_in_pairs(tmp_path: Path) -> None:
+    versus(tmp_path / "first", "Lyon")
+    results = versus(tmp_path / "second", "Lyon, I think", against=tmp_path / "first")
+    assert results.models[0].tasks["opinion"].metrics["win_rate"].value == 1.0
+    assert results.tasks["opinion"].note == "Against says Lyon."
+    expected = {line.score.expected for line in lines(tmp_path / "second", results.models[0], "scores", ScoreLine)}
+    assert expected == {"Lyon"}
+    with pytest.raises(ConfigurationError, match="prefer their own answers"):
+        run(tmp_path / "third", Scripted(grader, name="says Lyon"), against=tmp_path / "first")
+
+
+def test_what_pairs_need(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    task = judged_task(Pairwise())
+    other = replace(task, items=lambda files, shots: iter([item(99), msgspec.structs.replace(item(1), target="")]))
+    judge, model = Scripted(grader, name="judge"), Scripted(lambda _: "x")
+    with pytest.raises(ConfigurationError, match="give its rows one"):
+        evaluate(model, tasks=[other], output_dir=tmp_path / "none", judge=judge)
+    versus(tmp_path / "first", "Lyon")
+    results = evaluate(model, tasks=[other], output_dir=tmp_path / "one", judge=judge, against=tmp_path / "first")
+    assert results.tasks["opinion"].items == 1  # the first run was asked one of the two
+    unknown = replace(task, items=lambda files, shots: iter([item(99)]))
+    with pytest.raises(ConfigurationError, match="has answered no question of opinion"):
+        evaluate(model, tasks=[unknown], output_dir=tmp_path / "two", judge=judge, against=tmp_path / "first")
 
 
 def test_the_command_takes_a_judge(tmp_path: Path, serve: Serve) -> None:
