@@ -24,8 +24,9 @@ PAIR_METRICS: tuple[Metric, ...] = (
     mean("consistency", higher_is_better=None),
     mean("first_shown", higher_is_better=None, chance=0.5),
 )
-_MOST_TOKENS = 768
-_LINE = r"(?im)^[\s*_#>`]*{name}[\s*_`]*[:：][\s*_`]*{value}[\s*_`.]*$"
+_MOST_TOKENS = 512
+# At the end of a line, alone or behind the reasons: small models put both into one.
+_LINE = r"(?im)(?:^|[\s*_#>`(]){name}[\s*_`]*[:：][\s*_`]*{value}[\s*_`.)]*$"
 _GRADE = re.compile(_LINE.format(name="grade", value=r"(\d{1,4})(?:\s*/\s*\d{1,4})?"))
 _VERDICT = re.compile(_LINE.format(name="verdict", value=r"(a|b|tie)"))
 _INTRODUCTION = (
@@ -53,8 +54,8 @@ class Rubric:
     def questions(self, item: Item, output: Output) -> tuple[Item, ...]:
         wish = (
             f"Grade the answer from {self.low} (worst) to {self.high} (best) by this rubric:\n{self.rubric}\n\n"
-            f"Give your reasons in a few sentences. Then end with a line of this form and nothing else in it:\n"
-            f"Grade: {self.high}"
+            "Write two lines. The first has your reasons, in one or two sentences. The second has this form:\n"
+            f"Grade: <a whole number from {self.low} to {self.high}>"
         )
         parts = [("question", _question(item.prompt))]
         if isinstance(item.target, str) and item.target:
@@ -102,8 +103,8 @@ class Pairwise:
         own, other = output.samples[0].text, _target(item)
         wish = (
             f"Which answer is better by this rubric? Their order says nothing.\n{self.rubric}\n\n"
-            "Give your reasons in a few sentences. Then end with a line of one of these forms and nothing else in it:\n"
-            "Verdict: A\nVerdict: B\nVerdict: tie"
+            "Write two lines. The first has your reasons, in one or two sentences. The second has this form:\n"
+            "Verdict: <A, B or tie>"
         )
         question = ("question", _question(item.prompt))
         return tuple(
