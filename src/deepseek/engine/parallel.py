@@ -223,6 +223,7 @@ class ParallelDecoder:
         weights_bytes: of all processes.
     """
 
+    stream_device: torch.device | None = None
     row_invariant = False
     sparse = False
 
@@ -274,7 +275,7 @@ class ParallelDecoder:
     def attention_stats(self) -> AttentionStats:
         return AttentionStats()
 
-    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
         return self._own.choose_tokens(logits, choices)
 
     @property

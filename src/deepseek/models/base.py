@@ -92,7 +92,7 @@ class Batch:
     """One step's ragged batch: rows of all sequences one after another.
 
     Attributes:
-        token_ids: int64 [T].
+        token_ids: int64 [T]. One below 0 is not known to the host: ``~token_id`` is its place in ``previous``.
         positions: int64 [T].
         layout: where the rows' keys and values lie.
         logits_rows: int64 [R], the rows whose next-token logits are wanted, or None for all of them.
@@ -106,6 +106,8 @@ class Batch:
         vectors: fp32 [V, hidden], inputs of the rows ``vector_rows`` (int64 [V], in order), which have no tokens; None
             if there are none.
         sparse: per sequence of the layout, how sparse its rows' attention may be, or None for dense; empty: all dense.
+        previous: int64 [P], tokens that steps before this one leave on the device where the model computes; always the
+            same tensor. None if all tokens are known.
     """
 
     token_ids: Tensor
@@ -118,6 +120,15 @@ class Batch:
     segments: tuple[tuple[int, int, int], ...] = ()
     vector_rows: Tensor | None = None
     vectors: Tensor | None = None
+    previous: Tensor | None = None
+
+    def known_ids(self) -> Tensor:
+        """``token_ids`` with those looked up that the host does not know; 0 for a row that has no token."""
+        if self.previous is None:
+            return self.token_ids
+        ids = self.token_ids
+        looked_up = self.previous.index_select(0, (~ids).clamp(min=0)).clamp(min=0)
+        return torch.where(ids < 0, looked_up, ids)
 
 
 class Model(Protocol):
@@ -131,6 +142,8 @@ class Model(Protocol):
         cache_specs: per layer, what :class:`KVCache` must hold.
         dtype: floating dtype of weights, activations and cache.
         device: where the tensors of its batches are.
+        stream_device: the GPU that its work is only handed to, so that the host may go on while it is done; None for a
+            model whose results are there when a call returns.
         weights_bytes: memory the weights take.
         row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
             cut into chunks, as long as the same rows are narrow (see :class:`Batch`).
@@ -147,6 +160,7 @@ class Model(Protocol):
     cache_specs: tuple[LayerCacheSpec, ...]
     dtype: torch.dtype
     device: torch.device
+    stream_device: torch.device | None
     weights_bytes: int
     row_invariant: bool
     sparse: bool
@@ -199,7 +213,8 @@ class Model(Protocol):
         """What sparse attention has read so far."""
         ...
 
-    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
-        """A token for each row of fp32 ``logits`` [R, vocab]; None for a row that holds NaN or infinity. What a choice
-        means is said in :mod:`deepseek.kernels.sampling`."""
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+        """A token for each row of fp32 ``logits`` [R, vocab], where these are: int64 [R], and
+        :data:`deepseek.kernels.sampling.NO_TOKEN` for a row that holds NaN or infinity. What a choice means is said
+        there too."""
         ...

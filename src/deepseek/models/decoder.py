@@ -84,6 +84,7 @@ class Decoder:
         weights_bytes: memory of the weights.
     """
 
+    stream_device: torch.device | None = None
     row_invariant = False
     sparse = False
     wide_rows = WIDE_ROWS
@@ -145,7 +146,7 @@ class Decoder:
         """What the last layer leaves: (output not yet added, residual)."""
         rotations = [rotary(batch.positions) for rotary in self.rotaries]
         self._adapters.rows.segments = batch.segments
-        x, residual = self.embedding(batch.token_ids), None
+        x, residual = self.embedding(batch.known_ids()), None
         if batch.vector_rows is not None and batch.vectors is not None:
             x[batch.vector_rows] = batch.vectors.to(x)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
@@ -188,6 +189,6 @@ class Decoder:
         """Nothing: these layers attend densely."""
         return AttentionStats()
 
-    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
-        """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+        """See :class:`deepseek.models.base.Model`."""
         return choose_tokens(logits, choices)
