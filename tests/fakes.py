@@ -84,7 +84,7 @@ class FakeModel:
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         layout = batch.layout
-        keys = cache.keys[0][:, 0, 0]
+        keys = cache.layers[0].keys[:, 0, 0]
         keys[layout.write_slots] = (batch.known_ids() + self.vocab_size * self._sparsity(batch)).to(keys.dtype)
         self.policies += batch.sparse or (None,) * layout.num_sequences
         self.batch_sizes.append(layout.num_sequences)

@@ -335,7 +335,9 @@ def load_parallel(
     followers = Followers(config, path, dtype, threads)
     try:
         join(followers.meeting, share, device)
-        own = load_share(checkpoint, share, ops=ops, dtype=dtype, device=device, progress=progress)
+        own = load_share(
+            checkpoint, share, ops=ops, dtype=dtype, device=device, kv_dtype=config.kv_dtype, progress=progress
+        )
         weights = torch.tensor([own.weights_bytes], device=device)
         dist.all_reduce(weights)
     except BaseException as error:

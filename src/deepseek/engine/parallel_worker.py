@@ -48,7 +48,7 @@ def _load(assignment: Assignment) -> Decoder:
     try:
         checkpoint = stretched(checkpoint, config.model, config.max_context, config.rope_scaling)
         ops, dtype = bind(config.device, config.backend), getattr(torch, assignment.dtype)
-        model = load_share(checkpoint, share, ops=ops, dtype=dtype, device=device)
+        model = load_share(checkpoint, share, ops=ops, dtype=dtype, device=device, kv_dtype=config.kv_dtype)
     finally:
         checkpoint.close()
     dist.all_reduce(torch.tensor([model.weights_bytes], device=device))

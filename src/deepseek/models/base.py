@@ -12,7 +12,7 @@ from torch import Tensor
 from deepseek.adapters.adapter import Host, LowRankUpdate, Prefix
 from deepseek.attention.policy import SparsePolicy
 from deepseek.attention.stats import AttentionStats
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import KVScales, LayerCache, PagedLayout
 from deepseek.kernels.sampling import Choice
 
 
@@ -28,9 +28,18 @@ class LayerCacheSpec:
     def elements(self) -> int:
         return self.heads * (self.key_dim + self.value_dim)
 
+    def page_bytes(self, page_size: int, dtype: torch.dtype) -> int:
+        """Bytes of a page in a cache of ``dtype``; in INT8 two scales per token and head belong to it."""
+        scales = 2 * SCALE_DTYPE.itemsize * self.heads if dtype == torch.int8 else 0
+        return page_size * (self.elements * dtype.itemsize + scales)
+
+
+SCALE_DTYPE = torch.float32
+
 
 class KVCache:
-    """One pair of tensors per layer, ``[num_pages * page_size, heads, dim]``. Memory is touched when first written."""
+    """The caches of all layers, with ``num_pages * page_size`` slots each, in a floating dtype or INT8. Memory is
+    touched when first written."""
 
     def __init__(
         self, specs: Sequence[LayerCacheSpec], num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
@@ -38,19 +47,29 @@ class KVCache:
         self.num_pages = num_pages
         self.page_size = page_size
         slots = num_pages * page_size
-        self.keys: list[Tensor] = [
-            torch.empty(slots, spec.heads, spec.key_dim, dtype=dtype, device=device) for spec in specs
-        ]
-        self.values: list[Tensor | None] = [
-            torch.empty(slots, spec.heads, spec.value_dim, dtype=dtype, device=device) if spec.value_dim else None
+
+        def array(heads: int, dim: int) -> Tensor:
+            return torch.empty(slots, heads, dim, dtype=dtype, device=device)
+
+        def scales(heads: int) -> KVScales | None:
+            if dtype != torch.int8:
+                return None
+            return KVScales(*(torch.empty(slots, heads, dtype=SCALE_DTYPE, device=device) for _ in range(2)))
+
+        self.layers = [
+            LayerCache(
+                array(spec.heads, spec.key_dim),
+                array(spec.heads, spec.value_dim) if spec.value_dim else None,
+                scales(spec.heads),
+            )
             for spec in specs
         ]
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy what a page holds, in all layers, to another one."""
         size = self.page_size
-        for array in (*self.keys, *self.values):
-            if array is not None:
+        for layer in self.layers:
+            for array in layer.tensors:
                 array[target * size : (target + 1) * size] = array[source * size : (source + 1) * size]
 
 
