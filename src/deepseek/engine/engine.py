@@ -136,11 +136,11 @@ class Engine:
         self._pending: list[EngineEvent] = []
         self._steps = 0
         self._results = Results(self.scheduler, speculation, self._is_live, self._remove)
-        self._launcher = launcher_for(model) if launcher is None else launcher
+        self.launcher = launcher_for(model) if launcher is None else launcher
         self._flight: list[_Flight] = []
         self._previous: Tensor | None = None
-        if self._launcher.device is not None:
-            self._previous = torch.zeros(1 + max_running, dtype=torch.int64, device=self._launcher.device)
+        if self.launcher.device is not None:
+            self._previous = torch.zeros(1 + max_running, dtype=torch.int64, device=self.launcher.device)
 
     @property
     def has_work(self) -> bool:
@@ -223,7 +223,7 @@ class Engine:
         next step finds them; None if that step will wait for this one."""
         step = build_batch(chunks, self.page_size, self.model, self._previous)
         left_at = None if place is None else slice(place, place + len(step.sampled))
-        wait = self._launcher.start(computation(self.model, self.cache, step, left_at))
+        wait = self.launcher.start(computation(self.model, self.cache, step, left_at))
         for chunk in chunks:
             self.scheduler.started(chunk)
         if place is not None:
