@@ -21,7 +21,7 @@ from deepseek.kernels.ops import Ops
 from deepseek.kernels.registry import bind
 from deepseek.models.base import Model
 from deepseek.models.bert import Bert, load_bert
-from deepseek.models.decoder import Decoder
+from deepseek.models.device import on_device
 from deepseek.models.native import NativeDecoder, native_obstacle
 from deepseek.models.native_weights import native_bytes
 from deepseek.models.registry import load_model, load_native_model
@@ -94,15 +94,6 @@ class TorchExecution:
 
     def backends(self, model: Model | Bert) -> Mapping[str, str]:
         return {name: binding.backend for name, binding in bind(self.device, self.backend).bindings.items()}
-
-
-def on_device(model: Decoder, ops: Ops) -> Model:
-    """The model as its device runs it best: on a GPU with Triton's kernels, in CUDA graphs."""
-    if model.device.type != "cuda" or any(binding.backend != "triton" for binding in ops.bindings.values()):
-        return model
-    from deepseek.models.graphed import GraphedDecoder, cuda_recorder
-
-    return GraphedDecoder(model, cuda_recorder(model.device))
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def cuda_recorder(device: torch.device) -> Record:
             compute()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads of the process, as NCCL's watchdog, may go on calling CUDA.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = compute()
         return graph.replay, result
 
