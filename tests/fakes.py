@@ -60,6 +60,7 @@ class FakeModel:
         self.cache_specs = (LayerCacheSpec(heads=1, key_dim=1, value_dim=0),)
         self.dtype = torch.float32
         self.device = torch.device("cpu")
+        self.stream_device: torch.device | None = None
         self.weights_bytes = 0
         self.row_invariant = False
         self.sparse = False
@@ -83,8 +84,8 @@ class FakeModel:
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         layout = batch.layout
-        keys = cache.keys[0][:, 0, 0]
-        keys[layout.write_slots] = (batch.token_ids + self.vocab_size * self._sparsity(batch)).to(keys.dtype)
+        keys = cache.layers[0].keys[:, 0, 0]
+        keys[layout.write_slots] = (batch.known_ids() + self.vocab_size * self._sparsity(batch)).to(keys.dtype)
         self.policies += batch.sparse or (None,) * layout.num_sequences
         self.batch_sizes.append(layout.num_sequences)
         self.rows_computed += len(batch.token_ids)
@@ -124,7 +125,7 @@ class FakeModel:
     def attention_stats(self) -> AttentionStats:
         return self.stats
 
-    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
         return choose_tokens(logits, choices)
 
 

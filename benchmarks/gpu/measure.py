@@ -6,6 +6,7 @@ Run by ``benchmarks/gpu/run.sh``. Each figure is written as soon as it is there:
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.peer import Waiting, measure_peer
 from deepseek.benchmark.gpu_rates import Span, copy_bandwidth, matrix_rate
 from deepseek.benchmark.worker import Worker
 from deepseek.config import EngineConfig
@@ -51,6 +53,19 @@ class Measured:
         self.info: dict[str, Any] = _plain(self._worker.loaded.info)
         self._seed = 0
 
+    @property
+    def engine(self) -> Engine:
+        engine = self._worker.loaded.engine
+        assert isinstance(engine, Engine)
+        return engine
+
+    def close(self) -> None:
+        """Give its memory back."""
+        del self._worker
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def run(self, streams: int, prompt: int, output: int) -> dict[str, float]:
         """Prefill tokens per second, decoded tokens per second behind the last first token, and all of it."""
         self._seed += 1
@@ -67,9 +82,7 @@ class Measured:
     @contextmanager
     def gpu_seconds(self) -> Iterator[list[float]]:
         """Gives, at its end, the seconds that the GPU was between the beginnings and ends of forwards."""
-        engine = self._worker.loaded.engine
-        assert isinstance(engine, Engine)
-        model: Any = engine.model
+        model: Any = self.engine.model
         spans: list[Span] = []
         forward = model.forward
 
@@ -102,9 +115,7 @@ def engine(device: str, shape: str, dtype: str, **options: Any) -> Iterator[Meas
     try:
         yield measured
     finally:
-        del measured
-        if device != "cpu":
-            torch.cuda.empty_cache()
+        measured.close()
 
 
 def measure(figures: Figures, device: str, quick: bool) -> None:
@@ -127,24 +138,44 @@ def measure(figures: Figures, device: str, quick: bool) -> None:
             measured.run(1, length, 1)
             rate = measured.run(1, length, 1)["prefill"]
             figures.put(f"{shape} {dtype}: prefill of {length}", rate, "tok/s")
-            if dtype == dtypes[0] and not quick:
-                _many_streams(figures, measured, f"{shape} {dtype}")
+            if dtype == dtypes[0]:
+                for streams in (2,) if quick else (64, 256):
+                    _many_streams(figures, measured, f"{shape} {dtype}", streams)
+        if dtype == dtypes[0]:
+            measure_peer(figures, shape, device, *((2, 64, 32) if quick else (256, 512, 256)))
     if latent is not None:
         with engine(device, latent, "bf16") as measured:
             measured.run(64, 64, 8)
             figures.put(f"{latent} bf16: 64 streams, 512 + 128", measured.run(64, 512, 128)["decode"], "tok/s")
 
 
-def _many_streams(figures: Figures, measured: Measured, name: str) -> None:
-    for streams in (64, 256):
-        measured.run(streams, 64, 8)
-        with measured.gpu_seconds() as busy:
-            began = time.perf_counter()
-            result = measured.run(streams, 512, 256)
-            wall = time.perf_counter() - began
-        figures.put(f"{name}: {streams} streams, 512 + 256, output", result["output"], "tok/s")
-        figures.put(f"{name}: {streams} streams, 512 + 256, decode", result["decode"], "tok/s")
-        figures.put(f"{name}: {streams} streams, share of time outside forwards", 1 - busy[0] / wall, "")
+def _many_streams(figures: Figures, measured: Measured, name: str, streams: int) -> None:
+    """Speed, what the host does meanwhile, and how near a step comes to the time that its bytes take at least."""
+    prompt, output = (64, 32) if streams < 64 else (512, 256)
+    measured.run(streams, 64, 8)
+    with measured.gpu_seconds() as busy:
+        began = time.perf_counter()
+        result = measured.run(streams, prompt, output)
+        wall = time.perf_counter() - began
+    name = f"{name}: {streams} streams"
+    figures.put(f"{name}, {prompt} + {output}, output", result["output"], "tok/s")
+    figures.put(f"{name}, {prompt} + {output}, decode", result["decode"], "tok/s")
+    figures.put(f"{name}, share of time outside forwards", 1 - busy[0] / wall, "")
+    engine = measured.engine
+    clock = engine.launcher = Waiting(engine.launcher)
+    steps, began = engine.stats().steps, time.perf_counter()
+    measured.run(streams, 1, output)
+    working = time.perf_counter() - began - clock.seconds
+    engine.launcher = clock.own
+    figures.put(f"{name}, host's work per decode step", 1e3 * working / (engine.stats().steps - steps), "ms")
+    if bandwidth := figures.values.get("copy bandwidth"):
+        context = prompt + output / 2
+        read = (
+            measured.info["weights_bytes"]
+            + streams * context * engine.model.page_bytes(engine.page_size) / engine.page_size
+        )
+        share = read / bandwidth / (streams / result["decode"])
+        figures.put(f"{name}, share of copy bandwidth", share, "")
 
 
 def main() -> None:

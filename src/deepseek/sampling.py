@@ -91,9 +91,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def shifts_logits(self) -> bool:
         """True if there is a penalty or a bias."""
-        return bool(
-            self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty or self.logit_bias
-        )
+        return bool(self.penalizes or self.logit_bias)
+
+    @property
+    def penalizes(self) -> bool:
+        """True if there is a penalty: logits depend on the tokens so far."""
+        return bool(self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty)
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

@@ -87,7 +87,7 @@ def engine(
 @bench.command()
 def peers(
     model: Model = DEFAULT_MODEL,
-    device: Annotated[str, typer.Option(help="where ours runs: cpu or cuda")] = "cpu",
+    device: Annotated[str, typer.Option(help="where all run: cpu, or cuda (ours and transformers)")] = "cpu",
     dtype: Annotated[list[str] | None, typer.Option(help=f"ours: {DTYPE_HELP}; repeat for several")] = None,
     kv_dtype: KvDtype = "auto",
     scenario: Annotated[

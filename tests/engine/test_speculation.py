@@ -145,7 +145,7 @@ def test_page_boundaries_and_what_lies_in_the_cache(length: int) -> None:
     (sequence,) = engine.scheduler.waiting
     while engine.has_work:
         engine.step()
-        keys = engine.cache.keys[0][:, 0, 0].view(-1, engine.page_size)
+        keys = engine.cache.layers[0].keys[:, 0, 0].view(-1, engine.page_size)
         held = keys[torch.tensor(sequence.pages, dtype=torch.int64)].flatten()[: sequence.computed]
         assert held.tolist() == sequence.tokens[: sequence.computed]
         assert not sequence.pages or sequence.computed == len(sequence.tokens) - 1

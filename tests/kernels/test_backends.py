@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from deepseek.kernels import reference
+from deepseek.kernels.int8_cache import dequantize, quantize
 from deepseek.kernels.ops import Ops
+from deepseek.kernels.paging import KVScales
 from deepseek.kernels.registry import REGISTRY, bind
 from tests.kernels.cases import HEADS, RAGGED, Ragged, assert_same, randn
 
@@ -88,17 +90,64 @@ def test_gated_activation_of_extremes(ops: Ops) -> None:
 
 
 @pytest.mark.parametrize("name", RAGGED)
-@pytest.mark.parametrize("with_value", [True, False])
-def test_write_kv(ops: Ops, name: str, with_value: bool) -> None:
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
+def test_write_kv(ops: Ops, name: str, latent: bool, int8: bool) -> None:
     case = RAGGED[name]
     layout = case.layout()
     wide = randn(case.rows, 6, 5, seed=1)
-    key, value = wide[:, 2:4], wide[:, 4:] if with_value else None
-    caches = [torch.zeros(case.slots, 2, 5) for _ in range(4)]
-    ops.write_kv(key, value, caches[0], caches[1] if with_value else None, layout.write_slots)
-    reference.write_kv(key, value, caches[2], caches[3] if with_value else None, layout.write_slots)
-    assert torch.equal(caches[0], caches[2])
-    assert torch.equal(caches[1], caches[3])
+    key, value = wide[:, 2:4], wide[:, 4:, :3]
+    written = []
+    for write in (ops.write_kv, reference.write_kv):
+        both = torch.zeros(case.slots, 2, 8, dtype=torch.int8 if int8 else torch.float32)
+        keys, values = (both[..., :5], both[..., 5:]) if latent else (torch.zeros_like(both[..., :5]), both[..., 5:])
+        scales = KVScales(torch.zeros(case.slots, 2), torch.zeros(case.slots, 2)) if int8 else None
+        write(key, value, keys, values, layout.write_slots, scales)
+        written.append((keys, values, *((scales.key, scales.value) if scales else ())))
+    for ours, expected in zip(*written, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_broken_stays_broken_in_int8(bad: float) -> None:
+    x = randn(3, 2, 8)
+    x[1, 0, 3] = bad
+    integers, scales = quantize(x, torch.float32)
+    assert dequantize(integers, scales, torch.float32).isfinite().all(dim=-1).tolist() == [
+        [True] * 2,
+        [False, True],
+        [True] * 2,
+    ]
+
+
+@pytest.mark.parametrize("name", RAGGED)
+@pytest.mark.parametrize("window", [None, 3])
+def test_int8_attention(ops: Ops, name: str, window: int | None) -> None:
+    case = RAGGED[name]
+    query = randn(case.rows, 6, 16, seed=1)
+    keys, values = randn(case.slots, 2, 16, seed=2), randn(case.slots, 2, 12, seed=3)
+    poison_others(case, keys, values)
+    (keys, key_scales), (values, value_scales) = quantize(keys, torch.float32), quantize(values, torch.float32)
+    given = (query, keys, values, case.layout(), 0.3, window, KVScales(key_scales, value_scales))
+    assert_same(ops.paged_attention(*given), reference.paged_attention(*given))
+
+
+@pytest.mark.parametrize("name", RAGGED)
+@pytest.mark.parametrize("mode", ["auto", "expanded", "absorbed"])
+def test_int8_latents(ops: Ops, name: str, mode: str) -> None:
+    case = RAGGED[name]
+    heads, nope, rope, value_dim, rank = 3, 6, 4, 5, 24
+    latents = randn(case.slots, 1, rank + rope, seed=3)
+    latents[..., rank:] *= 30  # a rotated key has another magnitude, and a scale of its own
+    poison_others(case, latents)
+    (first, key_scales), (rest, value_scales) = (
+        quantize(part, torch.float32) for part in (latents[..., :rank], latents[..., rank:])
+    )
+    query, up = randn(case.rows, heads, nope + rope, seed=1), randn(heads, nope + value_dim, rank, seed=4) * rank**-0.5
+    given = (query[..., :nope], query[..., nope:], torch.cat([first, rest], dim=-1), up[:, :nope], up[:, nope:])
+    scales = KVScales(key_scales, value_scales)
+    actual = ops.mla_attention(*given, case.layout(), 0.1, mode, scales)
+    assert_same(actual, reference.mla_attention(*given, case.layout(), 0.1, mode, scales))
 
 
 @pytest.mark.parametrize("name", RAGGED)

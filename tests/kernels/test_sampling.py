@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek.kernels.cpu.extension import native, obstacle
-from deepseek.kernels.sampling import GREEDY, Choice, choose_tokens
+from deepseek.kernels.sampling import GREEDY, Choice, choose_tokens, listed
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native kernels: {obstacle()}")
 
@@ -109,7 +109,7 @@ def test_torch_chooses_the_same(kind: str, vocab: int) -> None:
     choices = [choice(0.8, draw, **options) for options in FILTERS for draw in (0.2, 0.77)]  # type: ignore[arg-type]
     rows = np.tile(logits, (len(choices), 1))
     for chosen, ours, theirs in zip(
-        choices, run(rows, choices), choose_tokens(torch.tensor(rows), choices), strict=True
+        choices, run(rows, choices), listed(choose_tokens(torch.tensor(rows), choices)), strict=True
     ):
         assert theirs is not None
         if ours != theirs:
@@ -141,7 +141,7 @@ def test_rows_with_nan_or_infinity_have_no_token(vocab: int, bad: float) -> None
     for row in range(3):
         rows[row, rng.integers(vocab)] = bad
     assert run(rows, choices) == [-1, -1, -1, clean[3]]
-    assert choose_tokens(torch.tensor(rows), choices)[:3] == [None, None, None]
+    assert listed(choose_tokens(torch.tensor(rows), choices))[:3] == [None, None, None]
 
 
 def test_logits_whose_sum_overflows_are_finite() -> None:

@@ -22,9 +22,10 @@ class Driver:
         self.page_size = page_size
         self.cache = model.new_cache(num_pages, page_size)
         if isinstance(self.cache, KVCache):
-            for tensor in (*self.cache.keys, *self.cache.values):
-                if tensor is not None:
-                    tensor.fill_(float("nan"))  # whoever reads what was not written shows
+            for layer in self.cache.layers:
+                for tensor in layer.tensors:
+                    if tensor.is_floating_point():
+                        tensor.fill_(float("nan"))  # whoever reads what was not written shows
         self._free = list(range(num_pages))
         if shuffle:
             random.Random(0).shuffle(self._free)

@@ -140,6 +140,7 @@ def _peer_settings(
         our_dtypes=tuple(each.dtype for each in configs),
         features=frozenset(features),
         cache=cache_dir() / "peers",
+        device=config.device,
     )
 
 
@@ -158,7 +159,7 @@ def _open(
     """Load every peer that is there; say why of the others."""
     opened: list[Contender] = []
     for peer, variants in chosen:
-        reason = peer.available()
+        reason = peer.available() if settings.device in peer.devices else f"not compared on {settings.device}"
         if reason is not None:
             absent[peer.name] = reason
             continue

@@ -57,8 +57,8 @@ def arrange(chunks: Seq[Chunk], wide_rows: int) -> tuple[list[Chunk], int, int]:
     return narrow + short + wide, narrow_rows, narrow_rows + sum(chunk.num_rows for chunk in short)
 
 
-def build_batch(chunks: Seq[Chunk], page_size: int, model: Model) -> StepBatch:
-    """One ragged batch of all chunks."""
+def build_batch(chunks: Seq[Chunk], page_size: int, model: Model, previous: Tensor | None = None) -> StepBatch:
+    """One ragged batch of all chunks; ``previous`` has the tokens that sequences only know the places of."""
     chunks, narrow_rows, narrow_attention_rows = arrange(chunks, model.wide_rows)
     device = model.device
     token_ids: list[int] = []
@@ -68,7 +68,7 @@ def build_batch(chunks: Seq[Chunk], page_size: int, model: Model) -> StepBatch:
     context_lens: list[int] = []
     for chunk in chunks:
         sequence = chunk.sequence
-        first = sequence.computed
+        first = chunk.start
         last = first + chunk.num_rows
         token_ids += sequence.tokens[first : first + chunk.num_tokens]
         token_ids += chunk.draft
@@ -98,6 +98,7 @@ def build_batch(chunks: Seq[Chunk], page_size: int, model: Model) -> StepBatch:
         _segments(chunks, starts),
         vector_rows,
         vectors,
+        previous,
     )
     return StepBatch(batch, sampled, scored, silent, embedded, _ids(hidden_rows, device) if embedded else None)
 
@@ -122,11 +123,11 @@ def _vectors(chunks: Seq[Chunk], starts: Seq[int], device: torch.device) -> tupl
     for chunk, start in zip(chunks, starts, strict=False):
         sequence = chunk.sequence
         given = None if sequence.adapter is None else sequence.adapter.adapter.vectors
-        if given is None or sequence.computed >= len(given):
+        if given is None or chunk.start >= len(given):
             continue
-        count = min(chunk.num_tokens, len(given) - sequence.computed)
+        count = min(chunk.num_tokens, len(given) - chunk.start)
         rows += range(start, start + count)
-        vectors.append(given[sequence.computed : sequence.computed + count])
+        vectors.append(given[chunk.start : chunk.start + count])
     if not rows:
         return None, None
     return _ids(rows, device), torch.cat(vectors).to(device)
@@ -139,9 +140,9 @@ def _hidden_rows(chunks: Seq[Chunk], starts: Seq[int]) -> tuple[list[tuple[Chunk
     for chunk, start in zip(chunks, starts, strict=False):
         sequence = chunk.sequence
         if sequence.pooler is not None:
-            positions = sequence.pooler.positions(sequence.computed, chunk.num_tokens, sequence.target)
+            positions = sequence.pooler.positions(chunk.start, chunk.num_tokens, sequence.target)
             embedded.append((chunk, len(positions)))
-            rows += [start + position - sequence.computed for position in positions]
+            rows += [start + position - chunk.start for position in positions]
     return embedded, rows
 
 
@@ -166,11 +167,11 @@ def _logits_rows(
                 silent.append(chunk)
             continue
         # The row at position p predicts position p + 1.
-        first = max(sequence.computed, sequence.score_start - 1)
-        count = sequence.computed + chunk.num_tokens - first
+        first = max(chunk.start, sequence.score_start - 1)
+        count = chunk.end - first
         if count > 0:
             scored.append((chunk, first + 1, count))
-            scored_rows += range(start + first - sequence.computed, start + chunk.num_tokens)
+            scored_rows += range(start + first - chunk.start, start + chunk.num_tokens)
         else:
             silent.append(chunk)
     return sampled, scored, silent, sampled_rows + scored_rows

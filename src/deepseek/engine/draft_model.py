@@ -87,7 +87,7 @@ class DraftModel:
                 if len(drafts[sequence]) < wanted[sequence]:
                     state = self._shadows[sequence].state
                     state.tokens.append(guess)
-                    chunks[sequence] = Chunk(state, 1)
+                    chunks[sequence] = Chunk.next(state, 1)
         return drafts
 
     def forget(self, sequence: Sequence) -> None:
@@ -111,7 +111,7 @@ class DraftModel:
             num_tokens = min(state.remaining, rows)
             end = len(state.tokens) + length
             if num_tokens and end <= self._model.max_context and self._make_room(state, end):
-                chunks[sequence] = Chunk(state, num_tokens)
+                chunks[sequence] = Chunk.next(state, num_tokens)
                 rows -= num_tokens
         return chunks
 

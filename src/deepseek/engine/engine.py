@@ -1,9 +1,14 @@
-"""One engine: requests in, one forward of the mixed batch per step, events out. Single-threaded; no I/O."""
+"""One engine: requests in, one forward of the mixed batch per step, events out. No I/O; one thread calls it.
+
+On a device that computes by itself a step is planned while the one before is under way (as in SGLang 0.4's overlapped
+scheduler, and NanoFlow, arXiv:2408.12757).
+"""
 
 from __future__ import annotations
 
 import secrets
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -14,30 +19,26 @@ from deepseek.config import MAX_ADAPTERS
 from deepseek.engine.adapters import Adapters, ServedAdapter
 from deepseek.engine.batch import StepBatch, build_batch
 from deepseek.engine.block_pool import BlockPool
-from deepseek.engine.constraints import ConstraintError, Constraints, Matcher
+from deepseek.engine.computation import Compute, Launcher, computation, launcher_for
+from deepseek.engine.constraints import Constraints, Matcher
 from deepseek.engine.events import (
     INVALID_CONSTRAINT,
     AdapterInfo,
     ContextLimit,
-    EmbedEvent,
     EmbedRequest,
     EngineEvent,
     EngineRequest,
     EngineStats,
-    FinishReason,
-    ScoreEvent,
     ScoreRequest,
-    TokenEvent,
-    TokenLogprobs,
 )
 from deepseek.engine.request import Sequence
-from deepseek.engine.sampler import logprobs_of, sample, scores_of
+from deepseek.engine.results import Results
+from deepseek.engine.sampler import needs_tokens
 from deepseek.engine.scheduler import Chunk, Scheduler
 from deepseek.engine.speculation import Speculation
 from deepseek.engine.spill import Spill
 from deepseek.engine.validation import check_request
 from deepseek.errors import InvalidRequestError
-from deepseek.kernels.sampling import finite_rows
 from deepseek.models.base import Model, SpillSpace
 
 _COMPILE_WAIT = 0.005  # seconds
@@ -47,10 +48,20 @@ _CORRUPT = (
     f"the spill file damaged the keys and values of this request {MOST_RECOMPUTED + 1} times. The disk may be failing: "
     "start the server with another kv_spill_dir, or without kv_spill_bytes."
 )
-_NOT_FINITE = (
-    "the model produced NaN or infinite logits for this request, so no token can be chosen. "
-    "The weights may be damaged or overflow in this dtype: try --dtype fp32."
-)
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A step under way."""
+
+    step: StepBatch
+    wait: Compute
+
+
+def _can_be_followed(chunk: Chunk) -> bool:
+    """Whether a step can be planned before this chunk's outcome is known: it gives one token or none, and the next
+    needs no more of it than to be read."""
+    return not (chunk.draft or (chunk.completes and needs_tokens(chunk.sequence)))
 
 
 class Engine:
@@ -73,6 +84,7 @@ class Engine:
         attention, attention_error, question_tokens: of requests that do not say, as in
             :class:`deepseek.config.EngineConfig`. A model without sparse attention is dense.
         max_adapters: adapters that may be loaded.
+        launcher: has steps computed; None: as suits the model.
     """
 
     def __init__(
@@ -95,6 +107,7 @@ class Engine:
         attention_error: float = DEFAULT_ERROR,
         question_tokens: int = QUESTION_TOKENS,
         max_adapters: int = MAX_ADAPTERS,
+        launcher: Launcher | None = None,
     ) -> None:
         self.model = model
         self.page_size = page_size
@@ -119,16 +132,20 @@ class Engine:
         self._constraints = constraints
         self._preparing: dict[Sequence, Future[Matcher]] = {}
         self._max_batch_tokens = max_batch_tokens
-        self._drafted_tokens = self._accepted_tokens = 0
         self._live: dict[str, Sequence] = {}
         self._pending: list[EngineEvent] = []
-        self._steps = self._prompt_tokens = self._cached_prompt_tokens = self._generated_tokens = 0
-        self._finished = self._cancelled = self._failed = 0
+        self._steps = 0
+        self._results = Results(self.scheduler, speculation, self._is_live, self._remove)
+        self.launcher = launcher_for(model) if launcher is None else launcher
+        self._flight: list[_Flight] = []
+        self._previous: Tensor | None = None
+        if self.launcher.device is not None:
+            self._previous = torch.zeros(1 + max_running, dtype=torch.int64, device=self.launcher.device)
 
     @property
     def has_work(self) -> bool:
         """True while :meth:`step` has something to do or to report."""
-        return bool(self._live or self._pending)
+        return bool(self._live or self._pending or self._flight)
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request.
@@ -166,35 +183,59 @@ class Engine:
         """End a request; the next step reports it as cancelled. Unknown ids are ignored: it may just have ended."""
         sequence = self._live.get(request_id)
         if sequence is not None:
-            self._pending.append(self._end(sequence, "cancelled"))
+            self._pending.append(self._results.end(sequence, "cancelled"))
 
     def step(self) -> list[EngineEvent]:
-        """Compute one mixed batch, and one isolated sequence if there are any, and return what happened,
-        cancellations since the last step included."""
+        """Start one mixed batch, and one isolated sequence if there are any, and return what happened, cancellations
+        since the last step included.
+
+        Where the launcher goes ahead, that is the outcome of the step before: this one was planned and started while it
+        was under way. Tokens that it samples are then not known yet, and taken from where it leaves them. A sequence
+        that turns out to have ended has computed one token too many, which is dropped.
+        """
         if self._preparing:
             self._take_prepared()
         events, self._pending = self._pending, []
         if self._spill is not None and (corrupt := self._spill.check_next()) is not None:
             for sequence in self.scheduler.recompute(corrupt):
                 if sequence.recomputed > MOST_RECOMPUTED:
-                    events.append(self._end(sequence, "error", _CORRUPT))
+                    events.append(self._results.end(sequence, "error", _CORRUPT))
+        if self._speculation is not None and self._flight and self._speculation.pays(self.scheduler.running):
+            events += self._land()  # guesses need the tokens
         chunks = self.scheduler.schedule()
         isolated = [chunk for chunk in chunks if chunk.sequence.isolated]
         mixed = self._with_drafts([chunk for chunk in chunks if not chunk.sequence.isolated])
         if self._spill is not None:
             self._spill.place([*mixed, *isolated], self.scheduler.running)
-        for group in (mixed, isolated):
+        before, self._flight = self._flight, []
+        followed = self._previous is not None and all(map(_can_be_followed, (*mixed, *isolated)))
+        # The one isolated sequence of a step leaves its token in front of the others'.
+        for group, place in ((mixed, 1), (isolated, 0)):
             if group:
-                step = build_batch(group, self.page_size, self.model)
-                with torch.inference_mode():
-                    if step.hidden_rows is None:
-                        logits = self.model.forward(step.batch, self.cache)
-                    else:
-                        logits, hidden = self.model.forward_with_hidden(step.batch, step.hidden_rows, self.cache)
-                        events += self._embedded(step, hidden)
-                    events += self._results(step, logits)
+                self._flight.append(self._launch(group, place if followed else None))
         self._steps += bool(chunks)
-        return events
+        for flight in before:
+            events += self._results.take(flight.step, flight.wait())
+        return events if followed else events + self._land()
+
+    def _launch(self, chunks: list[Chunk], place: int | None) -> _Flight:
+        """Start a forward, and take its chunks as computed. Its tokens go to ``previous`` from ``place`` on, where the
+        next step finds them; None if that step will wait for this one."""
+        step = build_batch(chunks, self.page_size, self.model, self._previous)
+        left_at = None if place is None else slice(place, place + len(step.sampled))
+        wait = self.launcher.start(computation(self.model, self.cache, step, left_at))
+        for chunk in chunks:
+            self.scheduler.started(chunk)
+        if place is not None:
+            for at, chunk in enumerate(step.sampled, start=place):
+                if len(chunk.sequence.tokens) + 1 < chunk.sequence.max_length:
+                    chunk.sequence.expect(at)
+        return _Flight(step, wait)
+
+    def _land(self) -> list[EngineEvent]:
+        """Wait for the steps under way."""
+        flights, self._flight = self._flight, []
+        return [event for flight in flights for event in self._results.take(flight.step, flight.wait())]
 
     def stats(self) -> EngineStats:
         """A snapshot of queue, pages and counters."""
@@ -204,15 +245,7 @@ class Engine:
             pages_total=self.pool.num_pages,
             pages_free=self.pool.num_free,
             steps=self._steps,
-            prompt_tokens=self._prompt_tokens,
-            cached_prompt_tokens=self._cached_prompt_tokens,
-            generated_tokens=self._generated_tokens,
             preemptions=self.scheduler.preemptions,
-            finished=self._finished,
-            cancelled=self._cancelled,
-            failed=self._failed,
-            drafted_tokens=self._drafted_tokens,
-            accepted_tokens=self._accepted_tokens,
             kv_spill_pages=self._spill.pages if self._spill else 0,
             kv_spill_moved=self._spill.moved if self._spill else 0,
             kv_spill_checked=self._spill.checked if self._spill else 0,
@@ -220,11 +253,15 @@ class Engine:
             attention=self.model.attention_stats(),
             adapters=len(self.adapters),
             adapter_bytes=self.adapters.bytes,
+            **asdict(self._results.counts),
         )
 
     def load_adapter(self, name: str, folder: str) -> AdapterInfo:
         """See :meth:`deepseek.engine.adapters.Adapters.load`."""
         return self.adapters.load(name, folder)
+
+    def _is_live(self, sequence: Sequence) -> bool:
+        return self._live.get(sequence.request_id) is sequence
 
     def unload_adapter(self, name: str) -> None:
         """See :meth:`deepseek.engine.adapters.Adapters.unload`."""
@@ -279,7 +316,7 @@ class Engine:
             try:
                 sequence.matcher = future.result()
             except InvalidRequestError as error:
-                self._pending.append(self._end(sequence, "error", str(error), INVALID_CONSTRAINT))
+                self._pending.append(self._results.end(sequence, "error", str(error), INVALID_CONSTRAINT))
                 continue
             del self._preparing[sequence]
             self.scheduler.add(sequence)
@@ -298,135 +335,6 @@ class Engine:
             for chunk in chunks
         ]
 
-    def _results(self, step: StepBatch, logits: Tensor) -> list[EngineEvent]:
-        for chunk in step.silent:
-            self.scheduler.completed(chunk)
-        events: list[EngineEvent] = []
-        if step.scored:
-            count = sum(1 + len(chunk.draft) for chunk in step.sampled)
-            events += self._scored(step, logits[count:])
-            logits = logits[:count]
-        if not step.sampled:
-            return events
-        tokens, logprobs = _choose(self.model, step.sampled, logits)
-        row = 0
-        for chunk in step.sampled:
-            end = row + 1 + len(chunk.draft)
-            events += self._verified(chunk, tokens[row:end], logprobs[row:end])
-            row = end
-        return events
-
-    def _verified(
-        self, chunk: Chunk, tokens: list[int | None], logprobs: list[TokenLogprobs | None]
-    ) -> list[EngineEvent]:
-        """Append the token sampled behind the known ones, and one more for each token of the draft that equals what was
-        sampled in its place. None is a row whose logits were not finite."""
-        sequence = chunk.sequence
-        events: list[EngineEvent] = []
-        for accepted, token in enumerate(tokens):
-            if token is None:
-                return [*events, self._end(sequence, "error", _NOT_FINITE)]
-            if (problem := _follow(sequence, token)) is not None:
-                return [*events, self._end(sequence, "error", problem, INVALID_CONSTRAINT)]
-            event = self._advance(sequence, token, logprobs[accepted])
-            events.append(event)
-            if event.finish_reason or (token,) != chunk.draft[accepted : accepted + 1]:
-                break
-        self.scheduler.completed(chunk, accepted)
-        if self._speculation is not None and chunk.draft:
-            self._speculation.verified(sequence, len(chunk.draft), accepted)
-            self._drafted_tokens += len(chunk.draft)
-            self._accepted_tokens += accepted
-        if event.finish_reason:
-            self._finished += 1
-            self._remove(sequence)
-        return events
-
-    def _scored(self, step: StepBatch, logits: Tensor) -> list[EngineEvent]:
-        finite = finite_rows(logits)
-        events: list[EngineEvent] = []
-        row = 0
-        for chunk, first, count in step.scored:
-            sequence = chunk.sequence
-            if all(finite[row : row + count]):
-                self.scheduler.completed(chunk)
-                sequence.scores += scores_of(logits[row : row + count], sequence.tokens[first : first + count])
-                if not sequence.remaining:
-                    last = logits[row + count - 1].expand(len(sequence.alternatives), -1)
-                    events.append(self._end_scored(sequence, scores_of(last, sequence.alternatives)))
-            else:
-                events.append(self._end(sequence, "error", _NOT_FINITE))
-            row += count
-        return events
-
-    def _embedded(self, step: StepBatch, hidden: Tensor) -> list[EngineEvent]:
-        events: list[EngineEvent] = []
-        row = 0
-        for chunk, count in step.embedded:
-            sequence = chunk.sequence
-            assert sequence.pooler is not None
-            self.scheduler.completed(chunk)
-            sequence.pooler.add(hidden[row : row + count])
-            row += count
-            if not sequence.remaining:
-                vector = sequence.pooler.vector()
-                if vector is None:
-                    events.append(self._end(sequence, "error", _NOT_FINITE))
-                else:
-                    events.append(self._end_embedded(sequence, vector))
-        return events
-
-    def _advance(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> TokenEvent:
-        """Append a sampled token and report it, as the last one if the answer ends with it."""
-        first = not sequence.answer_length
-        cached = sequence.cached_tokens or 0
-        if first:
-            self._prompt_tokens += sequence.prompt_length - sequence.before
-            self._cached_prompt_tokens += cached
-        sequence.append(token)
-        self._generated_tokens += 1
-        stop = token in sequence.stop_ids
-        ends = stop or (sequence.matcher is not None and sequence.matcher.finished)
-        reason: FinishReason | None = (
-            "stop" if ends else "length" if len(sequence.tokens) >= sequence.max_length else None
-        )
-        return TokenEvent(
-            sequence.request_id,
-            token_id=token,
-            stop_token=stop,
-            logprobs=logprobs,
-            cached_tokens=cached if first else 0,
-            finish_reason=reason,
-            scheduled_at=sequence.scheduled_at if first else 0.0,
-        )
-
-    def _end_embedded(self, sequence: Sequence, vector: bytes) -> EmbedEvent:
-        self._end_computed(sequence)
-        return EmbedEvent(sequence.request_id, vector, sequence.cached_tokens or 0, sequence.scheduled_at)
-
-    def _end_computed(self, sequence: Sequence) -> None:
-        """Take a sequence out whose result is there without a token of answer."""
-        self._finished += 1
-        self._prompt_tokens += sequence.prompt_length - sequence.before
-        self._cached_prompt_tokens += sequence.cached_tokens or 0
-        self._remove(sequence)
-
-    def _end_scored(self, sequence: Sequence, alternatives: list[tuple[float, bool]]) -> ScoreEvent:
-        self._end_computed(sequence)
-        logprobs, greedy = zip(*sequence.scores, strict=True)
-        return ScoreEvent(sequence.request_id, list(logprobs), list(greedy), alternatives)
-
-    def _end(
-        self, sequence: Sequence, reason: FinishReason, error: str | None = None, code: str | None = None
-    ) -> TokenEvent:
-        """Take a sequence out before its natural end."""
-        if reason == "cancelled":
-            self._cancelled += 1
-        else:
-            self._failed += 1
-        self._remove(sequence)
-        return TokenEvent(sequence.request_id, finish_reason=reason, error=error, error_code=code)
-
     def _remove(self, sequence: Sequence) -> None:
         preparing = self._preparing.pop(sequence, None)
         if preparing is not None:
@@ -438,38 +346,3 @@ class Engine:
         if sequence.adapter is not None:
             self.adapters.release(sequence.adapter)
         del self._live[sequence.request_id]
-
-
-def _follow(sequence: Sequence, token: int) -> str | None:
-    """Take a constrained sequence's matcher behind the next token; returns what is wrong if that fails."""
-    if sequence.matcher is None:
-        return None
-    try:
-        sequence.matcher.check()
-        if token not in sequence.stop_ids:
-            sequence.matcher.accept(token)
-    except ConstraintError as error:
-        return str(error)
-    return None
-
-
-def _choose(model: Model, chunks: list[Chunk], logits: Tensor) -> tuple[list[int | None], list[TokenLogprobs | None]]:
-    """Token and log-probabilities for each row of ``logits`` [R, vocab]: one row behind each chunk's known tokens, and
-    one behind each token of its draft. None where a row is not finite, or log-probabilities were not asked for."""
-    owners = [chunk.sequence for chunk in chunks for _ in range(1 + len(chunk.draft))]
-    ahead = [chunk.draft[:length] for chunk in chunks for length in range(1 + len(chunk.draft))]
-    wanted = [row for row, sequence in enumerate(owners) if _top_wanted(sequence) is not None]
-    unchanged = logits[torch.tensor(wanted, device=logits.device)] if wanted else None
-    tokens = sample(model.choose_tokens, logits, owners, ahead)
-    logprobs: list[TokenLogprobs | None] = [None] * len(owners)
-    if unchanged is not None:
-        top = [_top_wanted(owners[row]) or 0 for row in wanted]
-        chosen = [tokens[row] or 0 for row in wanted]
-        for row, entry in zip(wanted, logprobs_of(unchanged, chosen, top), strict=True):
-            logprobs[row] = entry
-    return tokens, logprobs
-
-
-def _top_wanted(sequence: Sequence) -> int | None:
-    assert sequence.params is not None
-    return sequence.params.logprobs

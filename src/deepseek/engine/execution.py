@@ -21,7 +21,7 @@ from deepseek.kernels.ops import Ops
 from deepseek.kernels.registry import bind
 from deepseek.models.base import Model
 from deepseek.models.bert import Bert, load_bert
-from deepseek.models.decoder import Decoder
+from deepseek.models.device import on_device
 from deepseek.models.native import NativeDecoder, native_obstacle
 from deepseek.models.native_weights import native_bytes
 from deepseek.models.registry import load_model, load_native_model
@@ -46,13 +46,15 @@ class Execution(Protocol):
 
 @dataclass(frozen=True)
 class TorchExecution:
-    """Layer by layer, with the ops of the kernel registry. ``bits`` are those of the matrices, None for ``dtype``'s."""
+    """Layer by layer, with the ops of the kernel registry. ``bits`` are those of the matrices, None for ``dtype``'s;
+    ``kv_dtype`` is ``int8``, or the cache has the ``dtype``."""
 
     device: str
     backend: str
     dtype: torch.dtype
     threads: int
     bits: int | None = None
+    kv_dtype: str = "auto"
 
     @property
     def name(self) -> str:
@@ -61,7 +63,13 @@ class TorchExecution:
     def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
         ops = self.prepare(checkpoint, model_name)
         model = load_model(
-            checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), bits=self.bits, progress=progress
+            checkpoint,
+            ops=ops,
+            dtype=self.dtype,
+            device=torch.device(self.device),
+            bits=self.bits,
+            kv_dtype=self.kv_dtype,
+            progress=progress,
         )
         return on_device(model, ops)
 
@@ -86,15 +94,6 @@ class TorchExecution:
 
     def backends(self, model: Model | Bert) -> Mapping[str, str]:
         return {name: binding.backend for name, binding in bind(self.device, self.backend).bindings.items()}
-
-
-def on_device(model: Decoder, ops: Ops) -> Model:
-    """The model as its device runs it best: on a GPU with Triton's kernels, in CUDA graphs."""
-    if model.device.type != "cuda" or any(binding.backend != "triton" for binding in ops.bindings.values()):
-        return model
-    from deepseek.models.graphed import GraphedDecoder, cuda_recorder
-
-    return GraphedDecoder(model, cuda_recorder(model.device))
 
 
 @dataclass(frozen=True)
@@ -174,17 +173,17 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any, 
         if reason is None and scheme is not None:
             kv_dtype = "fp16" if config.kv_dtype == "auto" else config.kv_dtype
             return NativeExecution(scheme, kv_dtype, threads, _indexed(config))
-        asked = config.backend == "native" or config.dtype in ("int8", "int4") or config.kv_dtype == "int8"
+        asked = config.backend == "native" or config.dtype in ("int8", "int4")
         if asked:
             raise BackendUnavailableError(f"native kernels cannot run {config.model} in {config.dtype}: {reason}.")
         if scheme is not None:
             logger.warning("%s runs with torch kernels, which are slower: %s", config.model, reason)
     bits = _BITS.get(config.dtype)
-    if config.kv_dtype == "int8" or (bits is not None and (config.device == "cpu" or divided)):
+    if bits is not None and (config.device == "cpu" or divided):
         raise ConfigurationError(
-            f"dtype {config.dtype} with kv_dtype {config.kv_dtype} needs native kernels, which run on a CPU with "
-            f"backend auto or native, not with device {config.device!r}, backend {config.backend!r} and "
-            f"tensor_parallel_size {config.tensor_parallel_size}."
+            f"dtype {config.dtype} needs native kernels, which run on a CPU with backend auto or native, not with "
+            f"device {config.device!r}, backend {config.backend!r} and tensor_parallel_size "
+            f"{config.tensor_parallel_size}."
         )
     if config.attention == "sparse":
         raise BackendUnavailableError(
@@ -194,7 +193,7 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any, 
     if config.attention == "auto":
         logger.info("attention is dense: torch kernels have no sparse form")
     dtype = _torch_dtype("auto" if bits else config.dtype, config.device)
-    execution = TorchExecution(config.device, config.backend, dtype, threads, bits)
+    execution = TorchExecution(config.device, config.backend, dtype, threads, bits, config.kv_dtype)
     return ParallelExecution(execution, config, path) if divided else execution
 
 

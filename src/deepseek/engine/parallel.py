@@ -1,7 +1,8 @@
 """A model divided over processes: the engine's own computes a share, its followers the others, one message a step.
 
-The leader starts the followers and tells each over its standard input what to compute; between processes travel sums
-and logits, through torch.distributed (NCCL on GPUs, gloo on CPUs). A follower whose input ends is over, so none
+The leader starts the followers and tells each over its standard input what to compute; between processes travel sums,
+logits and the tokens of the step before, through torch.distributed (NCCL on GPUs, gloo on CPUs). On GPUs each records
+its part of a step, sums and all. A follower whose input ends is over, so none
 outlives its leader; a leader that has lost a follower fails the step and says why.
 """
 
@@ -31,8 +32,8 @@ from deepseek.hub.checkpoint import Checkpoint
 from deepseek.kernels.ops import Ops
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
-from deepseek.models.base import Batch, KVCache, SpillSpace
-from deepseek.models.decoder import Decoder
+from deepseek.models.base import Batch, KVCache, Model, SpillSpace
+from deepseek.models.device import on_device
 from deepseek.models.shards import ShardedCheckpoint, Share, load_share
 from deepseek.models.weights import LoadProgress
 
@@ -58,7 +59,8 @@ class NewCache(msgspec.Struct, frozen=True, tag="cache"):
 
 
 class Forward(msgspec.Struct, frozen=True, tag="forward"):
-    """A step's batch. Rows are int64, as bytes."""
+    """A step's batch. Rows are int64, as bytes. ``previous``: length of the tensor of that name, which the leader hands
+    out before the step; 0 without one."""
 
     token_ids: bytes
     positions: bytes
@@ -68,6 +70,7 @@ class Forward(msgspec.Struct, frozen=True, tag="forward"):
     query_starts: tuple[int, ...]
     context_lens: tuple[int, ...]
     pages: list[list[int]]
+    previous: int
 
     @classmethod
     def of(cls, batch: Batch) -> Forward:
@@ -81,9 +84,10 @@ class Forward(msgspec.Struct, frozen=True, tag="forward"):
             query_starts=layout.query_starts,
             context_lens=layout.context_lens,
             pages=[list(pages) for pages in layout.pages],
+            previous=0 if batch.previous is None else len(batch.previous),
         )
 
-    def batch(self, device: torch.device) -> Batch:
+    def batch(self, device: torch.device, previous: Tensor | None) -> Batch:
         layout = PagedLayout(
             page_size=self.page_size,
             query_starts=self.query_starts,
@@ -92,7 +96,8 @@ class Forward(msgspec.Struct, frozen=True, tag="forward"):
             write_slots=_from_bytes(self.write_slots, device),
         )
         rows = None if self.logits_rows is None else _from_bytes(self.logits_rows, device)
-        return Batch(_from_bytes(self.token_ids, device), _from_bytes(self.positions, device), layout, rows)
+        ids, positions = _from_bytes(self.token_ids, device), _from_bytes(self.positions, device)
+        return Batch(ids, positions, layout, rows, previous=previous)
 
 
 Command = NewCache | Forward
@@ -133,6 +138,11 @@ def device_of(kind: str, rank: int) -> torch.device:
             f"tensor_parallel_size needs a GPU for each process, and torch sees {torch.cuda.device_count()}."
         )
     return torch.device("cuda", rank)
+
+
+def share_tokens(previous: Tensor) -> None:
+    """The leader's, in all processes."""
+    dist.broadcast(previous, 0)
 
 
 def join(meeting: str, share: Share, device: torch.device) -> None:
@@ -226,7 +236,7 @@ class ParallelDecoder:
     row_invariant = False
     sparse = False
 
-    def __init__(self, own: Decoder, followers: Followers, weights_bytes: int) -> None:
+    def __init__(self, own: Model, followers: Followers, weights_bytes: int) -> None:
         self.close = weakref.finalize(self, _part, followers)
         """Ends the followers, as the end of this process does."""
         self._own = own
@@ -238,6 +248,7 @@ class ParallelDecoder:
         self.cache_specs = own.cache_specs
         self.dtype = own.dtype
         self.device = own.device
+        self.stream_device = own.stream_device
         self.weights_bytes = weights_bytes
         self.wide_rows = own.wide_rows
 
@@ -250,7 +261,8 @@ class ParallelDecoder:
 
     def new_cache(self, num_pages: int, page_size: int, spill: SpillSpace | None = None) -> KVCache:
         self._followers.tell(NewCache(num_pages, page_size))
-        return self._own.new_cache(num_pages, page_size, spill)
+        cache: KVCache = self._own.new_cache(num_pages, page_size, spill)
+        return cache
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """See :class:`deepseek.models.base.Model`. Raises EngineError if a follower is over."""
@@ -266,6 +278,8 @@ class ParallelDecoder:
     def _together(self, batch: Batch) -> Iterator[None]:
         self._followers.tell(Forward.of(batch))
         try:
+            if batch.previous is not None:
+                share_tokens(batch.previous)
             yield
         except RuntimeError:  # torch's own: a follower that is over is why, or else it is the leader's
             self._followers.check()
@@ -274,7 +288,7 @@ class ParallelDecoder:
     def attention_stats(self) -> AttentionStats:
         return AttentionStats()
 
-    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
         return self._own.choose_tokens(logits, choices)
 
     @property
@@ -334,7 +348,9 @@ def load_parallel(
     followers = Followers(config, path, dtype, threads)
     try:
         join(followers.meeting, share, device)
-        own = load_share(checkpoint, share, ops=ops, dtype=dtype, device=device, progress=progress)
+        own = load_share(
+            checkpoint, share, ops=ops, dtype=dtype, device=device, kv_dtype=config.kv_dtype, progress=progress
+        )
         weights = torch.tensor([own.weights_bytes], device=device)
         dist.all_reduce(weights)
     except BaseException as error:
@@ -344,4 +360,4 @@ def load_parallel(
         finally:
             _part(followers)
         raise
-    return ParallelDecoder(own, followers, int(weights.item()))
+    return ParallelDecoder(on_device(own, ops), followers, int(weights.item()))

@@ -13,12 +13,13 @@ from typing import BinaryIO
 import msgspec
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from deepseek.engine.parallel import Assignment, Command, Forward, device_of, join, read_message
+from deepseek.engine.parallel import Assignment, Command, Forward, device_of, join, read_message, share_tokens
 from deepseek.hub.open import open_checkpoint
 from deepseek.kernels.registry import bind
-from deepseek.models.base import KVCache
-from deepseek.models.decoder import Decoder
+from deepseek.models.base import KVCache, Model
+from deepseek.models.device import on_device
 from deepseek.models.shards import Share, load_share
 from deepseek.models.stretch import stretched
 
@@ -38,7 +39,7 @@ def _commands(stream: BinaryIO) -> Iterator[Command]:
         yield queue.get()
 
 
-def _load(assignment: Assignment) -> Decoder:
+def _load(assignment: Assignment) -> Model:
     config = assignment.config
     torch.set_num_threads(assignment.threads)
     share = Share(assignment.rank, config.tensor_parallel_size)
@@ -48,11 +49,11 @@ def _load(assignment: Assignment) -> Decoder:
     try:
         checkpoint = stretched(checkpoint, config.model, config.max_context, config.rope_scaling)
         ops, dtype = bind(config.device, config.backend), getattr(torch, assignment.dtype)
-        model = load_share(checkpoint, share, ops=ops, dtype=dtype, device=device)
+        model = load_share(checkpoint, share, ops=ops, dtype=dtype, device=device, kv_dtype=config.kv_dtype)
     finally:
         checkpoint.close()
     dist.all_reduce(torch.tensor([model.weights_bytes], device=device))
-    return model
+    return on_device(model, ops)
 
 
 def main() -> None:
@@ -62,11 +63,17 @@ def main() -> None:
         return
     model = _load(msgspec.msgpack.decode(first, type=Assignment))
     cache: KVCache | None = None
+    previous: Tensor | None = None
     with torch.inference_mode():
         for command in _commands(sys.stdin.buffer):
             if isinstance(command, Forward):
                 assert cache is not None
-                model.forward(command.batch(model.device), cache)
+                if command.previous:
+                    if previous is None:
+                        device = model.stream_device or model.device
+                        previous = torch.zeros(command.previous, dtype=torch.int64, device=device)
+                    share_tokens(previous)
+                model.forward(command.batch(model.device, previous if command.previous else None), cache)
             else:
                 cache = model.new_cache(command.num_pages, command.page_size)
 

@@ -26,7 +26,9 @@ class Sequence:
 
     Attributes:
         request_id: as in the request.
-        tokens: prompt and answer so far; in front of them a 0 for each token that the adapter puts there.
+        tokens: prompt and answer so far; in front of them a 0 for each token that the adapter puts there, behind them
+            the places (below 0, as in :class:`deepseek.models.base.Batch`) of those that are being computed.
+        unknown: how many of them are such places.
         prompt_length: how many of them are no answer.
         params: sampling options; None for a request that generates nothing.
         seed: seed of the random numbers of this sequence.
@@ -45,7 +47,8 @@ class Sequence:
         weight: of the key.
         pages: held pages, enough for ``computed`` tokens and this step's; int32, as kernels read them.
         digests: digests of the full pages of ``tokens``, as far as they were needed.
-        computed: tokens whose keys and values are in the cache.
+        computed: tokens whose keys and values are in the cache, or will be when the steps under way are done.
+        admission: counts how often it has lost its pages: what was begun before is then no longer in the cache.
         sealed: pages already made findable.
         charged: tokens on the tenant's account, or found in the cache: what a preemption makes compute again is free.
         cached_tokens: tokens found in the prefix cache when first admitted; None before.
@@ -75,7 +78,9 @@ class Sequence:
     weight: float = 1.0
     pages: array[int] = field(default_factory=lambda: array("i"))
     digests: list[bytes] = field(default_factory=list)
+    unknown: int = 0
     computed: int = 0
+    admission: int = 0
     sealed: int = 0
     charged: int = 0
     cached_tokens: int | None = None
@@ -231,12 +236,12 @@ class Sequence:
         """What digests of its pages cover besides tokens (see :func:`deepseek.engine.block_pool.page_digests`)."""
         return {} if self.sparse is None else self.sparse.marks(exact=self.reproducible)
 
-    @property
-    def sealable(self) -> int:
-        """Computed tokens that the prefix cache may offer to others: none of a text whose like cannot use them."""
+    def sealable(self, computed: int) -> int:
+        """Of the first ``computed`` tokens, those that the prefix cache may offer to others: none of a text whose like
+        cannot use them."""
         if self.pooler is not None and not self.reusable:
             return 0
-        return min(self.computed, self.prompt_length) if self.reproducible else self.computed
+        return min(computed, self.prompt_length) if self.reproducible else computed
 
     def isolated_chunk(self, limit: int) -> int:
         """Tokens of the next forward of an isolated sequence: the prompt in equal chunks, the answer one by one, also
@@ -245,7 +250,13 @@ class Sequence:
 
     @property
     def answer_length(self) -> int:
+        """Unknown tokens included."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def known_tokens(self) -> list[int]:
+        """The list itself if all are known."""
+        return self.tokens[: -self.unknown] if self.unknown else self.tokens
 
     def restart(self) -> None:
         """Forget the results of a request that is computed anew."""
@@ -253,8 +264,18 @@ class Sequence:
         if self.pooler is not None:
             self.pooler.clear()
 
+    def expect(self, place: int) -> None:
+        """One more token, which is being computed and will be found in ``place``."""
+        self.tokens.append(~place)
+        self.unknown += 1
+
     def append(self, token_id: int) -> None:
-        self.tokens.append(token_id)
+        """The next known token: the first of those expected, if there are any."""
+        if self.unknown:
+            self.tokens[-self.unknown] = token_id
+            self.unknown -= 1
+        else:
+            self.tokens.append(token_id)
         self.answer_counts[token_id] = self.answer_counts.get(token_id, 0) + 1
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,13 +21,14 @@ from torch import Tensor
 
 from deepseek.engine.events import TokenLogprobs
 from deepseek.engine.request import Sequence
-from deepseek.kernels.sampling import GREEDY, Choice
+from deepseek.kernels.sampling import GREEDY, Choice, finite_rows, listed
+from deepseek.kernels.staging import bring
 from deepseek.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from deepseek.engine.constraints import Bits
 
-ChooseTokens = Callable[[Tensor, list[Choice]], list[int | None]]
+ChooseTokens = Callable[[Tensor, Seq[Choice]], Tensor]
 _MASK = 2**64 - 1
 _LARGEST = torch.finfo(torch.float32).max
 _FORBIDDEN = -1e30  # finite: an infinite logit means that the model is broken
@@ -42,48 +45,109 @@ def uniform(seed: int, index: int) -> float:
     return (state >> 11) * 2.0**-53
 
 
+@dataclass(frozen=True)
+class Draws:
+    """How the tokens of a step's rows are chosen: made before the step is computed, applied to its logits.
+
+    Attributes:
+        choices: one for each row of the logits.
+        changes: change rows of the logits, in place, before tokens are chosen.
+    """
+
+    choices: list[Choice]
+    changes: list[Callable[[Tensor], None]]
+
+    @classmethod
+    def of(cls, sequences: Seq[Sequence], ahead: Seq[Seq[int]] | None = None) -> Draws:
+        """Row i belongs to ``sequences[i]`` as it would be with the tokens ``ahead[i]`` appended. Sequences for which
+        :func:`needs_tokens` holds must stay as they are until :meth:`choose`."""
+        choices: list[Choice] = []
+        changes: list[Callable[[Tensor], None]] = []
+        for row, sequence in enumerate(sequences):
+            params = sequence.params
+            assert params is not None, "score requests are not sampled"
+            behind = ahead[row] if ahead else ()
+            if params.shifts_logits or sequence.matcher is not None:
+                changes.append(partial(_change, row=row, sequence=sequence, ahead=behind))
+            if params.greedy:
+                choices.append(GREEDY)
+            else:
+                draw = uniform(sequence.seed, sequence.answer_length + len(behind))
+                choices.append(Choice(params.temperature, params.top_k, params.top_p, params.min_p, draw))
+        return cls(choices, changes)
+
+    def choose(self, choose_tokens: ChooseTokens, logits: Tensor) -> Tensor:
+        """One token for each row of fp32 ``logits`` [R, vocab], which is changed: int64 [R] (see ``choose_tokens``).
+
+        Args:
+            choose_tokens: how the model's backend does it (:meth:`deepseek.models.base.Model.choose_tokens`).
+        """
+        for change in self.changes:
+            change(logits)
+        return choose_tokens(logits, self.choices)
+
+
 def sample(
     choose_tokens: ChooseTokens, logits: Tensor, sequences: Seq[Sequence], ahead: Seq[Seq[int]] | None = None
 ) -> list[int | None]:
-    """One token per row of fp32 ``logits`` [R, vocab]; row i belongs to ``sequences[i]`` as it would be with the tokens
-    ``ahead[i]`` appended. None for a row that holds NaN or infinity. Changes ``logits``.
-
-    Args:
-        choose_tokens: how the model's backend does it (:meth:`deepseek.models.base.Model.choose_tokens`).
-    """
-    choices: list[Choice] = []
-    for row, sequence in enumerate(sequences):
-        params = sequence.params
-        assert params is not None, "score requests are not sampled"
-        behind = ahead[row] if ahead else ()
-        if params.shifts_logits:
-            _shift(logits[row], sequence, params, behind)
-        if sequence.matcher is not None:
-            _restrict(logits[row], sequence.matcher.allowed(behind))
-        if params.greedy:
-            choices.append(GREEDY)
-        else:
-            draw = uniform(sequence.seed, sequence.answer_length + len(behind))
-            choices.append(Choice(params.temperature, params.top_k, params.top_p, params.min_p, draw))
-    return choose_tokens(logits, choices)
+    """See :class:`Draws`, at once: one token per row, None for a row that holds NaN or infinity."""
+    return listed(Draws.of(sequences, ahead).choose(choose_tokens, logits))
 
 
-def logprobs_of(logits: Tensor, tokens: Seq[int], top: Seq[int]) -> list[TokenLogprobs]:
-    """Log-probability of ``tokens[i]`` in row i of unchanged ``logits`` [R, vocab], and its ``top[i]`` likeliest."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
-    values, ids = logprobs.topk(max(1, *top), dim=-1)
-    rows = zip(chosen, top, ids.tolist(), values.tolist(), strict=True)
-    return [TokenLogprobs(own, list(zip(i[:k], v[:k], strict=True))) for own, k, i, v in rows]
+def needs_tokens(sequence: Sequence) -> bool:
+    """Whether all its tokens must be known before logits of this sequence can be made into the next one."""
+    params = sequence.params
+    return sequence.matcher is not None or (params is not None and params.penalizes)
 
 
-def scores_of(logits: Tensor, tokens: Seq[int]) -> list[tuple[float, bool]]:
-    """Per row of ``logits`` [R, vocab]: the log-probability of ``tokens[i]``, and whether it is the likeliest."""
-    wanted = torch.tensor(tokens, dtype=torch.long, device=logits.device)[:, None]
-    own = logits.gather(1, wanted)[:, 0]
-    logprobs = (own - logits.logsumexp(dim=-1)).tolist()
-    greedy = (logits.argmax(dim=-1) == wanted[:, 0]).tolist()
-    return list(zip(logprobs, greedy, strict=True))
+@dataclass(frozen=True)
+class ChosenLogprobs:
+    """Log-probabilities of some rows' chosen tokens, fp32 [L], and of the likeliest ones, [L, k] with their ids."""
+
+    chosen: Tensor
+    ids: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, tokens: Tensor, most: int) -> ChosenLogprobs:
+        """Of ``tokens`` [L] in unchanged ``logits`` [L, vocab], and of the ``most`` likeliest."""
+        logprobs = torch.log_softmax(logits, dim=-1)
+        values, ids = logprobs.topk(max(1, most), dim=-1)
+        return cls(logprobs.gather(1, tokens.clamp(min=0)[:, None])[:, 0], ids, values)
+
+    def entries(self, top: Seq[int]) -> list[TokenLogprobs]:
+        """As events carry them, the ``top[i]`` likeliest of row i."""
+        rows = zip(self.chosen.tolist(), top, self.ids.tolist(), self.values.tolist(), strict=True)
+        return [TokenLogprobs(own, list(zip(i[:k], v[:k], strict=True))) for own, k, i, v in rows]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of given tokens in given rows: the log-probability, whether it is the likeliest, and whether the row was finite."""
+
+    logprobs: Tensor
+    greedy: Tensor
+    finite: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, rows: Tensor, tokens: Tensor) -> Scores:
+        """Of ``tokens`` [N] in ``rows`` [N] of ``logits`` [R, vocab]."""
+        logprobs = logits[rows, tokens] - logits.logsumexp(dim=-1)[rows]
+        return cls(logprobs, logits.argmax(dim=-1)[rows] == tokens, finite_rows(logits)[rows])
+
+    def entries(self) -> list[tuple[float, bool] | None]:
+        """Token by token; None for one whose row was not finite."""
+        rows = zip(self.logprobs.tolist(), self.greedy.tolist(), self.finite.tolist(), strict=True)
+        return [(logprob, greedy) if finite else None for logprob, greedy, finite in rows]
+
+
+def _change(logits: Tensor, row: int, sequence: Sequence, ahead: Seq[int]) -> None:
+    params = sequence.params
+    assert params is not None
+    if params.shifts_logits:
+        _shift(logits[row], sequence, params, ahead)
+    if sequence.matcher is not None:
+        _restrict(logits[row], sequence.matcher.allowed(ahead))
 
 
 def _restrict(row: Tensor, allowed: Bits | None) -> None:
@@ -92,14 +156,14 @@ def _restrict(row: Tensor, allowed: Bits | None) -> None:
     if allowed is None:
         return
     flags = np.unpackbits(allowed, count=min(8 * len(allowed), len(row)), bitorder="little")
-    row[: len(flags)].masked_fill_(torch.from_numpy(flags == 0).to(row.device), _FORBIDDEN)
+    row[: len(flags)].masked_fill_(bring(torch.from_numpy(flags == 0), row.device), _FORBIDDEN)
     row[len(flags) :] = _FORBIDDEN  # padding of the vocabulary
 
 
 def _shift(row: Tensor, sequence: Sequence, params: SamplingParams, ahead: Seq[int]) -> None:
     """Logit bias and penalties of one row [vocab], in place."""
     if params.repetition_penalty != 1.0:
-        ids = torch.tensor(list({*sequence.tokens[sequence.before :], *ahead}), device=row.device)
+        ids = bring(torch.tensor(list({*sequence.tokens[sequence.before :], *ahead})), row.device)
         seen = row[ids]
         shifted = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
         # A penalty near 0 must not make a finite logit infinite.
@@ -107,9 +171,9 @@ def _shift(row: Tensor, sequence: Sequence, params: SamplingParams, ahead: Seq[i
     if (sequence.answer_counts or ahead) and (params.presence_penalty or params.frequency_penalty):
         seen_counts = Counter(sequence.answer_counts)
         seen_counts.update(ahead)
-        ids = torch.tensor(list(seen_counts), device=row.device)
-        counts = torch.tensor(list(seen_counts.values()), dtype=row.dtype, device=row.device)
+        ids = bring(torch.tensor(list(seen_counts)), row.device)
+        counts = bring(torch.tensor(list(seen_counts.values()), dtype=row.dtype), row.device)
         row[ids] -= params.presence_penalty + params.frequency_penalty * counts
     if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias), device=row.device)
-        row[ids] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype, device=row.device)
+        ids = bring(torch.tensor(list(params.logit_bias)), row.device)
+        row[ids] += bring(torch.tensor(list(params.logit_bias.values()), dtype=row.dtype), row.device)

@@ -40,27 +40,42 @@ MAX_POSTPONED = 64  # sequences that one step looks behind when those in front w
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``num_tokens`` tokens of ``sequence`` from ``sequence.computed`` on, to be computed in this step, and behind them
-    the tokens of a ``draft`` of what may come next (speculation)."""
+    """``num_tokens`` tokens of ``sequence`` from ``start`` on, to be computed in this step, and behind them the tokens
+    of a ``draft`` of what may come next (speculation). ``admission`` is the sequence's."""
 
     sequence: Sequence
     num_tokens: int
+    start: int
+    admission: int
+    completes: bool
+    """True if the sequence has a result after this step."""
     draft: tuple[int, ...] = ()
 
+    @classmethod
+    def next(cls, sequence: Sequence, num_tokens: int) -> Chunk:
+        """The next tokens of a sequence."""
+        completes = num_tokens == sequence.remaining
+        return cls(sequence, num_tokens, sequence.computed, sequence.admission, completes)
+
     @property
-    def completes(self) -> bool:
-        """True if the sequence has a result after this step."""
-        return self.num_tokens == self.sequence.remaining
+    def end(self) -> int:
+        """Tokens of the sequence in the cache behind it, those of its draft aside."""
+        return self.start + self.num_tokens
 
     @property
     def num_rows(self) -> int:
         return self.num_tokens + len(self.draft)
 
     @property
+    def alternatives(self) -> list[int]:
+        """Tokens that are scored in the place of its last one too."""
+        return self.sequence.alternatives if self.completes else []
+
+    @property
     def policy(self) -> SparsePolicy | None:
         """How sparsely its rows attend; None is dense."""
         plan = self.sequence.sparse
-        return None if plan is None else plan.policy_at(self.sequence.computed)
+        return None if plan is None else plan.policy_at(self.start)
 
 
 class Scheduler:
@@ -116,13 +131,13 @@ class Scheduler:
         preemptions = self.preemptions
         prompts: list[Sequence] = []
         for sequence in sorted(self.running, key=lambda sequence: -sequence.priority):
-            if sequence.isolated:
+            if sequence.isolated or not sequence.remaining:
                 continue
             if sequence.remaining > 1:
                 prompts.append(sequence)
             elif self._budget > 0:
                 self._grow(sequence, 1)
-        turn = min(self._isolated_turns, key=self._urgency, default=None)
+        turn = min((s for s in self._isolated_turns if s.remaining), key=self._urgency, default=None)
         if turn is not None:
             self._grow(turn, turn.isolated_chunk(self.max_batch_tokens))
         prompts = [sequence for sequence in prompts if sequence in self.running]
@@ -135,24 +150,33 @@ class Scheduler:
         """The chunk with as much of ``draft`` as pages can be had for (nobody gives way to a guess), and no rows that
         would attend otherwise in a chunk of their own."""
         sequence = chunk.sequence
-        known = sequence.computed + chunk.num_tokens
+        known = chunk.end
         if sequence.sparse is not None:
-            draft = draft[: sequence.sparse.cut(sequence.computed, chunk.num_tokens + len(draft)) - chunk.num_tokens]
+            draft = draft[: sequence.sparse.cut(chunk.start, chunk.num_tokens + len(draft)) - chunk.num_tokens]
         missing = -(-(known + len(draft)) // self.page_size) - len(sequence.pages)
         if missing > 0 and self.pool.num_free >= missing + len(self.running):
             sequence.pages.extend(self.pool.allocate(missing, sequence.pages[-1]) or ())
         room = len(sequence.pages) * self.page_size - known
         return replace(chunk, draft=tuple(draft[:room]))
 
-    def completed(self, chunk: Chunk, accepted: int = 0) -> None:
-        """Account for a computed chunk and for ``accepted`` tokens of its draft, which the sequence's tokens contain by
-        now: full pages become findable. What was rejected lies behind ``computed`` and is overwritten."""
+    def started(self, chunk: Chunk) -> None:
+        """The chunk is being computed, and what is planned from now on comes behind it."""
         sequence = chunk.sequence
-        sequence.computed += chunk.num_tokens + accepted
-        self._charge(sequence, sequence.computed)
+        sequence.computed = chunk.end
         if sequence.isolated:
             self._isolated_turns[sequence] = self._isolated_turns.pop(sequence)  # to the end of the line
-        full = sequence.sealable // self.page_size
+
+    def completed(self, chunk: Chunk, accepted: int = 0) -> None:
+        """Account for a computed chunk and for ``accepted`` tokens of its draft, which the sequence's tokens contain by
+        now: full pages become findable. What was rejected lies behind ``computed`` and is overwritten. Nothing is left
+        of it where the sequence has been preempted since."""
+        sequence = chunk.sequence
+        if chunk.admission != sequence.admission:
+            return
+        sequence.computed += accepted
+        end = chunk.end + accepted
+        self._charge(sequence, end)
+        full = sequence.sealable(end) // self.page_size
         if self.pool.prefix_cache and full > sequence.sealed:
             self._extend_digests(sequence)
             for index in range(sequence.sealed, full):
@@ -181,7 +205,7 @@ class Scheduler:
             self._preempt(self._least_deserving())
 
     def _plan(self, sequence: Sequence, num_tokens: int) -> None:
-        self._chunks[sequence] = Chunk(sequence, num_tokens)
+        self._chunks[sequence] = Chunk.next(sequence, num_tokens)
         self._budget -= 0 if sequence.isolated else num_tokens
         self._charge(sequence, sequence.computed + num_tokens)
 
@@ -211,10 +235,14 @@ class Scheduler:
         sequence.pages = array("i")
         sequence.computed = 0
         sequence.sealed = 0
+        sequence.admission += 1
 
     def _fill(self, prompts: list[Sequence], *, admit: bool) -> None:
         """Give the rows that are left to prompts: of running sequences and, if ``admit``, of waiting ones."""
         underway = {digest for sequence in prompts for digest in sequence.digests[sequence.sealed :]}
+        for sequence in self.running:  # pages that are findable when a step is done that has begun
+            full = sequence.sealable(sequence.computed) // self.page_size
+            underway.update(sequence.digests[sequence.sealed : full])
         postponed: list[Sequence] = []
         waiting = self.waiting.priorities() if admit else []
         for priority in sorted({*waiting, *(s.priority for s in prompts)}, reverse=True):
@@ -336,5 +364,7 @@ class Scheduler:
 
     def _extend_digests(self, sequence: Sequence) -> None:
         if self.pool.prefix_cache:
-            new = page_digests(sequence.tokens, self.page_size, sequence.cache_salt, sequence.digests, sequence.marks)
+            new = page_digests(
+                sequence.known_tokens, self.page_size, sequence.cache_salt, sequence.digests, sequence.marks
+            )
             sequence.digests.extend(list(new))

@@ -11,8 +11,9 @@ before, in the prompt or the answer, what followed them there is the guess.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from deepseek.engine.request import Sequence
@@ -147,13 +148,23 @@ class Speculation:
             if gate is None:
                 gate = self._gates[sequence] = Gate()
             length = gate.length(limit, tokens, rows, self.row_cost, self.drafter.cost)
-            if length:
+            if length and not sequence.unknown:
                 wanted[sequence] = length
                 rows += length
                 tokens += gate.expected(length)
         if not wanted:
             return {}
         return {sequence: guess for sequence, guess in self.drafter.draft(wanted).items() if guess}
+
+    def pays(self, sequences: Iterable[Sequence]) -> bool:
+        """Whether a guess for one of these running sequences may be worth its time, or is due as a probe."""
+        rows = 0
+        gates: list[Gate] = []
+        for sequence in sequences:
+            rows += 1
+            if sequence.params is not None:
+                gates.append(self._gates.get(sequence) or Gate())
+        return any(replace(gate).length(1, rows, rows, self.row_cost, self.drafter.cost) for gate in gates)
 
     def verified(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """Learn from a verified draft."""

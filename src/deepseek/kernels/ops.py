@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import KVScales, PagedLayout
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,21 @@ class Ops:
         return self._gated_activation(gate_up, kind)
 
     def write_kv(
-        self, key: Tensor, value: Tensor | None, key_cache: Tensor, value_cache: Tensor | None, slots: Tensor
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slots: Tensor,
+        scales: KVScales | None = None,
     ) -> None:
-        """Copy row t of ``key`` [T, heads, key_dim] (and ``value``) to slot ``slots[t]`` of the cache
-        [num_slots, heads, key_dim]. ``value`` and ``value_cache`` are None for a latent cache."""
-        self._write_kv(key, value, key_cache, value_cache, slots)
+        """Copy row t of ``key`` [T, heads, key_dim] and ``value`` to slot ``slots[t]`` of the caches
+        [num_slots, heads, dim], which may be parts of something wider (a latent cache).
+
+        With ``scales`` the caches are INT8 and each head of each token gets the scale that fits its largest element:
+        an element is ``round(x / scale)``, and the scale is rounded to its dtype before it is used.
+        """
+        self._write_kv(key, value, key_cache, value_cache, slots, scales)
 
     def paged_attention(
         self,
@@ -92,14 +102,15 @@ class Ops:
         layout: PagedLayout,
         scale: float,
         window: int | None = None,
+        scales: KVScales | None = None,
     ) -> Tensor:
         """Causal grouped-query attention of a ragged batch over the paged cache (this step's keys already written).
 
         ``query`` [T, heads, key_dim]; ``key_cache`` [num_slots, kv_heads, key_dim]; ``value_cache``
         [num_slots, kv_heads, value_dim]; heads is a multiple of kv_heads. A query at position p sees positions
-        max(0, p - window + 1) .. p. Returns [T, heads, value_dim].
+        max(0, p - window + 1) .. p. With ``scales`` the caches are INT8. Returns [T, heads, value_dim].
         """
-        return self._paged_attention(query, key_cache, value_cache, layout, scale, window)
+        return self._paged_attention(query, key_cache, value_cache, layout, scale, window, scales)
 
     def mla_attention(
         self,
@@ -111,16 +122,17 @@ class Ops:
         layout: PagedLayout,
         scale: float,
         mode: str = "auto",
+        scales: KVScales | None = None,
     ) -> Tensor:
         """Causal multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) of a ragged batch.
 
         ``query_nope`` [T, heads, nope]; ``query_rope`` [T, heads, rope]; ``latent_cache`` [num_slots, 1, rank + rope]
         holds the normalised latent and the rotated shared key; ``key_up`` [heads, nope, rank]; ``value_up``
         [heads, value_dim, rank]. ``mode``: ``expanded`` materialises keys and values, ``absorbed`` folds ``key_up``
-        into the query and attends over the latents, ``auto`` absorbs where one query sees a context. Returns
-        [T, heads, value_dim].
+        into the query and attends over the latents, ``auto`` absorbs where one query sees a context. With
+        ``scales`` the cache is INT8. Returns [T, heads, value_dim].
         """
-        return self._mla_attention(query_nope, query_rope, latent_cache, key_up, value_up, layout, scale, mode)
+        return self._mla_attention(query_nope, query_rope, latent_cache, key_up, value_up, layout, scale, mode, scales)
 
     def moe(
         self, x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_weights: Tensor, kind: str

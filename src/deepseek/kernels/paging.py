@@ -6,10 +6,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KVScales:
+    """Scales of an INT8 cache, one per token and head: float [num_slots, kv_heads] each, contiguous. An element is its
+    integer times its scale. Of a latent cache ``key`` is of the latents and ``value`` of the rotated keys beside them.
+    """
+
+    key: Tensor
+    value: Tensor
+
+
+class LayerCache(NamedTuple):
+    """What one layer keeps of each token: ``keys`` [num_slots, kv_heads, key_dim] and ``values``, None for a latent
+    cache; ``scales`` if both are INT8."""
+
+    keys: Tensor
+    values: Tensor | None
+    scales: KVScales | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        scales = () if self.scales is None else (self.scales.key, self.scales.value)
+        return [tensor for tensor in (self.keys, self.values, *scales) if tensor is not None]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.int8_cache import dequantize, quantize
+from deepseek.kernels.paging import KVScales, PagedLayout
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -57,11 +58,20 @@ def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
     return (activated * up).to(gate_up.dtype)
 
 
-def write_kv(key: Tensor, value: Tensor | None, key_cache: Tensor, value_cache: Tensor | None, slots: Tensor) -> None:
+def write_kv(
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    scales: KVScales | None = None,
+) -> None:
     for row, slot in enumerate(slots.tolist()):
-        key_cache[slot] = key[row]
-        if value is not None and value_cache is not None:
-            value_cache[slot] = value[row]
+        if scales is None:
+            key_cache[slot], value_cache[slot] = key[row], value[row]
+        else:
+            key_cache[slot], scales.key[slot] = quantize(key[row], scales.key.dtype)
+            value_cache[slot], scales.value[slot] = quantize(value[row], scales.value.dtype)
 
 
 def context_slots(layout: PagedLayout, sequence: int) -> list[int]:
@@ -77,7 +87,11 @@ def paged_attention(
     layout: PagedLayout,
     scale: float,
     window: int | None = None,
+    scales: KVScales | None = None,
 ) -> Tensor:
+    if scales is not None:
+        key_cache = dequantize(key_cache, scales.key, torch.float32)
+        value_cache = dequantize(value_cache, scales.value, torch.float32)
     heads, kv_heads = query.shape[1], key_cache.shape[1]
     result = query.new_zeros(query.shape[0], heads, value_cache.shape[2])
     for sequence, context_len in enumerate(layout.context_lens):
@@ -104,9 +118,13 @@ def mla_attention(
     layout: PagedLayout,
     scale: float,
     mode: str = "auto",
+    scales: KVScales | None = None,
 ) -> Tensor:
     """Always expanded, whatever ``mode`` says: the two forms are the same function."""
     rank = key_up.shape[2]
+    if scales is not None:
+        latents = dequantize(latent_cache[..., :rank], scales.key, torch.float32)
+        latent_cache = torch.cat([latents, dequantize(latent_cache[..., rank:], scales.value, torch.float32)], dim=-1)
     latent, key_rope = latent_cache[:, 0, :rank].float(), latent_cache[:, 0, rank:].float()
     keys_nope = torch.einsum("sr,hnr->shn", latent, key_up.float())
     keys = torch.cat([keys_nope, key_rope[:, None].expand(-1, key_up.shape[0], -1)], dim=-1)

@@ -41,28 +41,40 @@ class Choice(NamedTuple):
 GREEDY = Choice(0.0, 0, 1.0, 0.0, 0.0)
 
 
-def choose_tokens(logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
-    """A token for each row of fp32 ``logits`` [R, vocab]; None for a row that holds NaN or infinity."""
+NO_TOKEN = -1
+"""In the place of the token of a row that holds NaN or infinity."""
+
+
+def choose_tokens(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+    """A token for each row of fp32 ``logits`` [R, vocab]: int64 [R], :data:`NO_TOKEN` where a row holds NaN or
+    infinity."""
     finite = finite_rows(logits)
-    likeliest = logits.argmax(dim=-1).tolist()
-    tokens: list[int | None] = [token if good else None for token, good in zip(likeliest, finite, strict=True)]
-    drawn = [row for row, choice in enumerate(choices) if choice.temperature and finite[row]]
+    tokens = logits.argmax(dim=-1)
+    tokens[~finite] = NO_TOKEN
+    drawn = [row for row, good in enumerate(finite.tolist()) if good and choices[row].temperature]
     if drawn:
         own = [choices[row] for row in drawn]
-        rows = logits[torch.tensor(drawn, device=logits.device)]
+        where = torch.tensor(drawn, device=logits.device)
+        rows = logits[where]
         temperature = _column([max(choice.temperature, _MIN_TEMPERATURE) for choice in own], rows)
         probabilities = torch.softmax((rows - rows.amax(dim=-1, keepdim=True)) / temperature, dim=-1)
-        for row, token in zip(drawn, _draw(probabilities, own), strict=True):
-            tokens[row] = token
+        tokens[where] = torch.tensor(_draw(probabilities, own), device=logits.device)
     return tokens
 
 
-def finite_rows(logits: Tensor) -> list[bool]:
-    """Which rows [R, vocab] hold numbers only. A finite sum proves it in one pass; an infinite one may be overflow."""
-    finite = torch.isfinite(logits.sum(dim=-1))
-    if not finite.all():
-        finite = torch.isfinite(logits).all(dim=-1)
-    return [bool(row) for row in finite.tolist()]
+def listed(tokens: Tensor) -> list[int | None]:
+    """Chosen tokens as the host has them: None for :data:`NO_TOKEN`."""
+    return [None if token == NO_TOKEN else token for token in tokens.tolist()]
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Which rows [R, vocab] hold numbers only: bool [R]."""
+    if logits.device.type == "cpu":  # where asking for the result costs no waiting
+        # A finite sum proves it in one pass; an infinite one may be overflow.
+        finite = torch.isfinite(logits.sum(dim=-1))
+        if finite.all():
+            return finite
+    return torch.isfinite(logits).all(dim=-1)
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.int8_cache import dequantize
+from deepseek.kernels.paging import KVScales, PagedLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +136,24 @@ def _group(parts: list[_Part], layout: PagedLayout, dtype: torch.dtype) -> _Grou
     return _Group(rows, slots.flatten(), longest, mask, {})
 
 
-def _gather(cache: Tensor, group: _Group, name: str) -> Tensor:
-    """Contexts of a group as [B, heads, length, dim]; overwrites what the layer before gathered."""
+def _gather(cache: Tensor, scales: Tensor | None, group: _Group, name: str, dtype: torch.dtype) -> Tensor:
+    """Contexts of a group as [B, heads, length, dim] of ``dtype``; overwrites what the layer before gathered."""
     flat = cache.flatten(1)
     buffer = group.buffers.get(name)
     if buffer is None or buffer.shape[1] != flat.shape[1]:
         buffer = group.buffers[name] = cache.new_empty(group.slots.shape[0], flat.shape[1])
     torch.index_select(flat, 0, group.slots, out=buffer)
-    return buffer.view(-1, group.length, *cache.shape[1:]).transpose(1, 2)
+    gathered = buffer.view(-1, group.length, *cache.shape[1:])
+    if scales is not None:
+        gathered = dequantize(gathered, scales[group.slots].view(gathered.shape[:3]), dtype)
+    return gathered.transpose(1, 2)
 
 
-def _context(cache: Tensor, slots: slice | Tensor) -> Tensor:
-    """Rows of a cache [num_slots, heads, dim] as [1, heads, length, dim]: a view when ``slots`` is a slice."""
+def _context(cache: Tensor, scales: Tensor | None, slots: slice | Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a cache [num_slots, heads, dim] as [1, heads, length, dim] of ``dtype``: a view of a cache without
+    ``scales`` when ``slots`` is a slice."""
+    if scales is not None:
+        return dequantize(cache[slots], scales[slots], dtype).transpose(0, 1).unsqueeze(0)
     _, heads, dim = cache.shape
     if isinstance(slots, slice):
         row, head, column = cache.stride()
@@ -157,6 +164,16 @@ def _context(cache: Tensor, slots: slice | Tensor) -> Tensor:
     return cache.index_select(0, slots).transpose(0, 1).unsqueeze(0)
 
 
+def _latent_context(
+    cache: Tensor, scales: KVScales | None, slots: slice | Tensor, rank: int, dtype: torch.dtype
+) -> Tensor:
+    """Rows of a latent cache as [length, rank + rope] of ``dtype``."""
+    if scales is None:
+        return _context(cache, None, slots, dtype)[0, 0]
+    latents = _context(cache[..., :rank], scales.key, slots, dtype)
+    return torch.cat([latents, _context(cache[..., rank:], scales.value, slots, dtype)], dim=-1)[0, 0]
+
+
 def paged_attention(
     query: Tensor,
     key_cache: Tensor,
@@ -164,6 +181,7 @@ def paged_attention(
     layout: PagedLayout,
     scale: float,
     window: int | None = None,
+    scales: KVScales | None = None,
 ) -> Tensor:
     """One fused attention call per long or many-rowed sequence and one for all short single queries together; the
     query heads of a KV head are rows of the same small product."""
@@ -171,15 +189,18 @@ def paged_attention(
     kv_heads, value_dim = value_cache.shape[1:]
     grouped = query.view(rows, kv_heads, heads // kv_heads, key_dim)
     alone, groups = _plan(layout, window, query.dtype)
+    key_scales, value_scales = (None, None) if scales is None else (scales.key, scales.value)
     results: list[tuple[slice | Tensor, Tensor]] = []
     for group in groups:
-        keys, values = _gather(key_cache, group, "keys"), _gather(value_cache, group, "values")
+        keys = _gather(key_cache, key_scales, group, "keys", query.dtype)
+        values = _gather(value_cache, value_scales, group, "values", query.dtype)
         if group.rows is None:
             return _attend(grouped, keys, values, group.mask, False, scale).reshape(rows, heads, value_dim)
         queries = grouped.index_select(0, group.rows)
         results.append((group.rows, _attend(queries, keys, values, group.mask, False, scale)))
     for part in alone:
-        keys, values = _context(key_cache, part.slots), _context(value_cache, part.slots)
+        keys = _context(key_cache, key_scales, part.slots, query.dtype)
+        values = _context(value_cache, value_scales, part.slots, query.dtype)
         queries = grouped[part.start : part.stop]
         if part.stop - part.start == 1:
             attended = _attend(queries, keys, values, None, False, scale)
@@ -216,6 +237,7 @@ def mla_attention(
     layout: PagedLayout,
     scale: float,
     mode: str = "auto",
+    scales: KVScales | None = None,
 ) -> Tensor:
     _, nope, rank = key_up.shape
     value_dim = value_up.shape[1]
@@ -227,7 +249,7 @@ def mla_attention(
     folded: Tensor | None = None
     for part in _parts(layout, None, query_nope.dtype):
         rows = slice(part.start, part.stop)
-        latent = _context(latent_cache, part.slots)[0, 0]
+        latent = _latent_context(latent_cache, scales, part.slots, rank, query_nope.dtype)
         if mode == "absorbed" or (mode == "auto" and part.stop - part.start <= break_even):
             if folded is None:
                 folded = torch.cat([torch.bmm(query_nope.transpose(0, 1), key_up), query_rope.transpose(0, 1)], dim=-1)

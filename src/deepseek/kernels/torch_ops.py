@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepseek.kernels.int8_cache import quantize
+from deepseek.kernels.paging import KVScales
 from deepseek.kernels.torch_attention import mla_attention, paged_attention
 
 
@@ -87,10 +89,21 @@ def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
     raise ValueError(f"unknown activation {kind!r}")
 
 
-def write_kv(key: Tensor, value: Tensor | None, key_cache: Tensor, value_cache: Tensor | None, slots: Tensor) -> None:
+def write_kv(
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    scales: KVScales | None = None,
+) -> None:
+    if scales is not None:
+        key, key_scales = quantize(key, scales.key.dtype)
+        value, value_scales = quantize(value, scales.value.dtype)
+        scales.key.index_copy_(0, slots, key_scales)
+        scales.value.index_copy_(0, slots, value_scales)
     key_cache.index_copy_(0, slots, key)
-    if value is not None and value_cache is not None:
-        value_cache.index_copy_(0, slots, value)
+    value_cache.index_copy_(0, slots, value)
 
 
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_weights: Tensor, kind: str) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deepseek.kernels.ops import Ops
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import LayerCache, PagedLayout
 from deepseek.layers.linear import Linear
 from deepseek.layers.norm import RMSNorm
 
@@ -50,11 +50,11 @@ class Attention:
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
         layout: PagedLayout,
-        key_cache: Tensor,
-        value_cache: Tensor | None,
+        cache: LayerCache,
     ) -> Tensor:
-        """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the caches."""
-        assert value_cache is not None
+        """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the cache."""
+        keys, values, scales = cache
+        assert values is not None
         ops, shape = self._ops, self.shape
         rows, turned = x.shape[0], shape.heads + shape.kv_heads
         qkv = self.qkv(x).view(rows, turned + shape.kv_heads, shape.head_dim)
@@ -65,6 +65,6 @@ class Attention:
         else:
             query_key = ops.rotary(qkv[:, :turned], cos, sin)
             query, key = query_key[:, : shape.heads], query_key[:, shape.heads :]
-        ops.write_kv(key, qkv[:, turned:], key_cache, value_cache, layout.write_slots)
-        attended = ops.paged_attention(query, key_cache, value_cache, layout, shape.scale, shape.window)
+        ops.write_kv(key, qkv[:, turned:], keys, values, layout.write_slots, scales)
+        attended = ops.paged_attention(query, keys, values, layout, shape.scale, shape.window, scales)
         return self.output(attended.reshape(rows, shape.heads * shape.head_dim))

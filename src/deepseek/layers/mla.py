@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deepseek.kernels.ops import Ops
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import LayerCache, PagedLayout
 from deepseek.layers.linear import Linear
 from deepseek.layers.norm import RMSNorm
 
@@ -73,10 +72,9 @@ class LatentAttention:
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
         layout: PagedLayout,
-        key_cache: Tensor,
-        value_cache: Tensor | None,
+        cache: LayerCache,
     ) -> Tensor:
-        """``x`` [T, hidden] -> [T, hidden]; writes the rows' latents to ``key_cache``."""
+        """``x`` [T, hidden] -> [T, hidden]; writes the rows' latents to the cache."""
         ops, shape = self._ops, self.shape
         rows, (cos, sin) = x.shape[0], rotation
         compressed = x
@@ -88,9 +86,17 @@ class LatentAttention:
         down = self.latent_down(x).unsqueeze(1)
         latent = self.latent_norm(down[..., : shape.rank])
         key_rope = ops.rotary(down[..., shape.rank :], cos, sin, shape.interleaved)
-        entry = torch.cat([latent, key_rope], dim=-1)
-        ops.write_kv(entry, None, key_cache, None, layout.write_slots)
+        latents, rotated = cache.keys[..., : shape.rank], cache.keys[..., shape.rank :]
+        ops.write_kv(latent, key_rope, latents, rotated, layout.write_slots, cache.scales)
         attended = ops.mla_attention(
-            query_nope, query_rope, key_cache, self.key_up, self.value_up, layout, shape.scale, self.mode
+            query_nope,
+            query_rope,
+            cache.keys,
+            self.key_up,
+            self.value_up,
+            layout,
+            shape.scale,
+            self.mode,
+            cache.scales,
         )
         return self.output(attended.reshape(rows, shape.heads * shape.value_dim))

@@ -12,7 +12,7 @@ from torch import Tensor
 from deepseek.adapters.adapter import Host, LowRankUpdate, Prefix
 from deepseek.attention.policy import SparsePolicy
 from deepseek.attention.stats import AttentionStats
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import KVScales, LayerCache, PagedLayout
 from deepseek.kernels.sampling import Choice
 
 
@@ -28,9 +28,18 @@ class LayerCacheSpec:
     def elements(self) -> int:
         return self.heads * (self.key_dim + self.value_dim)
 
+    def page_bytes(self, page_size: int, dtype: torch.dtype) -> int:
+        """Bytes of a page in a cache of ``dtype``; in INT8 two scales per token and head belong to it."""
+        scales = 2 * SCALE_DTYPE.itemsize * self.heads if dtype == torch.int8 else 0
+        return page_size * (self.elements * dtype.itemsize + scales)
+
+
+SCALE_DTYPE = torch.float32
+
 
 class KVCache:
-    """One pair of tensors per layer, ``[num_pages * page_size, heads, dim]``. Memory is touched when first written."""
+    """The caches of all layers, with ``num_pages * page_size`` slots each, in a floating dtype or INT8. Memory is
+    touched when first written."""
 
     def __init__(
         self, specs: Sequence[LayerCacheSpec], num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
@@ -38,19 +47,29 @@ class KVCache:
         self.num_pages = num_pages
         self.page_size = page_size
         slots = num_pages * page_size
-        self.keys: list[Tensor] = [
-            torch.empty(slots, spec.heads, spec.key_dim, dtype=dtype, device=device) for spec in specs
-        ]
-        self.values: list[Tensor | None] = [
-            torch.empty(slots, spec.heads, spec.value_dim, dtype=dtype, device=device) if spec.value_dim else None
+
+        def array(heads: int, dim: int) -> Tensor:
+            return torch.empty(slots, heads, dim, dtype=dtype, device=device)
+
+        def scales(heads: int) -> KVScales | None:
+            if dtype != torch.int8:
+                return None
+            return KVScales(*(torch.empty(slots, heads, dtype=SCALE_DTYPE, device=device) for _ in range(2)))
+
+        self.layers = [
+            LayerCache(
+                array(spec.heads, spec.key_dim),
+                array(spec.heads, spec.value_dim) if spec.value_dim else None,
+                scales(spec.heads),
+            )
             for spec in specs
         ]
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy what a page holds, in all layers, to another one."""
         size = self.page_size
-        for array in (*self.keys, *self.values):
-            if array is not None:
+        for layer in self.layers:
+            for array in layer.tensors:
                 array[target * size : (target + 1) * size] = array[source * size : (source + 1) * size]
 
 
@@ -92,7 +111,7 @@ class Batch:
     """One step's ragged batch: rows of all sequences one after another.
 
     Attributes:
-        token_ids: int64 [T].
+        token_ids: int64 [T]. One below 0 is not known to the host: ``~token_id`` is its place in ``previous``.
         positions: int64 [T].
         layout: where the rows' keys and values lie.
         logits_rows: int64 [R], the rows whose next-token logits are wanted, or None for all of them.
@@ -106,6 +125,8 @@ class Batch:
         vectors: fp32 [V, hidden], inputs of the rows ``vector_rows`` (int64 [V], in order), which have no tokens; None
             if there are none.
         sparse: per sequence of the layout, how sparse its rows' attention may be, or None for dense; empty: all dense.
+        previous: int64 [P], tokens that steps before this one leave on the device where the model computes; always the
+            same tensor. None if all tokens are known.
     """
 
     token_ids: Tensor
@@ -118,6 +139,15 @@ class Batch:
     segments: tuple[tuple[int, int, int], ...] = ()
     vector_rows: Tensor | None = None
     vectors: Tensor | None = None
+    previous: Tensor | None = None
+
+    def known_ids(self) -> Tensor:
+        """``token_ids`` with those looked up that the host does not know; 0 for a row that has no token."""
+        if self.previous is None:
+            return self.token_ids
+        ids = self.token_ids
+        looked_up = self.previous.index_select(0, (~ids).clamp(min=0)).clamp(min=0)
+        return torch.where(ids < 0, looked_up, ids)
 
 
 class Model(Protocol):
@@ -131,6 +161,8 @@ class Model(Protocol):
         cache_specs: per layer, what :class:`KVCache` must hold.
         dtype: floating dtype of weights, activations and cache.
         device: where the tensors of its batches are.
+        stream_device: the GPU that its work is only handed to, so that the host may go on while it is done; None for a
+            model whose results are there when a call returns.
         weights_bytes: memory the weights take.
         row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
             cut into chunks, as long as the same rows are narrow (see :class:`Batch`).
@@ -147,6 +179,7 @@ class Model(Protocol):
     cache_specs: tuple[LayerCacheSpec, ...]
     dtype: torch.dtype
     device: torch.device
+    stream_device: torch.device | None
     weights_bytes: int
     row_invariant: bool
     sparse: bool
@@ -199,7 +232,8 @@ class Model(Protocol):
         """What sparse attention has read so far."""
         ...
 
-    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
-        """A token for each row of fp32 ``logits`` [R, vocab]; None for a row that holds NaN or infinity. What a choice
-        means is said in :mod:`deepseek.kernels.sampling`."""
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+        """A token for each row of fp32 ``logits`` [R, vocab], where these are: int64 [R], and
+        :data:`deepseek.kernels.sampling.NO_TOKEN` for a row that holds NaN or infinity. What a choice means is said
+        there too."""
         ...

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from deepseek.adapters.adapter import LowRankUpdate, Prefix
 from deepseek.attention.stats import AttentionStats
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import LayerCache, PagedLayout
 from deepseek.kernels.sampling import Choice, choose_tokens
+from deepseek.kernels.torch_ops import write_kv
 from deepseek.layers.embedding import Embedding, Head
 from deepseek.layers.low_rank import AdapterLayers
 from deepseek.layers.moe import FeedForward
@@ -30,8 +31,7 @@ class Mixer(Protocol):
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
         layout: PagedLayout,
-        key_cache: Tensor,
-        value_cache: Tensor | None,
+        cache: LayerCache,
     ) -> Tensor: ...
 
 
@@ -59,14 +59,13 @@ class DecoderLayer:
         residual: Tensor | None,
         rotation: tuple[Tensor, Tensor],
         layout: PagedLayout,
-        key_cache: Tensor,
-        value_cache: Tensor | None,
+        cache: LayerCache,
     ) -> tuple[Tensor, Tensor]:
         if residual is None:
             normed, residual = self.before_attention(x), x
         else:
             normed, residual = self.before_attention.after_add(x, residual)
-        x = self.attention(normed, rotation, layout, key_cache, value_cache)
+        x = self.attention(normed, rotation, layout, cache)
         if self.after_attention is not None:
             x = self.after_attention(x)
         normed, residual = self.before_feed_forward.after_add(x, residual)
@@ -82,8 +81,10 @@ class Decoder:
     Attributes:
         architecture: the Hugging Face class name.
         weights_bytes: memory of the weights.
+        cache_dtype: of the caches it makes: ``dtype``, or INT8.
     """
 
+    stream_device: torch.device | None = None
     row_invariant = False
     sparse = False
     wide_rows = WIDE_ROWS
@@ -109,7 +110,7 @@ class Decoder:
         self.hidden_size = norm.weight.shape[0]
         self.max_context = max_context
         self.cache_specs = tuple(cache_specs)
-        self.dtype = dtype
+        self.dtype = self.cache_dtype = dtype
         self.device = device
         self.weights_bytes = weights_bytes
         self.layers = tuple(layers)
@@ -121,15 +122,19 @@ class Decoder:
         self._adapters = AdapterLayers()
         self._next_adapter = 0
 
+    def set_cache_dtype(self, kv_dtype: str) -> None:
+        """Make INT8 caches if ``kv_dtype`` is ``int8``, else caches of ``dtype``."""
+        self.cache_dtype = torch.int8 if kv_dtype == "int8" else self.dtype
+
     def page_bytes(self, page_size: int) -> int:
-        return sum(spec.elements for spec in self.cache_specs) * page_size * self.dtype.itemsize
+        return sum(spec.page_bytes(page_size, self.cache_dtype) for spec in self.cache_specs)
 
     def spill_page_bytes(self, page_size: int) -> int:
         return 0
 
     def new_cache(self, num_pages: int, page_size: int, spill: SpillSpace | None = None) -> KVCache:
         assert spill is None, "torch caches do not spill"
-        return KVCache(self.cache_specs, num_pages, page_size, self.dtype, self.device)
+        return KVCache(self.cache_specs, num_pages, page_size, self.cache_dtype, self.device)
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
@@ -145,11 +150,11 @@ class Decoder:
         """What the last layer leaves: (output not yet added, residual)."""
         rotations = [rotary(batch.positions) for rotary in self.rotaries]
         self._adapters.rows.segments = batch.segments
-        x, residual = self.embedding(batch.token_ids), None
+        x, residual = self.embedding(batch.known_ids()), None
         if batch.vector_rows is not None and batch.vectors is not None:
             x[batch.vector_rows] = batch.vectors.to(x)
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, keys, values)
+        for layer, own in zip(self.layers, cache.layers, strict=True):
+            x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, own)
         assert residual is not None
         return x, residual
 
@@ -179,15 +184,16 @@ class Decoder:
         """See :class:`deepseek.models.base.Model`."""
         where = torch.tensor(slots, device=self.device)
         end = first + len(slots)
-        for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
+        for layer, (keys, values, scales) in enumerate(cache.layers):
             assert values is not None
-            keys[where] = prefix.keys[layer, first:end].view(-1, *keys.shape[1:]).to(keys)
-            values[where] = prefix.values[layer, first:end].view(-1, *values.shape[1:]).to(values)
+            own_keys = prefix.keys[layer, first:end].view(-1, *keys.shape[1:]).to(self.device, self.dtype)
+            own_values = prefix.values[layer, first:end].view(-1, *values.shape[1:]).to(self.device, self.dtype)
+            write_kv(own_keys, own_values, keys, values, where, scales)
 
     def attention_stats(self) -> AttentionStats:
         """Nothing: these layers attend densely."""
         return AttentionStats()
 
-    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
-        """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+        """See :class:`deepseek.models.base.Model`."""
         return choose_tokens(logits, choices)

@@ -22,6 +22,7 @@ from deepseek.adapters.adapter import LowRankUpdate, Prefix
 from deepseek.attention.stats import AttentionStats
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
+from deepseek.kernels.staging import bring
 from deepseek.kernels.triton.device_layout import DeviceLayout
 from deepseek.kernels.triton.sampling import Choices, choose_tokens
 from deepseek.models.base import Batch, KVCache, SpillSpace
@@ -51,7 +52,8 @@ def cuda_recorder(device: torch.device) -> Record:
             compute()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads of the process, as NCCL's watchdog, may go on calling CUDA.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = compute()
         return graph.replay, result
 
@@ -65,11 +67,13 @@ class _Recording:
     Attributes:
         rows: int64 [2, R], token ids and positions.
         layout: of R sequences.
+        previous: where its batch finds tokens.
         logits: fp32 [R, vocab].
     """
 
     rows: Tensor
     layout: DeviceLayout
+    previous: Tensor | None
     replay: Replay
     logits: Tensor
 
@@ -101,6 +105,7 @@ class GraphedDecoder:
         self.cache_specs = own.cache_specs
         self.dtype = own.dtype
         self.device = torch.device("cpu")
+        self.stream_device = own.device if own.device.type == "cuda" else None
         self.weights_bytes = own.weights_bytes
         self.wide_rows = own.wide_rows
         self.host = own.host
@@ -128,6 +133,7 @@ class GraphedDecoder:
         recording = self._recordings[size]
         if recording is None:
             return self._own.forward(self._brought(batch), cache)
+        assert recording.previous is batch.previous
         _fill(recording.rows, recording.layout, batch)
         recording.replay()
         return recording.logits[: len(batch.token_ids)]
@@ -140,10 +146,9 @@ class GraphedDecoder:
         """Nothing: these layers attend densely."""
         return AttentionStats()
 
-    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
-        """See :class:`deepseek.models.base.Model`. Here the host waits for the step."""
-        chosen = choose_tokens(logits, Choices.of(choices, logits.device))
-        return [token if token >= 0 else None for token in chosen.tolist()]
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+        """See :class:`deepseek.models.base.Model`."""
+        return choose_tokens(logits, Choices.of(choices, logits.device))
 
     def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
         """See :class:`deepseek.models.base.Model`."""
@@ -176,7 +181,7 @@ class GraphedDecoder:
             max_query=1,
         )
         filled = _fill(rows, layout, batch)
-        whole = Batch(rows[0], rows[1], filled, None)
+        whole = Batch(rows[0], rows[1], filled, None, previous=batch.previous)
         try:
             replay, logits = self._record(lambda: self._own.forward(whole, cache))
         except torch.OutOfMemoryError as error:
@@ -184,7 +189,7 @@ class GraphedDecoder:
             torch.cuda.empty_cache()
             return None
         self.graph_bytes += _reserved(device) - before
-        return _Recording(rows, layout, replay, logits)
+        return _Recording(rows, layout, batch.previous, replay, logits)
 
     def _brought(self, batch: Batch) -> Batch:
         """The batch on the GPU."""
@@ -201,7 +206,7 @@ class GraphedDecoder:
     def _moved(self, rows: _Rows) -> _Rows:
         if rows is None:
             return None
-        return _staged(rows, self._own.device).to(self._own.device, non_blocking=True)
+        return bring(rows, self._own.device)
 
 
 def _size(batch: Batch) -> tuple[int, int] | None:
@@ -219,14 +224,9 @@ def _size(batch: Batch) -> tuple[int, int] | None:
 
 def _fill(rows: Tensor, layout: DeviceLayout, batch: Batch) -> PagedLayout:
     """Overwrite the buffers. Rows that pad the batch keep what is there: whatever they compute is not written."""
-    staged = _staged(torch.stack([batch.token_ids, batch.positions]), rows.device)
-    rows[:, : staged.shape[1]].copy_(staged, non_blocking=True)
+    staged = bring(torch.stack([batch.token_ids, batch.positions]), rows.device)
+    rows[:, : staged.shape[1]] = staged
     return layout.fill(batch.layout)
-
-
-def _staged(rows: Tensor, device: torch.device) -> Tensor:
-    """In pinned memory, from which copies do not make the host wait. torch keeps it until the copy is over."""
-    return rows.pin_memory() if device.type == "cuda" else rows
 
 
 def _reserved(device: torch.device) -> int:

@@ -85,6 +85,7 @@ class NativeDecoder:
     """
 
     row_invariant = True
+    stream_device: torch.device | None = None
 
     def __init__(
         self, decoder: Decoder, *, threads: int, kv_dtype: str = "fp16", isa: str = "auto", indexed: bool = False
@@ -257,10 +258,10 @@ class NativeDecoder:
             violations=int(found["violations"]),
         )
 
-    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
-        """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""
+    def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+        """See :class:`deepseek.models.base.Model`."""
         tokens: list[int] = native().choose_tokens(logits.numpy(), choices, self.isa, self._threads)
-        return [None if token < 0 else token for token in tokens]
+        return torch.tensor(tokens, dtype=torch.int64)
 
     def _rotate_up_to(self, positions: int) -> None:
         """Have tables of cos and sin for so many positions."""

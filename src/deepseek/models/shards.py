@@ -19,7 +19,7 @@ from torch import Tensor
 from deepseek.errors import ConfigurationError
 from deepseek.hub.checkpoint import Checkpoint
 from deepseek.kernels.ops import Ops
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import LayerCache, PagedLayout
 from deepseek.layers.embedding import Head
 from deepseek.layers.moe import FeedForward
 from deepseek.models.decoder import Decoder, Mixer
@@ -153,10 +153,9 @@ class _SummedMixer:
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
         layout: PagedLayout,
-        key_cache: Tensor,
-        value_cache: Tensor | None,
+        cache: LayerCache,
     ) -> Tensor:
-        return _summed(self._own(x, rotation, layout, key_cache, value_cache))
+        return _summed(self._own(x, rotation, layout, cache))
 
 
 def _summed_feed_forward(own: FeedForward) -> Callable[[Tensor], Tensor]:
@@ -193,6 +192,7 @@ def load_share(
     ops: Ops,
     dtype: torch.dtype,
     device: torch.device,
+    kv_dtype: str = "auto",
     progress: LoadProgress | None = None,
 ) -> Decoder:
     """This process's share of the model. Its forwards meet those of the other processes, which must be the same, in
@@ -204,6 +204,7 @@ def load_share(
     family = FAMILIES[architecture_of(part.config)]
     source = _ShardedSource(share, part, dtype, device, ops.pack_linear, progress)
     decoder = family.build(family.parse(part.config), source, ops)
+    decoder.set_cache_dtype(kv_dtype)
     decoder.layers = tuple(
         replace(
             layer,

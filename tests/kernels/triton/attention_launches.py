@@ -7,9 +7,8 @@ from functools import partial
 
 import torch
 
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import KVScales, PagedLayout
 from deepseek.kernels.triton.attention import paged_attention
-from deepseek.kernels.triton.flash import KVScales
 from deepseek.kernels.triton.mla import mla_attention
 from deepseek.kernels.triton.write_kv import rotary_write_kv, write_kv
 
@@ -50,18 +49,30 @@ def attention(
     paged_attention(query, keys, values, batch, 0.1, window, scales)
 
 
-def latent(heads: int, nope: int, rope: int, value: int, rank: int, dtype: torch.dtype, step: str, mode: str) -> None:
+def latent(
+    heads: int,
+    nope: int,
+    rope: int,
+    value: int,
+    rank: int,
+    dtype: torch.dtype,
+    step: str,
+    mode: str,
+    int8: bool = False,
+) -> None:
     batch = layout(*STEPS[step])
     rows = batch.query_starts[-1]
+    scales = KVScales(*(empty(8192, 1, dtype=torch.float32) for _ in range(2))) if int8 else None
     mla_attention(
         empty(rows, heads, nope, dtype=dtype),
         empty(rows, heads, rope, dtype=dtype),
-        empty(8192, 1, rank + rope, dtype=dtype),
+        empty(8192, 1, rank + rope, dtype=torch.int8 if int8 else dtype),
         empty(heads, nope, rank, dtype=dtype),
         empty(heads, value, rank, dtype=dtype),
         batch,
         0.1,
         mode,
+        scales,
     )
 
 
@@ -91,6 +102,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "deepseek-v2-lite decode", partial(latent, 16, 128, 64, 128, 512, bf16, "decode", "auto")
     yield "deepseek-v2-lite prompt", partial(latent, 16, 128, 64, 128, 512, bf16, "prompt", "expanded")
     yield "deepseek-v2-lite prompt, absorbed", partial(latent, 16, 128, 64, 128, 512, bf16, "prompt", "absorbed")
+    yield "deepseek-v2-lite decode, INT8", partial(latent, 16, 128, 64, 128, 512, bf16, "decode", "auto", True)
     yield "deepseek-v2 decode", partial(latent, 128, 128, 64, 128, 512, bf16, "decode", "auto")
     for int8 in (False, True):
         yield f"write, INT8 {int8}", partial(write, 8, 128, bf16, False, int8, False)

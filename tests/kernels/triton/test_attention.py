@@ -7,11 +7,12 @@ import torch
 
 from deepseek.errors import BackendUnavailableError
 from deepseek.kernels import reference
+from deepseek.kernels.paging import KVScales
 from deepseek.kernels.triton import decode_attention
 from deepseek.kernels.triton.attention import paged_attention
 from deepseek.kernels.triton.decode_attention import MAX_SPLITS, MIN_SPLIT, num_splits
 from deepseek.kernels.triton.device_layout import DeviceLayout
-from deepseek.kernels.triton.flash import KVScales, split_query
+from deepseek.kernels.triton.flash import split_query
 from tests.kernels.cases import Ragged, assert_same, randn
 from tests.kernels.triton.steps import DEVICE, STEPS, poisoned
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepseek.engine.computation import CudaLauncher, Launcher
 from deepseek.engine.events import GenerateRequest
 from deepseek.kernels.ops import Ops
 from deepseek.kernels.registry import Backend, Registry
@@ -16,6 +17,7 @@ from deepseek.models.decoder import Decoder
 from deepseek.models.graphed import GraphedDecoder, Replay, cuda_recorder
 from deepseek.models.registry import load_model
 from deepseek.sampling import SamplingParams
+from tests.engine.launchers import Late
 from tests.fakes import make_engine, run, tokens_of
 from tests.kernels.triton.devices import DEVICE
 from tests.parity import tiny
@@ -56,8 +58,8 @@ def decoder(name: str, backend: str) -> Decoder:
     return load_model(tiny.checkpoint(tiny.build(name)), ops=ops, dtype=torch.float32, device=DEVICE)
 
 
-def answers(model: object, lengths: list[int]) -> list[list[int]]:
-    engine = make_engine(model, page_size=16, num_pages=40)  # type: ignore[arg-type]
+def answers(model: object, lengths: list[int], launcher: Launcher | None = None) -> list[list[int]]:
+    engine = make_engine(model, page_size=16, num_pages=40, launcher=launcher)  # type: ignore[arg-type]
     for index, (prompt, length) in enumerate(zip(PROMPTS, lengths, strict=False)):
         engine.add(GenerateRequest(f"r{index}", prompt, SamplingParams(temperature=0.0, max_tokens=length)))
     events = run(engine)
@@ -69,5 +71,14 @@ def test_recorded_steps_give_the_same_answers(name: str) -> None:
     lengths = [12, 9, 11, 8]
     expected = answers(decoder(name, "torch"), lengths)
     record = Recorder()
-    assert answers(GraphedDecoder(decoder(name, "triton"), record), lengths) == expected
+    recorded = GraphedDecoder(decoder(name, "triton"), record)
+    assert answers(recorded, lengths) == expected
     assert record.count == 2  # of 4 rows, which three are padded to, and of 2
+
+
+def test_recorded_steps_take_the_tokens_of_the_step_before() -> None:
+    lengths = [12, 9, 11, 8]
+    expected = answers(decoder("llama-wide", "torch"), lengths)
+    recorded = GraphedDecoder(decoder("llama-wide", "triton"), Recorder())
+    launcher = CudaLauncher(DEVICE) if DEVICE.type == "cuda" else Late()
+    assert answers(recorded, lengths, launcher) == expected

@@ -7,6 +7,7 @@ import torch
 
 from deepseek.errors import BackendUnavailableError
 from deepseek.kernels import reference
+from deepseek.kernels.paging import KVScales
 from deepseek.kernels.triton import decode_attention, mla
 from deepseek.kernels.triton.device_layout import DeviceLayout
 from deepseek.kernels.triton.mla import break_even, mla_attention
@@ -56,6 +57,25 @@ def test_prompts_and_decoding(mode: str, shape: tuple[int, ...], monkeypatch: py
 @pytest.mark.parametrize("shape", SHAPES)
 def test_expanded(name: str, shape: tuple[int, ...]) -> None:
     check(STEPS[name], shape, "expanded")
+
+
+@pytest.mark.parametrize("name", ["one token", "decode", "mixed"])
+@pytest.mark.parametrize("mode", ["auto", "expanded", "absorbed"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float16, 3e-2)])
+def test_int8(name: str, mode: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latents and rotated keys have scales of their own. With fp16 queries weights are rounded to bf16."""
+    monkeypatch.setattr(decode_attention, "MIN_SPLIT", 8)
+    case, shape = STEPS[name], SHAPES[0]
+    nope, rope, _, key_up, value_up = arguments(case, shape, dtype)
+    rank = shape[4]
+    generator = torch.Generator().manual_seed(7)
+    latents = torch.randint(-127, 128, (case.slots, 1, rank + shape[2]), generator=generator, dtype=torch.int8)
+    own, others = poisoned(case, *(randn(case.slots, 1, seed=i).abs() * 0.01 * i for i in (2, 5)))
+    given = (nope, rope, latents, key_up, value_up)
+    expected = reference.mla_attention(*given, case.layout(), 0.1, mode, KVScales(own, others))
+    scales = KVScales(own.to(DEVICE), others.to(DEVICE))
+    actual = mla_attention(*(x.to(DEVICE) for x in given), case.layout(), 0.1, mode, scales)
+    assert_same(actual.cpu(), expected, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("mode", ["auto", "expanded", "absorbed"])

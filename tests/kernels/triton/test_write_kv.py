@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deepseek.errors import BackendUnavailableError
 from deepseek.kernels import reference
-from deepseek.kernels.triton.flash import KVScales
+from deepseek.kernels.paging import KVScales
 from deepseek.kernels.triton.write_kv import rotary_write_kv, write_kv
 from tests.kernels.cases import assert_same, randn
 from tests.kernels.triton.steps import DEVICE, STEPS
@@ -39,23 +39,16 @@ def int8_cache(*widths: int, heads: int, dtype: torch.dtype) -> tuple[list[Tenso
 
 
 @pytest.mark.parametrize("name", ["one token", "decode", "mixed"])
-@pytest.mark.parametrize("with_value", [True, False])
 @pytest.mark.parametrize("heads,key_dim,value_dim", [(1, 40, 8), (2, 5, 5), (3, 16, 12)])
-def test_copy(name: str, with_value: bool, heads: int, key_dim: int, value_dim: int) -> None:
+def test_copy(name: str, heads: int, key_dim: int, value_dim: int) -> None:
     case = STEPS[name]
     slots = case.layout().write_slots
     wide = randn(case.rows, 2 * heads + 1, key_dim, seed=1)
-    key, value = wide[:, :heads], randn(case.rows, heads, value_dim, seed=2) if with_value else None
+    key, value = wide[:, :heads], randn(case.rows, heads, value_dim, seed=2)
     caches = [torch.zeros(case.slots, heads, key_dim), torch.zeros(case.slots, heads, value_dim)]
     there = [cache.to(DEVICE, copy=True) for cache in caches]
-    reference.write_kv(key, value, caches[0], caches[1] if with_value else None, slots)
-    write_kv(
-        key.to(DEVICE),
-        value.to(DEVICE) if value is not None else None,
-        there[0],
-        there[1] if with_value else None,
-        slots.to(DEVICE),
-    )
+    reference.write_kv(key, value, caches[0], caches[1], slots)
+    write_kv(key.to(DEVICE), value.to(DEVICE), there[0], there[1], slots.to(DEVICE))
     assert torch.equal(there[0].cpu(), caches[0])
     assert torch.equal(there[1].cpu(), caches[1])
 

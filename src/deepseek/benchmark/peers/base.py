@@ -26,6 +26,7 @@ class PeerSettings:
         our_dtypes: precisions that ours runs in; a peer's default variants are chosen to match.
         features: the processor's instruction sets that matter (``amx_bf16``).
         cache: folder for model files made for a peer.
+        device: where all run, ``cpu`` or ``cuda``.
     """
 
     model: Path
@@ -35,6 +36,7 @@ class PeerSettings:
     our_dtypes: tuple[str, ...]
     features: frozenset[str]
     cache: Path
+    device: str = "cpu"
 
 
 class Contender(Protocol):
@@ -77,6 +79,7 @@ class Peer(Protocol):
     Attributes:
         name: as the command line knows it.
         variants: precisions it can run in; ``own`` is the model file as it is.
+        devices: where it can be compared.
     """
 
     @property
@@ -84,6 +87,9 @@ class Peer(Protocol):
 
     @property
     def variants(self) -> tuple[str, ...]: ...
+
+    @property
+    def devices(self) -> tuple[str, ...]: ...
 
     def available(self) -> str | None:
         """None, or why it cannot run and what to do."""

@@ -30,6 +30,7 @@ class LlamaCpp:
 
     name = PEER
     variants: tuple[str, ...] = ("own", "q8_0")
+    devices: tuple[str, ...] = ("cpu",)
 
     def available(self) -> str | None:
         build = find_build()

@@ -27,6 +27,7 @@ class PythonPeer:
         module: what its Python must be able to import.
         model_file: the path to give it, for a variant.
         defaults: its default variants.
+        devices: where it can be compared.
     """
 
     name: str
@@ -35,6 +36,7 @@ class PythonPeer:
     variants: tuple[str, ...]
     model_file: Callable[[str, PeerSettings], Path]
     defaults: Callable[[PeerSettings], tuple[str, ...]]
+    devices: tuple[str, ...] = ("cpu",)
 
     def available(self) -> str | None:
         python = self._python()
@@ -82,6 +84,7 @@ class PythonContender:
             "model": str(peer.model_file(variant, settings)),
             "dtype": variant,
             "threads": settings.threads,
+            "device": settings.device,
             "max_context": settings.max_context,
             "requests": settings.max_requests,
         }
@@ -125,12 +128,16 @@ def vllm() -> PythonPeer:
 
 
 def transformers() -> PythonPeer:
-    """Hugging Face transformers: floats only, from the dequantized weights."""
-    return PythonPeer("transformers", "transformers", "transformers", ("fp32", "bf16"), exported, _best_float)
+    """Hugging Face transformers: floats only, from the dequantized weights; on a GPU with a static cache, whose steps
+    it compiles."""
+    return PythonPeer(
+        "transformers", "transformers", "transformers", ("fp32", "bf16"), exported, _best_float, ("cpu", "cuda")
+    )
 
 
 def _best_float(settings: PeerSettings) -> tuple[str, ...]:
-    return ("bf16",) if {"amx_bf16", "avx512_bf16"} & settings.features else ("fp32",)
+    fast = settings.device == "cuda" or {"amx_bf16", "avx512_bf16"} & settings.features
+    return ("bf16",) if fast else ("fp32",)
 
 
 def _gguf(variant: str, settings: PeerSettings) -> Path:

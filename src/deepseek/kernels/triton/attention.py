@@ -11,13 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import KVScales, PagedLayout
 from deepseek.kernels.triton.decode_attention import decode_attention
 from deepseek.kernels.triton.device_layout import DECODE_QUERIES, DeviceLayout
 from deepseek.kernels.triton.flash import (
     LOG2_E,
     Heads,
-    KVScales,
     Tile,
     attend,
     block_of,

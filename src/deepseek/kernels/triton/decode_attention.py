@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deepseek.kernels.paging import KVScales
 from deepseek.kernels.triton.device_layout import DeviceLayout
 from deepseek.kernels.triton.flash import (
     LOG2_E,
     Heads,
-    KVScales,
     Tile,
     attend,
     block_of,

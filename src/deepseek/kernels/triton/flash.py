@@ -69,14 +69,6 @@ class Heads:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class KVScales:
-    """Scales of an INT8 cache, one per token and head: float [num_slots, kv_heads] each, contiguous."""
-
-    key: Tensor
-    value: Tensor
-
-
 def block_of(size: int) -> int:
     """The power of two that holds ``size``, and at least 16, which is the least that tensor cores take."""
     power: int = triton.next_power_of_2(size)
@@ -206,7 +198,7 @@ def attend(
     ``accumulator`` [M, VALUE_BLOCK], ``maximum`` and ``total`` [M]; ``query_main`` [M, MAIN_BLOCK] and ``query_rest``
     [M, REST_BLOCK]; ``position`` [M] of the rows. The caches point to the KV head, their strides are from slot to slot.
     ``begin`` is a multiple of KEYS. Without MASKED every row must see every token of every tile that is touched.
-    LATENT: the values are the main part of the keys, which is read once.
+    LATENT: the values are the main part of the keys, which is read once; ``value_scales`` are then of the rest.
     """
     for first in tl.range(begin, end, KEYS):
         tokens = first + tl.arange(0, KEYS)
@@ -214,18 +206,25 @@ def attend(
         slots = slots_of(pages, first, tokens, valid, PAGE_SIZE, KEYS, MASKED)
         keys = load_rows(key_cache, slots * key_stride, valid, MAIN, MAIN_BLOCK, MASKED)
         scores = tl.dot(query_main, tl.trans(keys.to(query_main.dtype)), input_precision=PRECISION)
-        if REST > 0:
-            others = load_rows(key_cache + MAIN, slots * key_stride, valid, REST, REST_BLOCK, MASKED)
-            scores = tl.dot(query_rest, tl.trans(others.to(query_main.dtype)), scores, input_precision=PRECISION)
-        scores *= scale_log2
         if QUANTIZED:
             if MASKED:
-                key_scale = tl.load(key_scales + slots * scale_stride, mask=valid, other=0)
-                value_scale = tl.load(value_scales + slots * scale_stride, mask=valid, other=0)
+                key_scale = tl.load(key_scales + slots * scale_stride, mask=valid, other=0).to(tl.float32)
+                value_scale = tl.load(value_scales + slots * scale_stride, mask=valid, other=0).to(tl.float32)
             else:
-                key_scale = tl.load(key_scales + slots * scale_stride)
-                value_scale = tl.load(value_scales + slots * scale_stride)
-            scores *= key_scale.to(tl.float32)[None, :]
+                key_scale = tl.load(key_scales + slots * scale_stride).to(tl.float32)
+                value_scale = tl.load(value_scales + slots * scale_stride).to(tl.float32)
+        if REST > 0:
+            others = load_rows(key_cache + MAIN, slots * key_stride, valid, REST, REST_BLOCK, MASKED)
+            others = tl.trans(others.to(query_main.dtype))
+            if QUANTIZED and LATENT:
+                rotated = tl.dot(query_rest, others, input_precision=PRECISION)
+                scores = scores * key_scale[None, :] + rotated * value_scale[None, :]
+                value_scale = key_scale
+            else:
+                scores = tl.dot(query_rest, others, scores, input_precision=PRECISION)
+        scores *= scale_log2
+        if QUANTIZED and not LATENT:
+            scores *= key_scale[None, :]
         if MASKED:
             visible = valid[None, :] & (tokens[None, :] <= position[:, None])
             if WINDOWED:
@@ -239,7 +238,7 @@ def attend(
         total = total * fading + tl.sum(weights, 1)
         accumulator = accumulator * fading[:, None]
         if QUANTIZED:
-            weights *= value_scale.to(tl.float32)[None, :]
+            weights *= value_scale[None, :]
         if LATENT:
             values = keys
         else:

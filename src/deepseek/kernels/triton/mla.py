@@ -17,7 +17,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.int8_cache import dequantize
+from deepseek.kernels.paging import KVScales, PagedLayout
 from deepseek.kernels.triton.attention import prefill_attention
 from deepseek.kernels.triton.decode_attention import decode_attention
 from deepseek.kernels.triton.device_layout import DeviceLayout
@@ -38,6 +39,7 @@ def mla_attention(
     layout: PagedLayout,
     scale: float,
     mode: str = "auto",
+    scales: KVScales | None = None,
 ) -> Tensor:
     """See :meth:`deepseek.kernels.ops.Ops.mla_attention`.
 
@@ -45,8 +47,8 @@ def mla_attention(
     sizes, widths and memory layouts that the kernels do not have.
     """
     require(mode in ("auto", "expanded", "absorbed"), f"mode auto, expanded or absorbed, not {mode!r}")
-    check_cache(query_nope, latent_cache, None, layout.page_size)
-    check_cache(query_rope, latent_cache, None, layout.page_size)
+    check_cache(query_nope, latent_cache, scales.key if scales else None, layout.page_size)
+    check_cache(query_rope, latent_cache, scales.value if scales else None, layout.page_size)
     device_layout = DeviceLayout.of(layout, query_nope.device)
     rows, heads, _ = query_nope.shape
     _, value_dim, rank = value_up.shape
@@ -63,16 +65,18 @@ def mla_attention(
         query = (folded, query_rope)
         if forms.max_rows:
             decode_attention(
-                query, latent_cache, None, attended, device_layout, scale, limit=limit, max_rows=forms.max_rows
+                query, latent_cache, None, attended, device_layout, scale,
+                limit=limit, max_rows=forms.max_rows, scales=scales,
             )  # fmt: skip
         for part in forms.oversize:
             decode_attention(
-                query, latent_cache, None, attended, part, scale, limit=part.max_query, max_rows=part.max_query
+                query, latent_cache, None, attended, part, scale,
+                limit=part.max_query, max_rows=part.max_query, scales=scales,
             )  # fmt: skip
         # Among them are rows of expanded sequences, which were not computed and are written below.
         output[:stop] = torch.bmm(attended.transpose(0, 1), value_up.transpose(1, 2)).transpose(0, 1)
     for slots, part in forms.expanded:
-        keys, values = _expand(latent_cache, slots, key_up, value_up)
+        keys, values = _expand(latent_cache, slots, key_up, value_up, scales)
         prefill_attention((query_nope, query_rope), keys, values, output, part, scale)
     return output
 
@@ -137,13 +141,18 @@ def _in_order(part: DeviceLayout) -> tuple[Tensor, DeviceLayout]:
     return slots, part.with_pages(pages[None], _EXPANDED_PAGE)
 
 
-def _expand(latent_cache: Tensor, slots: Tensor, key_up: Tensor, value_up: Tensor) -> tuple[Tensor, Tensor]:
+def _expand(
+    latent_cache: Tensor, slots: Tensor, key_up: Tensor, value_up: Tensor, scales: KVScales | None
+) -> tuple[Tensor, Tensor]:
     """Keys [context, heads, nope + rope] and values [context, heads, value_dim] of the latents in ``slots``."""
     heads, nope, rank = key_up.shape
     latents = latent_cache[:, 0].index_select(0, slots)
-    compressed, rope = latents[:, :rank], latents[:, None, rank:]
-    keys = latents.new_empty(latents.shape[0], heads, nope + rope.shape[2])
+    compressed, rope = latents[:, :rank], latents[:, rank:]
+    if scales is not None:
+        compressed = dequantize(compressed, scales.key[slots, 0], key_up.dtype)
+        rope = dequantize(rope, scales.value[slots, 0], key_up.dtype)
+    keys = compressed.new_empty(latents.shape[0], heads, nope + rope.shape[1])
     keys[..., :nope] = (compressed @ key_up.reshape(-1, rank).T).view(-1, heads, nope)
-    keys[..., nope:] = rope
+    keys[..., nope:] = rope[:, None]
     values = (compressed @ value_up.reshape(-1, rank).T).view(-1, heads, value_up.shape[1])
     return keys, values

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deepseek.kernels.sampling import Choice
+from deepseek.kernels.staging import bring
 from deepseek.kernels.triton.rows import warps_for
 
 _BLOCK = 4096
@@ -55,9 +56,7 @@ class Choices(NamedTuple):
             torch.tensor([c.min_p for c in choices], dtype=torch.float32),
             torch.tensor([c.draw for c in choices], dtype=torch.float64),
         )
-        if torch.device(device).type == "cuda":
-            columns = tuple(column.pin_memory() for column in columns)  # type: ignore[assignment]
-        return cls(*(column.to(device, non_blocking=True) for column in columns))
+        return cls(*(bring(column, torch.device(device)) for column in columns))
 
 
 @triton.jit

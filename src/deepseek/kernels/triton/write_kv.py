@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deepseek.kernels.triton.flash import KVScales, require
+from deepseek.kernels.paging import KVScales
+from deepseek.kernels.triton.flash import require
 
 _QUERY_HEADS = 8
 """Query heads that a program of :func:`rotary_write_kv` turns."""
@@ -92,7 +93,7 @@ def _write_kernel(
     VALUE_BLOCK: tl.constexpr,
     QUANTIZED: tl.constexpr,
 ) -> None:
-    """Grid (rows, 2): keys, then values; (rows, 1) without values."""
+    """Grid (rows, 2): keys, then values."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     if slot < 0:
@@ -226,40 +227,36 @@ def _check(key: Tensor, cache: Tensor, scales: Tensor | None) -> None:
 
 def write_kv(
     key: Tensor,
-    value: Tensor | None,
+    value: Tensor,
     key_cache: Tensor,
-    value_cache: Tensor | None,
+    value_cache: Tensor,
     slots: Tensor,
     scales: KVScales | None = None,
 ) -> None:
     """See :meth:`deepseek.kernels.ops.Ops.write_kv`; rows whose slot is negative are not written.
 
-    With ``scales`` the caches are INT8 and each head of each token gets the scale that fits its largest element: an
-    element is ``round(x / scale)``, and the scale is rounded to its dtype before it is used.
-
     Raises BackendUnavailableError for a memory layout or dtype that the kernel does not have.
     """
-    values, value_slots = (key, key_cache) if value is None or value_cache is None else (value, value_cache)
     _check(key, key_cache, scales.key if scales else None)
-    _check(values, value_slots, scales.value if scales else None)
+    _check(value, value_cache, scales.value if scales else None)
     rows, heads, key_dim = key.shape
-    value_dim = values.shape[2]
+    value_dim = value.shape[2]
     if not rows:
         return
     heads_block = triton.next_power_of_2(heads)
     widest = triton.next_power_of_2(max(key_dim, value_dim))
-    _write_kernel[(rows, 1 if value is None else 2)](
+    _write_kernel[(rows, 2)](
         key,
-        values,
+        value,
         key_cache,
-        value_slots,
+        value_cache,
         scales.key if scales else key_cache,
-        scales.value if scales else value_slots,
+        scales.value if scales else value_cache,
         slots.to(key.device, non_blocking=True),
         *key.stride()[:2],
-        *values.stride()[:2],
+        *value.stride()[:2],
         *key_cache.stride()[:2],
-        *value_slots.stride()[:2],
+        *value_cache.stride()[:2],
         HEADS=heads,
         KEY=key_dim,
         VALUE=value_dim,

@@ -3,7 +3,7 @@
     python peer_worker.py {openvino,vllm,transformers}
 
 Answers one JSON object per line with one line, as `deepseek.benchmark.worker` does: ``load`` (model, dtype, threads,
-max_context, requests), ``run`` (prompts, output, ignore_eos).
+device, max_context, requests), ``run`` (prompts, output, ignore_eos).
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 Prompts = list[list[int]]
+
+RANDOM_WEIGHTS = "random_weights.json"
+"""The file that tells a folder of a published shape, which has no weights: they are drawn here."""
 
 
 class Backend(Protocol):
@@ -106,7 +110,8 @@ class VLLM:
 
 
 class Transformers:
-    """Hugging Face transformers with its own `generate` and SDPA attention."""
+    """Hugging Face transformers with its own `generate` and SDPA attention. On a GPU its cache is static, and it
+    compiles the steps behind the first one."""
 
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -114,38 +119,55 @@ class Transformers:
         import transformers
 
         torch.set_num_threads(options["threads"])
+        self._device = options["device"]
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options["dtype"]]
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            options["model"], dtype=dtype, attn_implementation="sdpa"
-        )
-        self._network = network.eval()
+        settings = {"dtype": dtype, "attn_implementation": "sdpa"}
+        models = transformers.AutoModelForCausalLM
+        if (Path(options["model"]) / RANDOM_WEIGHTS).exists():
+            with torch.device(self._device):
+                network = models.from_config(transformers.AutoConfig.from_pretrained(options["model"]), **settings)
+        else:
+            network = models.from_pretrained(options["model"], **settings)
+        self._network = network.to(self._device).eval()
+        self._cache = {} if self._device == "cpu" else {"cache_implementation": "static"}
         flags = f"dtype={options['dtype']} attn_implementation=sdpa threads={options['threads']}"
+        if self._cache:
+            flags += " cache_implementation=static, compiled (reduce-overhead)"
         return {"version": f"{transformers.__version__}, torch {torch.__version__}", "flags": flags}
 
     def generate(self, prompts: Prompts, output: int, ignore_eos: bool) -> list[list[float]]:
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
 
+        on_gpu = self._device != "cpu"
         steps: list[float] = []
 
         class Clock(StoppingCriteria):  # type: ignore[misc, unused-ignore]  # untyped base
             def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+                if on_gpu and not steps:
+                    torch.cuda.synchronize()
                 steps.append(time.perf_counter() - start)
-                return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+                return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
-        tokens = torch.tensor(prompts)
+        tokens = torch.tensor(prompts, device=self._device)
         ends: dict[str, Any] = {"eos_token_id": None} if ignore_eos else {}
         start = time.perf_counter()
         with torch.inference_mode():
-            self._network.generate(
+            answers = self._network.generate(
                 tokens,
                 attention_mask=torch.ones_like(tokens),
                 do_sample=False,
                 max_new_tokens=output,
                 pad_token_id=0,
                 stopping_criteria=StoppingCriteriaList([Clock()]),
+                **self._cache,
                 **ends,
             )
+        if on_gpu:
+            # Behind the first token the host does not wait for the GPU: only the first and the last moment are true.
+            torch.cuda.synchronize()
+            total = time.perf_counter() - start
+            steps = [steps[0]] + [total] * (answers.shape[1] - tokens.shape[1] - 1)
         return [steps] * len(prompts)
 
 
