@@ -15,7 +15,7 @@ from deepseek.kernels.triton.moe import moe
 from deepseek.kernels.triton.quantize import empty_int8_rows, quantize
 from deepseek.kernels.triton.rotary import rotary
 from deepseek.kernels.triton.support import Chip
-from deepseek.kernels.triton.tiles import experts_tile, int8_tile, splits_for, weight_only_tile
+from deepseek.kernels.triton.tiles import experts_tile, float_rows_tile, int8_rows_tile, splits_for
 from deepseek.kernels.triton.weights import Int4Weight, Int8Weight, QuantizedWeight
 
 H100 = Chip(132, 227 * 1024)
@@ -37,20 +37,25 @@ def int4_weight(outs: int, columns: int, group: int, zero_points: bool = True) -
     panels = -(-columns // (2 * width))
     scale = empty(2 * panels * width // group, outs, dtype=torch.float16)
     q = empty(panels, outs, width, dtype=torch.uint8)
-    return Int4Weight(q, scale, scale.clone() if zero_points else None, group, columns)
+    steps = empty(outs, dtype=torch.float32)
+    return Int4Weight(q, scale, scale.clone() if zero_points else None, steps, group, columns)
+
+
+def int8_rows(rows: int, weight: QuantizedWeight, dtype: torch.dtype, bias: bool = False) -> None:
+    outs, columns = weight.shape
+    tile = int8_rows_tile(rows, outs, weight, H100)
+    splits = splits_for(tile, rows, outs, columns, H100)
+    x, b = empty_int8_rows(rows, columns, CPU), empty(outs, dtype=dtype) if bias else None
+    linear.linear_int8(x, weight, b, dtype, tile=tile, splits=splits)
 
 
 def w8a8(rows: int, outs: int, columns: int, dtype: torch.dtype, bias: bool = False) -> None:
-    tile = int8_tile(rows, outs, H100)
-    splits = splits_for(tile, rows, outs, columns, H100)
-    x, b = empty_int8_rows(rows, columns, CPU), empty(outs, dtype=dtype) if bias else None
-    linear.linear_int8(x, int8_weight(outs, columns), b, dtype, tile=tile, splits=splits)
+    int8_rows(rows, int8_weight(outs, columns), dtype, bias)
 
 
 def weight_only(rows: int, weight: QuantizedWeight, dtype: torch.dtype, bias: bool = False) -> None:
     outs, columns = weight.shape
-    depth, bits = (weight.q.shape[2], 4) if isinstance(weight, Int4Weight) else (64, 8)
-    tile = weight_only_tile(rows, depth, bits, H100)
+    tile = float_rows_tile(rows, weight, H100)
     splits = splits_for(tile, rows, outs, columns, H100)
     b = empty(outs, dtype=dtype) if bias else None
     linear.linear_weight_only(empty(rows, columns, dtype=dtype), weight, b, tile=tile, splits=splits)
@@ -110,6 +115,9 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     for rows, group in ((1, 32), (17, 64), (64, 32), (2048, 64), (1, 128)):
         yield f"W4A16, {rows} rows, group {group}", partial(weight_only, rows, int4_weight(4608, 3584, group), bf16)
     yield "W4A16, fp16, symmetric", partial(weight_only, 16, int4_weight(37888, 3584, 32, False), fp16, True)
+    for rows, group in ((17, 32), (64, 64), (300, 128), (8192, 32), (8192, 64)):
+        yield f"W4A8, {rows} rows, group {group}", partial(int8_rows, rows, int4_weight(4608, 3584, group), bf16, True)
+    yield "W4A8, symmetric, odd sizes", partial(int8_rows, 100, int4_weight(1001, 608, 32, False), fp16)
     yield "W8A16, 1 row", partial(weight_only, 1, int8_weight(3584, 18944), bf16)
     yield "W8A16, 16 rows, fp16", partial(weight_only, 16, int8_weight(4608, 3584), fp16, True)
     yield "W8A16, groups, 1 row", partial(weight_only, 1, int8_weight(3584, 3584, 64), bf16)
