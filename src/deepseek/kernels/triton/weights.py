@@ -101,6 +101,55 @@ class Int4Weight:
 QuantizedWeight = Int8Weight | Int4Weight
 
 
+@dataclass(frozen=True, slots=True)
+class QuantizedExperts:
+    """The matrices of all experts, on top of each other in one.
+
+    Attributes:
+        matrix: its rows ``e * out ... (e + 1) * out - 1`` are those of expert e.
+        count: how many experts.
+    """
+
+    matrix: QuantizedWeight
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        rows, columns = self.matrix.shape
+        return self.count, rows // self.count, columns
+
+    @classmethod
+    def like(cls, first: QuantizedWeight, count: int) -> QuantizedExperts:
+        """Room for ``count`` matrices of the format of ``first``, to be filled by :meth:`put`."""
+        own = first.shape[0] * count
+
+        def room(values: Tensor, axis: int) -> Tensor:
+            shape = list(values.shape)
+            shape[axis] = own
+            return torch.empty(shape, dtype=values.dtype, device=values.device)
+
+        if isinstance(first, Int8Weight):
+            return cls(Int8Weight(room(first.q, 0), room(first.scale, 1), first.group), count)
+        minimum = None if first.minimum is None else room(first.minimum, 1)
+        parts = room(first.q, 1), room(first.scale, 1), minimum, room(first.steps, 0)
+        return cls(Int4Weight(*parts, first.group, first.columns), count)
+
+    def put(self, expert: int, weight: QuantizedWeight) -> None:
+        """Copy ``weight``, of the same format, to its place."""
+        outs = weight.shape[0]
+        own = slice(expert * outs, (expert + 1) * outs)
+        to = self.matrix
+        to.scale[:, own] = weight.scale
+        if isinstance(to, Int8Weight):
+            to.q[own] = weight.q
+            return
+        assert isinstance(weight, Int4Weight)
+        to.q[:, own] = weight.q
+        to.steps[own] = weight.steps
+        if to.minimum is not None and weight.minimum is not None:
+            to.minimum[:, own] = weight.minimum
+
+
 class Parts(NamedTuple):
     """A quantized weight as kernels take it; ``group`` 0 is one scale per output, and ``steps`` are the scales of INT8
     values beside INT8 inputs."""
