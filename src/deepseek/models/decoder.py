@@ -14,11 +14,10 @@ from deepseek.attention.stats import AttentionStats
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice, choose_tokens
 from deepseek.layers.embedding import Embedding, Head
-from deepseek.layers.low_rank import AdapterLayers
 from deepseek.layers.moe import FeedForward
 from deepseek.layers.norm import RMSNorm
 from deepseek.layers.rotary import Rotary
-from deepseek.models.adapters import add_torch_adapter, host_of
+from deepseek.models.adapters import AdapterLayers, add_torch_adapter, host_of
 from deepseek.models.base import WIDE_ROWS, Batch, KVCache, LayerCacheSpec, SpillSpace
 
 
@@ -119,7 +118,6 @@ class Decoder:
         self.rotaries = tuple(rotaries)
         self.host = host_of(self)
         self._adapters = AdapterLayers()
-        self._next_adapter = 0
 
     def page_bytes(self, page_size: int) -> int:
         return sum(spec.elements for spec in self.cache_specs) * page_size * self.dtype.itemsize
@@ -144,7 +142,7 @@ class Decoder:
     def _layers(self, batch: Batch, cache: KVCache) -> tuple[Tensor, Tensor]:
         """What the last layer leaves: (output not yet added, residual)."""
         rotations = [rotary(batch.positions) for rotary in self.rotaries]
-        self._adapters.rows.segments = batch.segments
+        self._adapters.rows.segments, self._adapters.rows.tiles = batch.segments, batch.adapter_tiles
         x, residual = self.embedding(batch.token_ids), None
         if batch.vector_rows is not None and batch.vectors is not None:
             x[batch.vector_rows] = batch.vectors.to(x)
@@ -161,7 +159,7 @@ class Decoder:
 
     def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
         """See :class:`deepseek.models.base.Model`."""
-        number, self._next_adapter = self._next_adapter, self._next_adapter + 1
+        number = self._adapters.free_number()
         add_torch_adapter(self, self._adapters, number, updates)
         return number
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from deepseek.kernels.low_rank import AdapterRows, LowRankUpdates, Part
 from deepseek.kernels.sampling import GREEDY
-from deepseek.kernels.triton import linear, norm, sampling
+from deepseek.kernels.triton import linear, norm, quantized_moe, sampling
 from deepseek.kernels.triton.activation import gated_activation, gated_activation_int8
+from deepseek.kernels.triton.low_rank import low_rank
 from deepseek.kernels.triton.moe import moe
 from deepseek.kernels.triton.quantize import empty_int8_rows, quantize
 from deepseek.kernels.triton.rotary import rotary
 from deepseek.kernels.triton.support import Chip
 from deepseek.kernels.triton.tiles import experts_tile, float_rows_tile, int8_rows_tile, splits_for
-from deepseek.kernels.triton.weights import Int4Weight, Int8Weight, QuantizedWeight
+from deepseek.kernels.triton.weights import Int4Weight, Int8Weight, QuantizedExperts, QuantizedWeight
 
 H100 = Chip(132, 227 * 1024)
 CPU = torch.device("cpu")
@@ -67,6 +70,33 @@ def experts(rows: int, count: int, choices: int, dim: int, inner: int, dtype: to
     ids = torch.zeros(rows, choices, dtype=torch.int64)
     tile = experts_tile(rows * choices, count, dtype.itemsize, H100)
     moe(empty(rows, dim, dtype=dtype), gate_up, down, ids, torch.zeros(rows, choices), "silu", tile=tile)
+
+
+def quantized_experts(rows: int, bits: int, dtype: torch.dtype, group: int | None = None) -> None:
+    """Those of DeepSeek-V2-Lite: 64, of which 6 are chosen, 1408 wide."""
+    count, choices, dim, inner = 64, 6, 2048, 1408
+
+    def stack(outs: int, columns: int) -> QuantizedExperts:
+        weight = int8_weight(count * outs, columns, group) if bits == 8 else int4_weight(count * outs, columns, 32)
+        return QuantizedExperts(weight, count)
+
+    ids = torch.zeros(rows, choices, dtype=torch.int64)
+    x, weights = empty(rows, dim, dtype=dtype), torch.zeros(rows, choices)
+    with patch.object(quantized_moe, "chip_of", lambda device: H100):
+        moe(x, stack(2 * inner, dim), stack(dim, inner), ids, weights, "silu")
+
+
+def adapters(rows: int, rank: int, count: int, dtype: torch.dtype, segments: int) -> None:
+    """Of query, key and value of 7B; ``segments`` rows or parts of the batch, each with the next adapter."""
+    columns, outs = (0, 3584, 4096), (3584, 512, 512)
+    each = rows // segments
+    own = tuple((i % count, i * each, (i + 1) * each) for i in range(segments))
+    updates = LowRankUpdates(AdapterRows(own))
+    for number in range(count):
+        for column, width in zip(columns, outs, strict=True):
+            a, b = empty(rank, 3584, dtype=dtype), empty(width, rank, dtype=dtype)
+            updates.add(number, Part(column, a, b, empty(width, dtype=dtype) if number else None))
+    low_rank(empty(rows, 3584, dtype=dtype), empty(rows, 4608, dtype=dtype), empty(4608, dtype=dtype), updates)
 
 
 def norms(rows: int, dim: int, dtype: torch.dtype) -> None:
@@ -124,6 +154,15 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "W8A16, groups, 500 rows", partial(weight_only, 500, int8_weight(576, 576, 192), bf16)
     for rows in (1, 400, 3000):
         yield f"deepseek-v2-lite experts, {rows} rows", partial(experts, rows, 64, 6, 2048, 1408, bf16)
+    for rows in (1, 400, 3000):
+        for bits in (8, 4):
+            name = f"deepseek-v2-lite INT{bits} experts, {rows} rows"
+            yield name, partial(quantized_experts, rows, bits, bf16)
+    yield "INT8 experts in groups, fp16", partial(quantized_experts, 400, 8, fp16, 64)
+    yield "adapters, 1 row", partial(adapters, 1, 16, 1, bf16, 1)
+    yield "adapters, 64 rows of 8", partial(adapters, 64, 64, 8, fp16, 64)
+    yield "adapters, 2048 rows of 2", partial(adapters, 2048, 8, 2, bf16, 2)
+    yield "adapters of odd ranks", partial(adapters, 4, 5, 2, bf16, 4)
     yield "experts in fp32", partial(experts, 3, 4, 2, 96, 72, fp32)
     yield "sampling, qwen", partial(samples, 3, 152064, fp32)
     yield "sampling, bf16", partial(samples, 1, 32000, bf16)

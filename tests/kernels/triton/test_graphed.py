@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from deepseek.engine.events import GenerateRequest
 from deepseek.kernels.ops import Ops
 from deepseek.kernels.registry import Backend, Registry
 from deepseek.kernels.triton import ops as triton_ops
+from deepseek.models.base import Model
 from deepseek.models.decoder import Decoder
 from deepseek.models.graphed import GraphedDecoder, Replay, cuda_recorder
 from deepseek.models.registry import load_model
 from deepseek.sampling import SamplingParams
+from tests.adapters import making
 from tests.fakes import make_engine, run, tokens_of
 from tests.kernels.triton.devices import DEVICE
 from tests.parity import tiny
@@ -62,6 +65,35 @@ def answers(model: object, lengths: list[int]) -> list[list[int]]:
         engine.add(GenerateRequest(f"r{index}", prompt, SamplingParams(temperature=0.0, max_tokens=length)))
     events = run(engine)
     return [tokens_of(events, f"r{index}") for index in range(len(lengths))]
+
+
+def adapted(model: Model, folders: list[Path], *, later: bool) -> list[list[int]]:
+    """Answers of the model alone and of its adapters; with ``later`` the last adapter comes while others are used."""
+    engine = make_engine(model, page_size=16, num_pages=40)
+    names = [folder.name for folder in folders]
+    for folder in folders[: -1 if later else None]:
+        engine.load_adapter(folder.name, str(folder))
+    for index, adapter in enumerate([None, *names[:-1], None, names[0]]):
+        sampling = SamplingParams(temperature=0.0, max_tokens=6 + index)
+        engine.add(GenerateRequest(f"r{index}", PROMPTS[index], sampling, adapter=adapter))
+    events = [event for _ in range(3) for event in engine.step()]
+    if later:
+        engine.load_adapter(names[-1], str(folders[-1]))
+    engine.add(GenerateRequest("late", PROMPTS[4], SamplingParams(temperature=0.0, max_tokens=5), adapter=names[-1]))
+    events += run(engine)
+    return [tokens_of(events, f"r{index}") for index in range(len(names) + 2)] + [tokens_of(events, "late")]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_steps_with_adapters_are_recorded_too(tmp_path: Path, later: bool) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    for seed, folder in enumerate(folders):
+        making.lora(folder, rank=(4, 16, 9)[seed], seed=seed, use_dora=seed == 1)
+    expected = adapted(decoder("llama-wide", "torch"), folders, later=later)
+    record = Recorder()
+    assert adapted(GraphedDecoder(decoder("llama-wide", "triton"), record), folders, later=later) == expected
+    assert len({tuple(answer) for answer in expected}) == len(expected), "adapters must make a difference"
+    assert 0 < record.count < record.replayed
 
 
 @pytest.mark.parametrize("name", ["llama-wide", "deepseek-v2-wide"])
