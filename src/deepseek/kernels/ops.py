@@ -128,9 +128,9 @@ class Ops:
     ) -> Tensor:
         """Mixture of experts: ``sum_k w[t, k] * down[e] act(gate_up[e] x[t])`` with e = ``expert_ids[t, k]``.
 
-        ``x`` [T, dim]; ``gate_up`` [experts, 2 * inner, dim] and ``down`` [experts, dim, inner], which a backend may also
-        have in a form of its own, both or neither; ``expert_ids`` int64
-        [T, K]; ``expert_weights`` fp32 [T, K]; ``kind`` as in :meth:`gated_activation`. Returns [T, dim].
+        ``x`` [T, dim]; ``gate_up`` [experts, 2 * inner, dim]; ``down`` [experts, dim, inner]; both may be in a form of
+        the backend's own, as quantized; ``expert_ids`` int64 [T, K]; ``expert_weights`` fp32 [T, K]; ``kind`` as in
+        :meth:`gated_activation`. Returns [T, dim].
         """
         return self._moe(x, gate_up, down, expert_ids, expert_weights, kind)
 
