@@ -75,7 +75,7 @@ def kernel_cases(device: str, sizes: Sizes, dtype: torch.dtype = torch.bfloat16)
 
 
 def _random(*shape: int, device: str, dtype: torch.dtype) -> Tensor:
-    return (torch.randn(*shape, device=device) * shape[-1] ** -0.5).to(dtype)
+    return torch.randn(*shape, device=device).mul_(shape[-1] ** -0.5).to(dtype)
 
 
 def _dense(device: str, sizes: Sizes, dtype: torch.dtype) -> Iterator[KernelCase]:
@@ -100,29 +100,38 @@ def _dense(device: str, sizes: Sizes, dtype: torch.dtype) -> Iterator[KernelCase
 
 def _experts(device: str, sizes: Sizes, dtype: torch.dtype, bits: int) -> Iterator[KernelCase]:
     count, chosen, dim, inner = sizes.experts
-    stacks, values = [], []
-    for outs, columns in ((2 * inner, dim), (dim, inner)):
-        own = [pack_quantized(quantize(_random(outs, columns, device=device, dtype=dtype), bits), device)
-               for _ in range(count)]  # fmt: skip
-        stack = QuantizedExperts.like(own[0], count)
-        for expert, weight in enumerate(own):
-            stack.put(expert, weight)
-        stacks.append(stack)
-        values.append(torch.stack([weight.dequantize().to(dtype) for weight in own]))
+    gate_up, gate_up_values = _stack(count, 2 * inner, dim, device, dtype, bits)
+    down, down_values = _stack(count, dim, inner, device, dtype, bits)
+    weight_bytes = gate_up.matrix.nbytes + down.matrix.nbytes
     for rows in sizes.expert_rows:
         x = torch.randn(rows, dim, device=device).to(dtype)
         ids = torch.rand(rows, count, device=device).topk(chosen).indices
         weights = torch.full((rows, chosen), 1 / chosen, device=device)
         few = slice(0, CHECKED_ROWS)
-        expected = reference.moe(x[few].float(), *values, ids[few], weights[few], "silu")
-        used = min(1.0, rows * chosen / count) * sum(stack.matrix.nbytes for stack in stacks)
-        run = partial(moe, x, *stacks, ids, weights, "silu")
+        expected = reference.moe(x[few].float(), gate_up_values, down_values, ids[few], weights[few], "silu")
         operations = 6.0 * rows * chosen * dim * inner
-        yield KernelCase(f"INT{bits} experts, {rows} rows", run, expected, 4e-2, operations, used)
-        run = partial(moe, x, *values, ids, weights, "silu")
-        used = used * 16 / bits
+        used = min(1.0, rows * chosen / count)
+        run = partial(moe, x, gate_up, down, ids, weights, "silu")
+        yield KernelCase(f"INT{bits} experts, {rows} rows", run, expected, 4e-2, operations, used * weight_bytes)
         if bits == 8:
+            run = partial(moe, x, gate_up_values, down_values, ids, weights, "silu")
+            used *= gate_up_values.nbytes + down_values.nbytes
             yield KernelCase(f"bf16 experts, {rows} rows", run, expected, 2e-2, operations, used)
+
+
+def _stack(
+    count: int, outs: int, columns: int, device: str, dtype: torch.dtype, bits: int
+) -> tuple[QuantizedExperts, Tensor]:
+    """Random experts, and their values [count, outs, columns]."""
+    values = torch.empty(count, outs, columns, dtype=dtype, device=device)
+    stack: QuantizedExperts | None = None
+    for expert in range(count):
+        own = pack_quantized(quantize(_random(outs, columns, device=device, dtype=dtype), bits), device)
+        stack = stack or QuantizedExperts.like(own, count)
+        stack.put(expert, own)
+        values[expert] = own.dequantize()
+    assert stack is not None
+    return stack, values
 
 
 def _adapters(device: str, sizes: Sizes, dtype: torch.dtype) -> Iterator[KernelCase]:

@@ -127,6 +127,21 @@ def samples(rows: int, vocab: int, dtype: torch.dtype) -> None:
     sampling.choose_tokens(empty(rows, vocab, dtype=dtype), sampling.Choices.of([GREEDY] * rows, "cpu"))
 
 
+STEADY = (272, 273, 288, 303)
+"""Numbers of rows for which there must be one compilation: multiples of 16, and others."""
+
+
+def steady(rows: int, dtype: torch.dtype) -> None:
+    """What a layer launches in steps of any size."""
+    int8_rows(rows, int8_weight(4608, 3584), dtype)
+    int8_rows(rows, int4_weight(4608, 3584, 32), dtype)
+    norms(rows, 3584, dtype)
+    activations(rows, 18944, "silu", dtype)
+    quantized_experts(rows, 8, dtype)
+    experts(rows, 64, 6, 2048, 1408, dtype)
+    adapters(rows, 16, 1, dtype, 1)
+
+
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     yield "norms, 7B", partial(norms, 5, 3584, bf16)
@@ -140,6 +155,8 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "activation, gemma", partial(activations, 3, 2048, "gelu_tanh", fp16)
     for rows in (1, 17, 64, 100, 8192):
         yield f"W8A8, {rows} rows", partial(w8a8, rows, 4608, 3584, bf16, True)
+    for rows in STEADY:
+        yield f"steady, {rows} rows", partial(steady, rows, bf16)
     yield "W8A8, 1 row, narrow", partial(w8a8, 1, 3584, 18944, bf16)
     yield "W8A8, 300 rows, odd sizes", partial(w8a8, 300, 1001, 577, fp16)
     for rows, group in ((1, 32), (17, 64), (64, 32), (2048, 64), (1, 128)):

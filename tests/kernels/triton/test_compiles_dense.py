@@ -41,6 +41,18 @@ def test_they_fit_the_chip(everything: list[Compiled]) -> None:
         assert kernel.stack <= 16 or "odd sizes" in kernel.launch, kernel
 
 
+def test_the_number_of_rows_asks_for_no_compilation(everything: list[Compiled]) -> None:
+    """A server would compile in the middle of a step, for a second, whenever a new kind of number comes up."""
+    steps: dict[str, list[str]] = {}
+    for kernel in everything:
+        if kernel.launch.startswith("steady"):
+            steps.setdefault(kernel.launch, []).append(f"{kernel.kernel} {kernel.code}")
+    first, *others = steps.values()
+    assert len(others) == 3 and len(first) > 10
+    for other in others:
+        assert other == first
+
+
 def test_products_run_on_the_matrix_unit_and_are_fetched_ahead(everything: list[Compiled]) -> None:
     products = [kernel for kernel in everything if kernel.shared > 16 * 1024]
     products = [

@@ -38,7 +38,7 @@ from deepseek.kernels.triton.weights import QuantizedWeight, parts_of, takes_int
 _REDUCE_BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "part"])
 def _int8_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,
@@ -86,7 +86,7 @@ def _int8_kernel(
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "part"])
 def _weight_only_kernel(
     x: tl.tensor,
     q: tl.tensor,
@@ -130,7 +130,7 @@ def _weight_only_kernel(
         tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _reduce_kernel(
     parts: tl.tensor,
     x_scale: tl.tensor,

@@ -15,7 +15,7 @@ from deepseek.kernels.triton.tiles import BAND, Tile, experts_tile, place_of
 from deepseek.kernels.triton.weights import QuantizedExperts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _gate_up_kernel(
     x: tl.tensor,
     weight: tl.tensor,
@@ -66,7 +66,7 @@ def _gate_up_kernel(
         tl.store(target, result.to(out.dtype.element_ty), mask=mask[:, None] & (column < inner)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _down_kernel(
     hidden: tl.tensor,
     weight: tl.tensor,

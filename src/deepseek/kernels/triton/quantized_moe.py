@@ -28,7 +28,7 @@ from deepseek.kernels.triton.tiles import (
 from deepseek.kernels.triton.weights import QuantizedExperts, parts_of, takes_int8_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _grouped_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,
