@@ -90,6 +90,7 @@ def _dense(device: str, sizes: Sizes, dtype: torch.dtype) -> Iterator[KernelCase
             ("W8A8", int8, lambda x=x: linear_int8(quantize_rows(x), int8, None, dtype), 3e-2),  # type: ignore[misc]
             ("W4A16", int4, partial(linear_weight_only, x, int4, None), 1e-2),
             ("W4A8", int4, lambda x=x: linear_int8(quantize_rows(x), int4, None, dtype), 3e-2),  # type: ignore[misc]
+            ("INT4, as chosen", int4, partial(linear, x, int4), 3e-2),
         ]
         for form, weight, run, limit in forms:
             values = weight.float() if isinstance(weight, Tensor) else weight.dequantize()

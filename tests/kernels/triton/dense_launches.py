@@ -19,6 +19,7 @@ from deepseek.kernels.triton.quantize import empty_int8_rows, quantize
 from deepseek.kernels.triton.rotary import rotary
 from deepseek.kernels.triton.support import Chip
 from deepseek.kernels.triton.tiles import experts_tile, float_rows_tile, int8_rows_tile, splits_for
+from deepseek.kernels.triton.unpack import unpacked
 from deepseek.kernels.triton.weights import Int4Weight, Int8Weight, QuantizedExperts, QuantizedWeight
 
 H100 = Chip(132, 227 * 1024)
@@ -165,6 +166,8 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     for rows, group in ((17, 32), (64, 64), (300, 128), (8192, 32), (8192, 64)):
         yield f"W4A8, {rows} rows, group {group}", partial(int8_rows, rows, int4_weight(4608, 3584, group), bf16, True)
     yield "W4A8, symmetric, odd sizes", partial(int8_rows, 100, int4_weight(1001, 608, 32, False), fp16)
+    yield "unpacking", partial(unpacked, int4_weight(4608, 3584, 32))
+    yield "unpacking, wide groups, symmetric", partial(unpacked, int4_weight(37888, 3584, 128, False))
     yield "W8A16, 1 row", partial(weight_only, 1, int8_weight(3584, 18944), bf16)
     yield "W8A16, 16 rows, fp16", partial(weight_only, 16, int8_weight(4608, 3584), fp16, True)
     yield "W8A16, groups, 1 row", partial(weight_only, 1, int8_weight(3584, 3584, 64), bf16)

@@ -19,6 +19,7 @@ KERNELS = {
     "_down_kernel",
     "_combine_kernel",
     "_grouped_kernel",
+    "_unpack_kernel",
     "_shrink_kernel",
     "_expand_kernel",
     "_sample_kernel",

@@ -14,6 +14,7 @@ from deepseek.kernels.triton import linear
 from deepseek.kernels.triton.quantize import Int8Rows, quantize
 from deepseek.kernels.triton.support import Chip
 from deepseek.kernels.triton.tiles import Tile, int8_tile, splits_for, weight_only_tile
+from deepseek.kernels.triton.unpack import unpacked
 from deepseek.kernels.triton.weights import Int4Weight, Int8Weight, pack_quantized
 from deepseek.quant.schemes import quantize as quantize_weight
 from tests.kernels.cases import assert_same, randn
@@ -122,6 +123,28 @@ def test_w4a8_does_not_depend_on_how_it_is_cut() -> None:
     for row in (0, 32):
         alone = Int8Rows(x.q[row : row + 1], x.scale[row : row + 1])
         assert torch.equal(linear.linear_int8(alone, weight, None, torch.float32), whole[row : row + 1])
+
+
+@pytest.mark.parametrize("minimum", [False, True])
+@pytest.mark.parametrize("outs,columns,group", [(1, 32, 32), (31, 96, 32), (33, 192, 64), (65, 128, 128)])
+def test_unpacked_weights_are_those_of_w4a8(outs: int, columns: int, group: int, minimum: bool) -> None:
+    x, weight = int8_rows(5, columns), pack_quantized(matrix(4, outs, columns, group, minimum), DEVICE)
+    assert isinstance(weight, Int4Weight)
+    whole = unpacked(weight)
+    assert ((whole.dequantize() - weight.dequantize()).abs() <= 0.501 * weight.steps[:, None]).all()
+    expected = linear.linear_int8(x, weight, None, torch.float32)
+    assert (linear.linear_int8(x, whole, None, torch.float32) - expected).norm() <= 1e-3 * expected.norm()
+
+
+def test_prompts_unpack_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = pack_quantized(matrix(4, 5, 32, 32, minimum=True), DEVICE)
+    asked: list[int] = []
+    monkeypatch.setattr(linear, "unpacked", lambda own: asked.append(1) or unpacked(own))
+    for rows, times in ((511, 0), (512, 1)):
+        x = randn(rows, 32, seed=1).to(DEVICE)
+        expected = F.linear(x, weight.dequantize())
+        assert (linear.linear(x, weight) - expected).norm() < 2e-2 * expected.norm()
+        assert len(asked) == times
 
 
 @pytest.mark.parametrize("low", [False, True])

@@ -9,7 +9,7 @@ exactly as they are stored, for many rows to the weights. Where few rows meet a 
 parts that a second kernel adds up.
 
 Up to :data:`.tiles.FEW_ROWS` rows stay 16-bit floats: such a product waits for its weights, and INT8 rows would cost
-accuracy and win nothing.
+accuracy and win nothing. From :data:`.tiles.UNPACKED_ROWS` rows on, INT4 weights are unpacked to memory first.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from deepseek.kernels.triton.tiles import (
     BAND,
     FEW_ROWS,
     PRESCALE_ROWS,
+    UNPACKED_ROWS,
     Tile,
     float_rows_tile,
     int8_rows_tile,
     place_of,
     splits_for,
 )
-from deepseek.kernels.triton.weights import QuantizedWeight, parts_of, takes_int8_rows
+from deepseek.kernels.triton.unpack import unpacked
+from deepseek.kernels.triton.weights import Int4Weight, QuantizedWeight, parts_of, takes_int8_rows
 
 _REDUCE_BLOCK = 1024
 
@@ -173,6 +175,8 @@ def linear(x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None = No
     if isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
     if takes_int8_rows(weight) and x.shape[0] > FEW_ROWS:
+        if isinstance(weight, Int4Weight) and x.shape[0] >= UNPACKED_ROWS:
+            weight = unpacked(weight)
         return linear_int8(quantize(x), weight, bias, x.dtype)
     return linear_weight_only(x, weight, bias)
 

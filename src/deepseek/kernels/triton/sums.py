@@ -104,9 +104,7 @@ def weight_only_sum(
 
 
 @triton.jit
-def _to_steps(
-    value: tl.tensor, scale: tl.tensor, minimum: tl.tensor, inverse: tl.tensor, place: tl.tensor
-) -> tl.tensor:
+def to_steps(value: tl.tensor, scale: tl.tensor, minimum: tl.tensor, inverse: tl.tensor, place: tl.tensor) -> tl.tensor:
     """The weights of 4-bit ``value`` [outs, depth] in whole steps of 1 / ``inverse`` [outs], int8.
 
     Behind the point of an fp32 number that counts from 1.5 * 2^23 there are no bits, and its last byte is the integer
@@ -149,11 +147,11 @@ def int8_sum(
             k = panel * 2 * DEPTH
             value = tl.load(q + (panel * outs + near).to(tl.int64)[:, None] * DEPTH + step)
             a = tl.load(x_start + k + step, mask=k + step < depth, other=0)
-            weight = _to_steps(value & 15, scale, minimum, inverse, k // GROUP * outs + near)
+            weight = to_steps(value & 15, scale, minimum, inverse, k // GROUP * outs + near)
             turned = tl.dot(weight, tl.trans(a), turned, out_dtype=tl.int32)
             k += DEPTH
             a = tl.load(x_start + k + step, mask=k + step < depth, other=0)
-            weight = _to_steps(value >> 4, scale, minimum, inverse, k // GROUP * outs + near)
+            weight = to_steps(value >> 4, scale, minimum, inverse, k // GROUP * outs + near)
             turned = tl.dot(weight, tl.trans(a), turned, out_dtype=tl.int32)
         total = tl.trans(turned)
     else:

@@ -14,6 +14,10 @@ from deepseek.kernels.triton.weights import Int4Weight, QuantizedWeight
 FEW_ROWS = 16
 """Up to here a product waits for its weights, and one tile of the matrix unit holds all rows."""
 
+UNPACKED_ROWS = 512
+"""From here INT4 weights are made INT8 once for all rows: to write and read them takes less time than to unpack them
+for each of four tiles of rows."""
+
 PRESCALE_ROWS = 32
 """In larger tiles scales of weight-only products are applied to the weights: there are fewer of them than of sums."""
 
