@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from deepseek.adapters.read import read_adapter
 from deepseek.errors import ConfigurationError
 from deepseek.hub.checkpoint import QuantizedMatrix
 from deepseek.kernels import torch_ops
@@ -20,6 +22,7 @@ from deepseek.models.blocks import load_experts
 from deepseek.models.gpu_weights import HEAD_BITS, QuantizedWeights
 from deepseek.models.registry import load_model
 from deepseek.quant.schemes import quantize
+from tests.adapters import making
 from tests.kernels.triton.devices import DEVICE
 from tests.parity import tiny
 from tests.parity.driver import Driver
@@ -58,11 +61,12 @@ class Rounded:
         pass
 
 
-def logits(checkpoint: Any, bits: int | None) -> Tensor:
+def logits(checkpoint: Any, bits: int | None, adapter: Path | None = None) -> Tensor:
     functions = torch_ops.functions if bits is None else triton_ops.functions
     ops = Ops(Registry([Backend("any", DEVICE.type, 1, functions)]).bind(DEVICE.type))
     model = load_model(checkpoint, ops=ops, dtype=torch.float32, device=DEVICE, bits=bits)
-    return Driver(model, page_size=16, num_pages=4).step([(0, PROMPT)])[0]
+    numbers = {} if adapter is None else {0: model.add_adapter(read_adapter(adapter, model.host).updates)}
+    return Driver(model, page_size=16, num_pages=4).step([(0, PROMPT)], adapters=numbers)[0]
 
 
 @pytest.mark.parametrize("integers", [False, True])
@@ -73,6 +77,17 @@ def test_logits_are_those_of_the_rounded_weights(bits: int, integers: bool) -> N
     actual = logits(Rounded(stored, bits, integers=True) if integers else stored, bits)
     assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
     assert (logits(stored, None) - expected).abs().max() > 5e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_adapters_on_integers(tmp_path: Path, bits: int) -> None:
+    """DoRA asks for the lengths of the rounded matrices' rows."""
+    making.lora(tmp_path, "llama-groups", use_dora=True)
+    stored = tiny.checkpoint(tiny.build("llama-groups"))
+    expected = logits(Rounded(stored, bits, integers=False), None, tmp_path)
+    actual = logits(stored, bits, tmp_path)
+    assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert (logits(stored, bits) - expected).abs().max() > 1e-1 * expected.abs().max()
 
 
 @pytest.mark.parametrize("integers", [False, True])
