@@ -123,7 +123,7 @@ class ChosenLogprobs:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of given tokens in given rows: the log-probability, whether it is the likeliest, and whether the row was finite."""
+    """Of given tokens in given rows: log-probability, whether it is the likeliest, and whether the row was finite."""
 
     logprobs: Tensor
     greedy: Tensor
