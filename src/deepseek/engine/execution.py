@@ -46,13 +46,15 @@ class Execution(Protocol):
 
 @dataclass(frozen=True)
 class TorchExecution:
-    """Layer by layer, with the ops of the kernel registry. ``bits`` are those of the matrices, None for ``dtype``'s."""
+    """Layer by layer, with the ops of the kernel registry. ``bits`` are those of the matrices, None for ``dtype``'s.
+    ``indexed``: caches get the index that sparse attention needs."""
 
     device: str
     backend: str
     dtype: torch.dtype
     threads: int
     bits: int | None = None
+    indexed: bool = False
 
     @property
     def name(self) -> str:
@@ -61,7 +63,13 @@ class TorchExecution:
     def load(self, checkpoint: Checkpoint, model_name: str, progress: Progress) -> Model:
         ops = self.prepare(checkpoint, model_name)
         model = load_model(
-            checkpoint, ops=ops, dtype=self.dtype, device=torch.device(self.device), bits=self.bits, progress=progress
+            checkpoint,
+            ops=ops,
+            dtype=self.dtype,
+            device=torch.device(self.device),
+            bits=self.bits,
+            indexed=self.indexed,
+            progress=progress,
         )
         return on_device(model, ops)
 
@@ -186,20 +194,31 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any, 
             f"backend auto or native, not with device {config.device!r}, backend {config.backend!r} and "
             f"tensor_parallel_size {config.tensor_parallel_size}."
         )
-    if config.attention == "sparse":
-        raise BackendUnavailableError(
-            f"attention sparse needs native kernels, and {config.model} runs with torch kernels here, which attend "
-            "densely. Choose attention auto or dense."
-        )
-    if config.attention == "auto":
-        logger.info("attention is dense: torch kernels have no sparse form")
     dtype = _torch_dtype("auto" if bits else config.dtype, config.device)
-    execution = TorchExecution(config.device, config.backend, dtype, threads, bits)
+    execution = TorchExecution(config.device, config.backend, dtype, threads, bits, _torch_indexed(config))
     return ParallelExecution(execution, config, path) if divided else execution
 
 
+def _torch_indexed(config: EngineConfig) -> bool:
+    """The same for torch, whose own form of sparse attention shows what is read, and costs more than it saves: it is
+    for whoever asks for it. Raises ConfigurationError."""
+    if config.attention == "sparse" and config.tensor_parallel_size > 1:
+        raise ConfigurationError(
+            "attention sparse runs in one process: choose tensor_parallel_size 1, or attention auto or dense."
+        )
+    if config.attention == "dense" or config.tensor_parallel_size > 1:
+        return False
+    fast = config.device != "cpu" and bind(config.device, config.backend).bindings["paged_attention"].backend == "triton"
+    if config.attention == "auto" and not fast:
+        logger.info("attention is dense: torch kernels attend sparsely only if asked to, as it saves no time there")
+        return False
+    if not fast:
+        logger.warning("attention sparse is slow with torch kernels: choose auto or dense where time matters")
+    return _indexed(config)
+
+
 def _indexed(config: EngineConfig) -> bool:
-    """Whether native caches get the index that sparse attention needs. Raises ConfigurationError."""
+    """Whether caches get the index that sparse attention needs. Raises ConfigurationError."""
     if config.attention == "dense" or config.page_size == PAGE_SIZE:
         return config.attention != "dense"
     if config.attention == "sparse":

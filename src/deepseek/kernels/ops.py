@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import PagedLayout
 
 
@@ -37,6 +38,7 @@ class Ops:
         self._rotary: Callable[..., Tensor] = bindings["rotary"].function
         self._gated_activation: Callable[..., Tensor] = bindings["gated_activation"].function
         self._write_kv: Callable[..., None] = bindings["write_kv"].function
+        self._index_pages: Callable[..., None] = bindings["index_pages"].function
         self._paged_attention: Callable[..., Tensor] = bindings["paged_attention"].function
         self._mla_attention: Callable[..., Tensor] = bindings["mla_attention"].function
         self._moe: Callable[..., Tensor] = bindings["moe"].function
@@ -84,6 +86,16 @@ class Ops:
         [num_slots, heads, key_dim]. ``value`` and ``value_cache`` are None for a latent cache."""
         self._write_kv(key, value, key_cache, value_cache, slots)
 
+    def index_pages(
+        self, key_cache: Tensor, value_cache: Tensor | None, index: IndexCache, layout: PagedLayout
+    ) -> None:
+        """Make the index of the pages that this step's rows have filled; their keys are written. Pages have 64 tokens.
+
+        Caches as in :meth:`paged_attention`. ``value_cache`` None, for latents: the values are the first columns of
+        the keys.
+        """
+        self._index_pages(key_cache, value_cache, index, layout)
+
     def paged_attention(
         self,
         query: Tensor,
@@ -92,14 +104,16 @@ class Ops:
         layout: PagedLayout,
         scale: float,
         window: int | None = None,
+        index: IndexCache | None = None,
     ) -> Tensor:
         """Causal grouped-query attention of a ragged batch over the paged cache (this step's keys already written).
 
         ``query`` [T, heads, key_dim]; ``key_cache`` [num_slots, kv_heads, key_dim]; ``value_cache``
         [num_slots, kv_heads, value_dim]; heads is a multiple of kv_heads. A query at position p sees positions
-        max(0, p - window + 1) .. p. Returns [T, heads, value_dim].
+        max(0, p - window + 1) .. p. With an ``index``, which a cache with a window does not have, the layout's sparse
+        rows attend as :func:`deepseek.attention.decode.sparse_decode` does. Returns [T, heads, value_dim].
         """
-        return self._paged_attention(query, key_cache, value_cache, layout, scale, window)
+        return self._paged_attention(query, key_cache, value_cache, layout, scale, window, index=index)
 
     def mla_attention(
         self,
@@ -111,16 +125,19 @@ class Ops:
         layout: PagedLayout,
         scale: float,
         mode: str = "auto",
+        index: IndexCache | None = None,
     ) -> Tensor:
         """Causal multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) of a ragged batch.
 
         ``query_nope`` [T, heads, nope]; ``query_rope`` [T, heads, rope]; ``latent_cache`` [num_slots, 1, rank + rope]
         holds the normalised latent and the rotated shared key; ``key_up`` [heads, nope, rank]; ``value_up``
         [heads, value_dim, rank]. ``mode``: ``expanded`` materialises keys and values, ``absorbed`` folds ``key_up``
-        into the query and attends over the latents, ``auto`` absorbs where one query sees a context. Returns
-        [T, heads, value_dim].
+        into the query and attends over the latents, ``auto`` absorbs where one query sees a context. With an ``index``
+        the layout's sparse rows are absorbed and attend sparsely. Returns [T, heads, value_dim].
         """
-        return self._mla_attention(query_nope, query_rope, latent_cache, key_up, value_up, layout, scale, mode)
+        return self._mla_attention(
+            query_nope, query_rope, latent_cache, key_up, value_up, layout, scale, mode, index=index
+        )
 
     def moe(
         self, x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_weights: Tensor, kind: str

@@ -12,6 +12,20 @@ import torch
 from torch import Tensor
 
 
+SPARSE_ROWS = 16
+"""A sequence with more rows in a step attends densely in all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRow:
+    """A row that attends sparsely: which one, whose, to how many tokens, and the relative error that is allowed."""
+
+    row: int
+    sequence: int
+    context: int
+    error: float
+
+
 @dataclass(frozen=True)
 class PagedLayout:
     """A ragged batch over a paged cache.
@@ -26,6 +40,8 @@ class PagedLayout:
         context_lens: B lengths, this step's tokens included.
         pages: B page lists, each long enough for its context.
         write_slots: int64 [T], the slot each row's key and value are written to.
+        errors: B relative errors that attention of a sequence's rows may have, 0 for none; empty: all are 0. For
+            sequences of up to :data:`SPARSE_ROWS` rows.
     """
 
     page_size: int
@@ -33,6 +49,7 @@ class PagedLayout:
     context_lens: tuple[int, ...]
     pages: tuple[Sequence[int], ...]
     write_slots: Tensor
+    errors: tuple[float, ...] = ()
 
     @property
     def num_sequences(self) -> int:
@@ -43,6 +60,24 @@ class PagedLayout:
         """What a kernel backend derives from this layout, kept so that the layers of a step share it. Keys start with
         the name of the backend."""
         return {}
+
+    @cached_property
+    def sparse_rows(self) -> tuple[SparseRow, ...]:
+        """The rows of sequences whose attention may have an error, in order."""
+        found = []
+        for sequence, error in enumerate(self.errors):
+            start, stop = self.query_starts[sequence : sequence + 2]
+            if error > 0.0:
+                assert stop - start <= SPARSE_ROWS
+                first = self.context_lens[sequence] - (stop - start) + 1
+                found += [SparseRow(row, sequence, first + row - start, error) for row in range(start, stop)]
+        return tuple(found)
+
+    def filled_pages(self, index: int) -> Sequence[int]:
+        """The pages of a sequence that this step's rows have filled."""
+        context = self.context_lens[index]
+        before = context - (self.query_starts[index + 1] - self.query_starts[index])
+        return self.pages[index][before // self.page_size : context // self.page_size]
 
     @cached_property
     def context_slots(self) -> tuple[slice | Tensor, ...]:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.sparse_reference import attend_latents_sparsely, attend_sparsely, index_pages
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -77,6 +79,7 @@ def paged_attention(
     layout: PagedLayout,
     scale: float,
     window: int | None = None,
+    index: IndexCache | None = None,
 ) -> Tensor:
     heads, kv_heads = query.shape[1], key_cache.shape[1]
     result = query.new_zeros(query.shape[0], heads, value_cache.shape[2])
@@ -92,6 +95,8 @@ def paged_attention(
                 keys, values = key_cache[visible, kv_head].float(), value_cache[visible, kv_head].float()
                 weights = torch.softmax(keys @ query[row, head].float() * scale, dim=0)
                 result[row, head] = (weights @ values).to(result.dtype)
+    if index is not None:
+        attend_sparsely(query, key_cache, value_cache, index, layout, scale, result)
     return result
 
 
@@ -104,6 +109,7 @@ def mla_attention(
     layout: PagedLayout,
     scale: float,
     mode: str = "auto",
+    index: IndexCache | None = None,
 ) -> Tensor:
     """Always expanded, whatever ``mode`` says: the two forms are the same function."""
     rank = key_up.shape[2]
@@ -112,7 +118,12 @@ def mla_attention(
     keys = torch.cat([keys_nope, key_rope[:, None].expand(-1, key_up.shape[0], -1)], dim=-1)
     values = torch.einsum("sr,hvr->shv", latent, value_up.float())
     query = torch.cat([query_nope, query_rope], dim=-1).float()
-    return paged_attention(query, keys, values, layout, scale).to(query_nope.dtype)
+    result = paged_attention(query, keys, values, layout, scale).to(query_nope.dtype)
+    if index is not None and layout.sparse_rows:
+        attend_latents_sparsely(
+            query_nope, query_rope, latent_cache, key_up, value_up, index, layout, scale, result
+        )  # fmt: skip
+    return result
 
 
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_weights: Tensor, kind: str) -> Tensor:
@@ -140,6 +151,7 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "rotary": rotary,
         "gated_activation": gated_activation,
         "write_kv": write_kv,
+        "index_pages": index_pages,
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
         "moe": moe,

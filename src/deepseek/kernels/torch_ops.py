@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepseek.kernels.sparse_reference import index_pages
 from deepseek.kernels.torch_attention import mla_attention, paged_attention
 
 
@@ -125,6 +126,7 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "rotary": rotary,
         "gated_activation": gated_activation,
         "write_kv": write_kv,
+        "index_pages": index_pages,
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
         "moe": moe,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deepseek.kernels.ops import Ops
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import PagedLayout
 from deepseek.layers.linear import Linear
 from deepseek.layers.norm import RMSNorm
@@ -52,8 +53,10 @@ class Attention:
         layout: PagedLayout,
         key_cache: Tensor,
         value_cache: Tensor | None,
+        index: IndexCache | None = None,
     ) -> Tensor:
-        """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the caches."""
+        """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the caches. With
+        an ``index``, pages that are full are indexed, and the layout's sparse rows attend sparsely."""
         assert value_cache is not None
         ops, shape = self._ops, self.shape
         rows, turned = x.shape[0], shape.heads + shape.kv_heads
@@ -66,5 +69,7 @@ class Attention:
             query_key = ops.rotary(qkv[:, :turned], cos, sin)
             query, key = query_key[:, : shape.heads], query_key[:, shape.heads :]
         ops.write_kv(key, qkv[:, turned:], key_cache, value_cache, layout.write_slots)
-        attended = ops.paged_attention(query, key_cache, value_cache, layout, shape.scale, shape.window)
+        if index is not None:
+            ops.index_pages(key_cache, value_cache, index, layout)
+        attended = ops.paged_attention(query, key_cache, value_cache, layout, shape.scale, shape.window, index)
         return self.output(attended.reshape(rows, shape.heads * shape.head_dim))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepseek.kernels.ops import Ops
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import PagedLayout
 from deepseek.layers.linear import Linear
 from deepseek.layers.norm import RMSNorm
@@ -75,8 +76,10 @@ class LatentAttention:
         layout: PagedLayout,
         key_cache: Tensor,
         value_cache: Tensor | None,
+        index: IndexCache | None = None,
     ) -> Tensor:
-        """``x`` [T, hidden] -> [T, hidden]; writes the rows' latents to ``key_cache``."""
+        """``x`` [T, hidden] -> [T, hidden]; writes the rows' latents to ``key_cache``. ``index`` as in
+        :class:`deepseek.layers.attention.Attention`."""
         ops, shape = self._ops, self.shape
         rows, (cos, sin) = x.shape[0], rotation
         compressed = x
@@ -90,7 +93,9 @@ class LatentAttention:
         key_rope = ops.rotary(down[..., shape.rank :], cos, sin, shape.interleaved)
         entry = torch.cat([latent, key_rope], dim=-1)
         ops.write_kv(entry, None, key_cache, None, layout.write_slots)
+        if index is not None:
+            ops.index_pages(key_cache, None, index, layout)
         attended = ops.mla_attention(
-            query_nope, query_rope, key_cache, self.key_up, self.value_up, layout, shape.scale, self.mode
+            query_nope, query_rope, key_cache, self.key_up, self.value_up, layout, shape.scale, self.mode, index
         )
         return self.output(attended.reshape(rows, shape.heads * shape.value_dim))

@@ -12,6 +12,7 @@ from torch import Tensor
 from deepseek.adapters.adapter import Host, LowRankUpdate, Prefix
 from deepseek.attention.policy import SparsePolicy
 from deepseek.attention.stats import AttentionStats
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
 
@@ -30,7 +31,11 @@ class LayerCacheSpec:
 
 
 class KVCache:
-    """One pair of tensors per layer, ``[num_pages * page_size, heads, dim]``. Memory is touched when first written."""
+    """One pair of tensors per layer, ``[num_pages * page_size, heads, dim]``. Memory is touched when first written.
+
+    Attributes:
+        indexes: per layer the index of its full pages, None where it has none.
+    """
 
     def __init__(
         self, specs: Sequence[LayerCacheSpec], num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
@@ -45,10 +50,14 @@ class KVCache:
             torch.empty(slots, spec.heads, spec.value_dim, dtype=dtype, device=device) if spec.value_dim else None
             for spec in specs
         ]
+        self.indexes: list[IndexCache | None] = [None] * len(specs)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy what a page holds, in all layers, to another one."""
         size = self.page_size
+        for index in self.indexes:
+            if index is not None:
+                index.copy_page(source, target)
         for array in (*self.keys, *self.values):
             if array is not None:
                 array[target * size : (target + 1) * size] = array[source * size : (source + 1) * size]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepseek.adapters.adapter import LowRankUpdate, Prefix
 from deepseek.attention.stats import AttentionStats
+from deepseek.kernels.page_index import IndexCache, index_bytes, new_counters, stats_of
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice, choose_tokens
 from deepseek.layers.embedding import Embedding, Head
@@ -20,6 +21,7 @@ from deepseek.layers.norm import RMSNorm
 from deepseek.layers.rotary import Rotary
 from deepseek.models.adapters import add_torch_adapter, host_of
 from deepseek.models.base import WIDE_ROWS, Batch, KVCache, LayerCacheSpec, SpillSpace
+from deepseek.models.sparse import IndexShape, check_page_size, index_shapes, with_errors
 
 
 class Mixer(Protocol):
@@ -32,6 +34,7 @@ class Mixer(Protocol):
         layout: PagedLayout,
         key_cache: Tensor,
         value_cache: Tensor | None,
+        index: IndexCache | None = None,
     ) -> Tensor: ...
 
 
@@ -61,12 +64,13 @@ class DecoderLayer:
         layout: PagedLayout,
         key_cache: Tensor,
         value_cache: Tensor | None,
+        index: IndexCache | None,
     ) -> tuple[Tensor, Tensor]:
         if residual is None:
             normed, residual = self.before_attention(x), x
         else:
             normed, residual = self.before_attention.after_add(x, residual)
-        x = self.attention(normed, rotation, layout, key_cache, value_cache)
+        x = self.attention(normed, rotation, layout, key_cache, value_cache, index)
         if self.after_attention is not None:
             x = self.after_attention(x)
         normed, residual = self.before_feed_forward.after_add(x, residual)
@@ -82,10 +86,10 @@ class Decoder:
     Attributes:
         architecture: the Hugging Face class name.
         weights_bytes: memory of the weights.
+        sparse: caches have an index; to be set before the first one is made.
     """
 
     row_invariant = False
-    sparse = False
     wide_rows = WIDE_ROWS
 
     def __init__(
@@ -118,18 +122,38 @@ class Decoder:
         self.head = head
         self.rotaries = tuple(rotaries)
         self.host = host_of(self)
+        self.sparse = False
+        self._counters = new_counters(device)
         self._adapters = AdapterLayers()
         self._next_adapter = 0
 
     def page_bytes(self, page_size: int) -> int:
-        return sum(spec.elements for spec in self.cache_specs) * page_size * self.dtype.itemsize
+        cache = sum(spec.elements for spec in self.cache_specs) * page_size * self.dtype.itemsize
+        return cache + self.index_page_bytes()
+
+    def index_page_bytes(self) -> int:
+        """Bytes that the index takes per page, over all layers."""
+        return sum(index_bytes(*shape) for shape in self._index_shapes() if shape is not None)
+
+    def _index_shapes(self) -> list[IndexShape | None]:
+        if not self.sparse:
+            return [None] * len(self.layers)
+        return index_shapes([layer.attention for layer in self.layers], self.cache_specs)
 
     def spill_page_bytes(self, page_size: int) -> int:
         return 0
 
     def new_cache(self, num_pages: int, page_size: int, spill: SpillSpace | None = None) -> KVCache:
+        """Raises ConfigurationError for a page size that cannot be indexed, where it must."""
         assert spill is None, "torch caches do not spill"
-        return KVCache(self.cache_specs, num_pages, page_size, self.dtype, self.device)
+        if self.sparse:
+            check_page_size(page_size)
+        cache = KVCache(self.cache_specs, num_pages, page_size, self.dtype, self.device)
+        cache.indexes = [
+            None if shape is None else IndexCache.allocate(num_pages, *shape, self._counters)
+            for shape in self._index_shapes()
+        ]
+        return cache
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
@@ -143,13 +167,15 @@ class Decoder:
 
     def _layers(self, batch: Batch, cache: KVCache) -> tuple[Tensor, Tensor]:
         """What the last layer leaves: (output not yet added, residual)."""
+        if batch.sparse and self.sparse:
+            batch = with_errors(batch)
         rotations = [rotary(batch.positions) for rotary in self.rotaries]
         self._adapters.rows.segments = batch.segments
         x, residual = self.embedding(batch.token_ids), None
         if batch.vector_rows is not None and batch.vectors is not None:
             x[batch.vector_rows] = batch.vectors.to(x)
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, keys, values)
+        for layer, *memory in zip(self.layers, cache.keys, cache.values, cache.indexes, strict=True):
+            x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, *memory)
         assert residual is not None
         return x, residual
 
@@ -185,8 +211,8 @@ class Decoder:
             values[where] = prefix.values[layer, first:end].view(-1, *values.shape[1:]).to(values)
 
     def attention_stats(self) -> AttentionStats:
-        """Nothing: these layers attend densely."""
-        return AttentionStats()
+        """What sparse attention has read so far, in all caches of this model."""
+        return stats_of(self._counters) if self.sparse else AttentionStats()
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""

@@ -86,7 +86,6 @@ class GraphedDecoder:
     """
 
     row_invariant = False
-    sparse = False
 
     def __init__(self, own: Decoder, record: Record) -> None:
         self._own = own
@@ -104,9 +103,14 @@ class GraphedDecoder:
         self.weights_bytes = own.weights_bytes
         self.wide_rows = own.wide_rows
         self.host = own.host
+        self.sparse = own.sparse
 
     def page_bytes(self, page_size: int) -> int:
         return self._own.page_bytes(page_size)
+
+    def index_page_bytes(self) -> int:
+        """Bytes that the index takes per page, over all layers."""
+        return self._own.index_page_bytes()
 
     def spill_page_bytes(self, page_size: int) -> int:
         return 0
@@ -137,8 +141,8 @@ class GraphedDecoder:
         return self._own.forward_with_hidden(self._brought(batch), self._moved(hidden_rows), cache)
 
     def attention_stats(self) -> AttentionStats:
-        """Nothing: these layers attend densely."""
-        return AttentionStats()
+        """See :class:`deepseek.models.base.Model`."""
+        return self._own.attention_stats()
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         """See :class:`deepseek.models.base.Model`. Here the host waits for the step."""

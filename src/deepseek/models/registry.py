@@ -82,10 +82,12 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device | str,
     bits: int | None = None,
+    indexed: bool = False,
     progress: LoadProgress | None = None,
 ) -> Decoder:
     """Build the checkpoint's model with weights of ``dtype`` on ``device``, or with matrices of 8 or 4 ``bits``, for
-    which ``ops`` must be Triton's. ``progress`` hears (tensors read, all tensors).
+    which ``ops`` must be Triton's, and with caches that are ``indexed`` for sparse attention. ``progress`` hears
+    (tensors read, all tensors).
 
     Raises UnsupportedModelError (architecture, config key) and CheckpointError (tensor missing, misshapen, unused or
     not finite), naming what is at fault.
@@ -93,9 +95,14 @@ def load_model(
     family = FAMILIES[architecture_of(checkpoint.config)]
     config = family.parse(checkpoint.config)
     device = torch.device(device)
-    if bits is None:
-        return family.build(config, WeightSource(checkpoint, dtype, device, ops.pack_linear, progress), ops)
-    return family.build(config, QuantizedWeights(checkpoint, dtype, device, bits, progress), ops)
+    source = (
+        WeightSource(checkpoint, dtype, device, ops.pack_linear, progress)
+        if bits is None
+        else QuantizedWeights(checkpoint, dtype, device, bits, progress)
+    )
+    decoder = family.build(config, source, ops)
+    decoder.sparse = indexed
+    return decoder
 
 
 def load_native_model(

@@ -19,6 +19,7 @@ from torch import Tensor
 from deepseek.errors import ConfigurationError
 from deepseek.hub.checkpoint import Checkpoint
 from deepseek.kernels.ops import Ops
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import PagedLayout
 from deepseek.layers.embedding import Head
 from deepseek.layers.moe import FeedForward
@@ -155,8 +156,9 @@ class _SummedMixer:
         layout: PagedLayout,
         key_cache: Tensor,
         value_cache: Tensor | None,
+        index: IndexCache | None = None,
     ) -> Tensor:
-        return _summed(self._own(x, rotation, layout, key_cache, value_cache))
+        return _summed(self._own(x, rotation, layout, key_cache, value_cache, index))
 
 
 def _summed_feed_forward(own: FeedForward) -> Callable[[Tensor], Tensor]:
