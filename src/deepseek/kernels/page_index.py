@@ -18,6 +18,9 @@ CODE_BLOCK = 128
 """Dimensions whose signs are 16 bytes."""
 CODE_BYTES = 16
 SCALARS = 8
+PIECE = 16
+"""Pages of a context that are chosen from together."""
+COUNTER_ROWS = 32
 COUNTERS = (
     "outputs",
     "context_tokens",
@@ -54,7 +57,8 @@ class IndexCache:
         value_means: int8 [P, H, value_dim], in steps.
         scalars: fp32 [P, H, 8]: steps of key means, of alphas and of value means; noise, variance, spread, longest,
             and the squared norm of the mean value.
-        counters: fp64 [9], what has been read (:data:`COUNTERS`), of all layers together.
+        counters: fp64 [32, 9], what has been read (:data:`COUNTERS`), of all layers together. Kernels add to the rows
+            by turns, so that they seldom wait for each other.
     """
 
     codes: Tensor
@@ -125,12 +129,12 @@ class IndexCache:
 
 
 def new_counters(device: torch.device) -> Tensor:
-    return torch.zeros(len(COUNTERS), dtype=torch.float64, device=device)
+    return torch.zeros(COUNTER_ROWS, len(COUNTERS), dtype=torch.float64, device=device)
 
 
 def stats_of(counters: Tensor) -> AttentionStats:
     """What was counted. Waits for the device."""
-    values = dict(zip(COUNTERS, counters.tolist(), strict=True))
+    values = dict(zip(COUNTERS, counters.sum(0).tolist(), strict=True))
     sums = {name: values.pop(name) for name in ("unread_weight", "estimated_error", "error_bound")}
     return AttentionStats(**sums, **{name: int(value) for name, value in values.items()})
 

@@ -7,11 +7,8 @@ from torch import Tensor
 
 from deepseek.attention.decode import Decoded, middle_end, sparse_decode
 from deepseek.attention.index import PAGE, build_index
-from deepseek.kernels.page_index import IndexCache
+from deepseek.kernels.page_index import PIECE, IndexCache
 from deepseek.kernels.paging import PagedLayout, SparseRow
-
-PIECE = 16
-"""Pages that are chosen from together, as Triton's kernels do."""
 
 
 def index_pages(key_cache: Tensor, value_cache: Tensor | None, index: IndexCache, layout: PagedLayout) -> None:
@@ -76,7 +73,7 @@ def _count(index: IndexCache, row: SparseRow, decoded: Decoded, elements: int) -
         ],
         dtype=torch.float64,
     )
-    index.counters.add_(counted.to(index.counters.device))
+    index.counters[0].add_(counted.to(index.counters.device))
 
 
 def attend_latents_sparsely(
