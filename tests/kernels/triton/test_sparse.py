@@ -10,7 +10,8 @@ from torch import Tensor
 
 from deepseek.attention.index import PAGE
 from deepseek.kernels import reference
-from deepseek.kernels.page_index import IndexCache, new_counters
+from deepseek.kernels.page_index import IndexCache, new_counters, stats_of
+from deepseek.kernels.triton.attention import paged_attention
 from deepseek.kernels.triton.sparse_index import index_pages
 from tests.kernels.cases import Ragged, randn
 from tests.kernels.triton.steps import DEVICE
@@ -51,3 +52,45 @@ def test_pages_are_indexed_when_they_are_full(heads: tuple[int, int, int, int], 
     wrong = (actual.codes.cpu() ^ expected.codes).to(torch.int32)
     bits = sum(int(((wrong >> i) & 1).sum()) for i in range(8))
     assert bits < 0.01 * 8 * wrong.numel()
+
+
+def text_like(slots: int, heads: int, dim: int, seed: int) -> Tensor:
+    """[slots, heads, dim] that drift from page to page, as keys of text do."""
+    drift = randn(slots // PAGE, heads, dim, seed=seed).cumsum(0).repeat_interleave(PAGE, 0) * 0.1
+    return drift + randn(slots, heads, dim, seed=seed + 1)
+
+
+def check(
+    case: Ragged, errors: tuple[float, ...], heads: tuple[int, int, int, int], dtype: torch.dtype, tolerance: float
+) -> None:
+    query_heads, kv_heads, key_dim, value_dim = heads
+    layout = replace(case.layout(), errors=errors)
+    query = (1.5 * randn(case.rows, query_heads + 2, key_dim, seed=1)).to(dtype)[:, :query_heads]
+    keys = text_like(case.slots, kv_heads, key_dim, seed=2).to(dtype)
+    values = text_like(case.slots, kv_heads, value_dim, seed=4).to(dtype)
+    everything = Ragged(tuple((0, sum(sequence)) for sequence in case.sequences), case.scattered, PAGE)
+    index = index_of(case, kv_heads, key_dim, value_dim, torch.device("cpu"))
+    reference.index_pages(keys, values, index, everything.layout())
+    here = IndexCache(*(array.to(DEVICE, copy=True) for array in (
+        index.codes, index.alphas, index.key_means, index.value_means, index.scalars, index.counters
+    )))  # fmt: skip
+    scale = key_dim**-0.5
+    expected = reference.paged_attention(query, keys, values, layout, scale, index=index)
+    actual = paged_attention(query.to(DEVICE), keys.to(DEVICE), values.to(DEVICE), layout, scale, index=here)
+    apart = (actual.cpu().float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
+    assert apart.max() < tolerance
+    counted, truth = stats_of(here.counters), stats_of(index.counters)
+    for name in ("outputs", "context_tokens", "dense_bytes", "pieces"):
+        scaled = dtype.itemsize // 2 if name == "dense_bytes" else 1
+        assert getattr(counted, name) == getattr(truth, name) * scaled, name
+    for name in ("read_tokens", "unread_weight", "estimated_error", "error_bound"):
+        assert getattr(counted, name) == pytest.approx(getattr(truth, name), rel=0.05, abs=1e-6), name
+
+
+# Of pages and pieces: contexts whose middles have no page, one, sixteen and seventeen.
+EDGES = [63, 383, 384, 385, 256 + 17 * 64 - 1, 256 + 17 * 64, 256 + 18 * 64, 2000]
+
+
+@pytest.mark.parametrize("context", EDGES)
+def test_a_row_reads_what_weighs(context: int) -> None:
+    check(Ragged(((context - 1, 1),), True, PAGE), (0.05,), (3, 1, 16, 16), torch.float32, 0.01)
