@@ -87,6 +87,7 @@ class Decoder:
         architecture: the Hugging Face class name.
         weights_bytes: memory of the weights.
         sparse: caches have an index; to be set before the first one is made.
+        counters: what sparse attention has read (:class:`deepseek.kernels.page_index.IndexCache`).
     """
 
     row_invariant = False
@@ -123,7 +124,7 @@ class Decoder:
         self.rotaries = tuple(rotaries)
         self.host = host_of(self)
         self.sparse = False
-        self._counters = new_counters(device)
+        self.counters = new_counters(device)
         self._adapters = AdapterLayers()
         self._next_adapter = 0
 
@@ -150,7 +151,7 @@ class Decoder:
             check_page_size(page_size)
         cache = KVCache(self.cache_specs, num_pages, page_size, self.dtype, self.device)
         cache.indexes = [
-            None if shape is None else IndexCache.allocate(num_pages, *shape, self._counters)
+            None if shape is None else IndexCache.allocate(num_pages, *shape, self.counters)
             for shape in self._index_shapes()
         ]
         return cache
@@ -212,7 +213,7 @@ class Decoder:
 
     def attention_stats(self) -> AttentionStats:
         """What sparse attention has read so far, in all caches of this model."""
-        return stats_of(self._counters) if self.sparse else AttentionStats()
+        return stats_of(self.counters) if self.sparse else AttentionStats()
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> list[int | None]:
         """A token for each row of fp32 ``logits`` [R, vocab]; see :class:`deepseek.models.base.Model`."""

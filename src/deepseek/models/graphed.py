@@ -3,7 +3,7 @@
 A step of a small batch is hundreds of short kernels, which the host cannot launch as fast as the GPU runs them.
 Recorded, they are one launch. A recording holds for addresses and grids, so its inputs lie in buffers of their own, and
 it serves every step within its bounds: rows are padded to the next of :data:`ROWS`, contexts count as the next power of
-two.
+two. Steps whose rows all attend densely, all sparsely, or some so and some so have recordings of their own.
 Nothing in a step makes the host wait for the GPU; it waits once, for the tokens.
 """
 
@@ -13,7 +13,7 @@ import bisect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,10 +22,11 @@ from deepseek.adapters.adapter import LowRankUpdate, Prefix
 from deepseek.attention.stats import AttentionStats
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
-from deepseek.kernels.triton.device_layout import DeviceLayout
+from deepseek.kernels.triton.device_layout import DeviceLayout, sparse_alone
 from deepseek.kernels.triton.sampling import Choices, choose_tokens
 from deepseek.models.base import Batch, KVCache, SpillSpace
 from deepseek.models.decoder import Decoder
+from deepseek.models.sparse import with_errors
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,15 @@ def cuda_recorder(device: torch.device) -> Record:
         return graph.replay, result
 
     return record
+
+
+class _Size(NamedTuple):
+    """What a recording serves: up to so many rows and tokens of context, and whether any, and all, attend sparsely."""
+
+    rows: int
+    context: int
+    sparse: bool
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,7 @@ class GraphedDecoder:
     def __init__(self, own: Decoder, record: Record) -> None:
         self._own = own
         self._record = record
-        self._recordings: dict[tuple[int, int], _Recording | None] = {}
+        self._recordings: dict[_Size, _Recording | None] = {}
         self._cache: KVCache | None = None
         self.graph_bytes = 0
         self.architecture = own.architecture
@@ -124,6 +134,7 @@ class GraphedDecoder:
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """See :class:`deepseek.models.base.Model`."""
         assert cache is self._cache
+        batch = self._allowed(batch)
         size = _size(batch)
         if size is None:
             return self._own.forward(self._brought(batch), cache)
@@ -138,7 +149,7 @@ class GraphedDecoder:
 
     def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
         """See :class:`deepseek.models.base.Model`."""
-        return self._own.forward_with_hidden(self._brought(batch), self._moved(hidden_rows), cache)
+        return self._own.forward_with_hidden(self._brought(self._allowed(batch)), self._moved(hidden_rows), cache)
 
     def attention_stats(self) -> AttentionStats:
         """See :class:`deepseek.models.base.Model`."""
@@ -165,9 +176,13 @@ class GraphedDecoder:
         """See :class:`deepseek.models.base.Model`."""
         self._own.write_prefix(cache, slots, prefix, first)
 
-    def _new_recording(self, size: tuple[int, int], batch: Batch, cache: KVCache) -> _Recording | None:
+    def _allowed(self, batch: Batch) -> Batch:
+        """The batch with what its policies allow in its layout, before that crosses."""
+        return with_errors(batch) if batch.sparse and self.sparse else batch
+
+    def _new_recording(self, size: _Size, batch: Batch, cache: KVCache) -> _Recording | None:
         """None where the GPU has no room for it: such steps run kernel by kernel."""
-        count, context = size
+        count = size.rows
         device = self._own.device
         before = _reserved(device)
         rows = torch.zeros(2, count, dtype=torch.int64, device=device)
@@ -176,13 +191,17 @@ class GraphedDecoder:
             sequences=count,
             rows=count,
             page_size=batch.layout.page_size,
-            max_context=context,
+            max_context=size.context,
             max_query=1,
+            sparse_rows=count if size.sparse else 0,
+            alone=size.alone,
         )
         filled = _fill(rows, layout, batch)
         whole = Batch(rows[0], rows[1], filled, None)
+        counted = self._own.counters.clone()
         try:
             replay, logits = self._record(lambda: self._own.forward(whole, cache))
+            self._own.counters.copy_(counted)  # what ran while recording runs again
         except torch.OutOfMemoryError as error:
             logger.warning("steps of %d rows are not recorded, and slower: %s", count, error)
             torch.cuda.empty_cache()
@@ -208,8 +227,8 @@ class GraphedDecoder:
         return _staged(rows, self._own.device).to(self._own.device, non_blocking=True)
 
 
-def _size(batch: Batch) -> tuple[int, int] | None:
-    """Rows and context of the recording that serves a batch; None for a batch that does more than decode,
+def _size(batch: Batch) -> _Size | None:
+    """The recording that serves a batch; None for a batch that does more than decode,
     or that has rows of adapters."""
     count = len(batch.token_ids)
     plain = not batch.segments and batch.vector_rows is None
@@ -218,7 +237,8 @@ def _size(batch: Batch) -> tuple[int, int] | None:
     if not decodes or (wanted is not None and not torch.equal(wanted, torch.arange(count))):
         return None
     context = max(_LEAST_CONTEXT, 1 << (max(batch.layout.context_lens) - 1).bit_length())
-    return ROWS[bisect.bisect_left(ROWS, count)], context
+    sparse = bool(batch.layout.sparse_rows)
+    return _Size(ROWS[bisect.bisect_left(ROWS, count)], context, sparse, sparse and sparse_alone(batch.layout))
 
 
 def _fill(rows: Tensor, layout: DeviceLayout, batch: Batch) -> PagedLayout:

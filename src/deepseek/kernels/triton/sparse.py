@@ -136,7 +136,7 @@ def _attend(
     wide = heads.width > 128 or main.dtype == torch.float32
     caches = {
         "KV_HEADS": kv_heads, "KEYS": 16 if main.dtype == torch.float32 else 32, "LATENT": latent,
-        "QUANTIZED": scales is not None, "PRECISION": precision, "num_warps": 4, "num_stages": 2 if wide else 3,
+        "QUANTIZED": scales is not None, "PRECISION": precision, "num_warps": 4 if heads.width <= 256 else 8, "num_stages": 2 if wide else 3,
     }  # fmt: skip
     contents = (
         key_cache, values, scales.key if scales else key_cache, scales.value if scales else values,

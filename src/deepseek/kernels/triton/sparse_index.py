@@ -14,7 +14,7 @@ from deepseek.attention.rotation import MAX_DIM, rotation_matrix
 from deepseek.kernels.page_index import CODE_BLOCK, CODE_BYTES, IndexCache
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.triton.device_layout import DeviceLayout
-from deepseek.kernels.triton.flash import KVScales, dot_precision, require
+from deepseek.kernels.triton.flash import KVScales, require
 
 # Inside kernels.
 _PAGE = tl.constexpr(PAGE)
@@ -83,7 +83,7 @@ def _apart(rows: tl.tensor, step: tl.tensor) -> tl.tensor:
 def _index_keys(
     key_cache: tl.tensor, key_scales: tl.tensor, slot: tl.tensor, key_slot: tl.tensor, scale_slot: tl.tensor,
     matrix: tl.tensor, codes: tl.tensor, alphas: tl.tensor, means: tl.tensor, scalars: tl.tensor,
-    KEY: tl.constexpr, BLOCKS: tl.constexpr, QUANTIZED: tl.constexpr, PRECISION: tl.constexpr,
+    KEY: tl.constexpr, BLOCKS: tl.constexpr, QUANTIZED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Codes, alphas and mean of one page and head; the pointers are to its own."""
     tokens = tl.arange(0, _PAGE)
@@ -101,7 +101,7 @@ def _index_keys(
                 tl.store(means + columns, whole.to(tl.int8), mask=columns < KEY)
                 squares += tl.sum(apart * apart, 1)
             turn = tl.load(matrix + columns[:, None] * (BLOCKS * _BLOCK) + (within + to * _BLOCK)[None, :])
-            turned = tl.dot(apart.to(turn.dtype), turn, turned, input_precision=PRECISION)
+            turned = tl.dot(apart.to(turn.dtype), turn, turned)
         magnitudes += tl.sum(tl.abs(turned), 1)
         signs = tl.where((turned >= 0.0) & (within + to * _BLOCK < KEY)[None, :], 1, 0)
         bits = tl.reshape(signs, [_PAGE, 8, _BYTES])
@@ -172,7 +172,6 @@ def _index_kernel(
     KEY_BLOCKS: tl.constexpr,
     VALUE_BLOCKS: tl.constexpr,
     QUANTIZED: tl.constexpr,
-    PRECISION: tl.constexpr,
 ) -> None:
     """Grid (sequences * most_pages, KV heads): the pages that a sequence's rows have filled."""
     sequence = tl.program_id(0) // most_pages
@@ -188,7 +187,7 @@ def _index_kernel(
     _index_keys(
         key_cache + head.to(tl.int64) * key_head, key_scales + head, slot, key_slot, HEADS, matrix,
         codes + entry * (_PAGE * KEY_BLOCKS * _BYTES), alphas + entry * _PAGE, key_means + entry * KEY,
-        scalars + entry * 8, KEY, KEY_BLOCKS, QUANTIZED, PRECISION,
+        scalars + entry * 8, KEY, KEY_BLOCKS, QUANTIZED,
     )  # fmt: skip
     _index_values(
         value_cache + head.to(tl.int64) * value_head, value_scales + head, slot, value_slot, HEADS,
@@ -238,6 +237,5 @@ def index_pages(
         KEY_BLOCKS=-(-key_dim // CODE_BLOCK),
         VALUE_BLOCKS=-(-value_dim // CODE_BLOCK),
         QUANTIZED=scales is not None,
-        PRECISION=dot_precision(dtype),
-        num_warps=4,
+        num_warps=4 if key_dim <= CODE_BLOCK else 8,
     )

@@ -108,12 +108,14 @@ def _estimate_page(
     tokens = tl.arange(0, _PAGE)
     columns = tl.arange(0, _BLOCK)
     scores = tl.zeros([_PAGE, ROWS], dtype=tl.float32)
+    plus = tl.full([], 1.0, dtype=turned.dtype.element_ty)
+    minus = tl.full([], -1.0, dtype=turned.dtype.element_ty)
     for block in range(BLOCKS):
         place = tokens[:, None] * (BLOCKS * _BYTES) + (tl.arange(0, _BYTES) + block * _BYTES)[None, :]
         bits = tl.load(codes + place)[:, None, :] >> tl.arange(0, 8).to(tl.uint8)[None, :, None]
-        signs = tl.reshape(tl.where((bits & 1) != 0, 1.0, -1.0), [_PAGE, _BLOCK])
+        signs = tl.reshape(tl.where((bits & 1) != 0, plus, minus), [_PAGE, _BLOCK])
         query = tl.load(turned[None, :] + (columns + block * _BLOCK)[:, None], mask=valid[None, :], other=0)
-        scores = tl.dot(signs.to(query.dtype), query, scores, input_precision=PRECISION)
+        scores = tl.dot(signs, query, scores, input_precision=PRECISION)
     return scores * (tl.load(alphas + tokens).to(tl.float32) * alpha_step)[:, None]
 
 
