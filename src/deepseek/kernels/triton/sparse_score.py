@@ -108,8 +108,8 @@ def _estimate_page(
     tokens = tl.arange(0, _PAGE)
     columns = tl.arange(0, _BLOCK)
     scores = tl.zeros([_PAGE, ROWS], dtype=tl.float32)
-    plus = tl.full([], 1.0, dtype=turned.dtype.element_ty)
-    minus = tl.full([], -1.0, dtype=turned.dtype.element_ty)
+    plus = tl.full([], 1.0, dtype=tl.float32).to(turned.dtype.element_ty)
+    minus = tl.full([], -1.0, dtype=tl.float32).to(turned.dtype.element_ty)
     for block in range(BLOCKS):
         place = tokens[:, None] * (BLOCKS * _BYTES) + (tl.arange(0, _BYTES) + block * _BYTES)[None, :]
         bits = tl.load(codes + place)[:, None, :] >> tl.arange(0, 8).to(tl.uint8)[None, :, None]
