@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.sparse import CONTEXTS, STEP_CONTEXTS, measure_kernels, measure_steps
 from deepseek.benchmark.gpu_rates import Span, copy_bandwidth, matrix_rate
 from deepseek.benchmark.worker import Worker
 from deepseek.config import EngineConfig
@@ -64,10 +65,14 @@ class Measured:
             "output": answer["tokens"] / answer["total"],
         }
 
+    @property
+    def engine(self) -> object:
+        return self._worker.loaded.engine
+
     @contextmanager
     def gpu_seconds(self) -> Iterator[list[float]]:
         """Gives, at its end, the seconds that the GPU was between the beginnings and ends of forwards."""
-        engine = self._worker.loaded.engine
+        engine = self.engine
         assert isinstance(engine, Engine)
         model: Any = engine.model
         spans: list[Span] = []
@@ -129,6 +134,11 @@ def measure(figures: Figures, device: str, quick: bool) -> None:
             figures.put(f"{shape} {dtype}: prefill of {length}", rate, "tok/s")
             if dtype == dtypes[0] and not quick:
                 _many_streams(figures, measured, f"{shape} {dtype}")
+    if device != "cpu":
+        measure_kernels(figures, device, (4096,) if quick else CONTEXTS)
+        context = 8192 if quick else 131072
+        with engine(device, shape, "bf16", attention="sparse", max_context=context, max_batch_tokens=2048) as measured:
+            measure_steps(figures, measured, (4000,) if quick else STEP_CONTEXTS)
     if latent is not None:
         with engine(device, latent, "bf16") as measured:
             measured.run(64, 64, 8)

@@ -168,6 +168,10 @@ class Model(Protocol):
         """Bytes that a page of ``page_size`` tokens takes in the cache, over all layers."""
         ...
 
+    def index_page_bytes(self) -> int:
+        """Of these bytes, those of the index; 0 for a model that attends densely."""
+        ...
+
     def spill_page_bytes(self, page_size: int) -> int:
         """Of these bytes, those that a page takes in the file when it is spilled, the others staying in memory; 0 for a
         model whose caches cannot spill."""

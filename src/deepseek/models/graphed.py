@@ -119,7 +119,6 @@ class GraphedDecoder:
         return self._own.page_bytes(page_size)
 
     def index_page_bytes(self) -> int:
-        """Bytes that the index takes per page, over all layers."""
         return self._own.index_page_bytes()
 
     def spill_page_bytes(self, page_size: int) -> int:

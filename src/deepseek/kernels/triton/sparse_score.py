@@ -103,20 +103,20 @@ def _estimate_page(
     BLOCKS: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
-    """Query times key less mean, fp32 [64, ROWS]. ``turned`` points to each head's rotated query; the rest to the
+    """Query times key less mean, fp32 [ROWS, 64]. ``turned`` points to each head's rotated query; the rest to the
     page's own."""
     tokens = tl.arange(0, _PAGE)
     columns = tl.arange(0, _BLOCK)
-    scores = tl.zeros([_PAGE, ROWS], dtype=tl.float32)
+    scores = tl.zeros([ROWS, _PAGE], dtype=tl.float32)
     plus = tl.full([], 1.0, dtype=tl.float32).to(turned.dtype.element_ty)
     minus = tl.full([], -1.0, dtype=tl.float32).to(turned.dtype.element_ty)
     for block in range(BLOCKS):
         place = tokens[:, None] * (BLOCKS * _BYTES) + (tl.arange(0, _BYTES) + block * _BYTES)[None, :]
         bits = tl.load(codes + place)[:, None, :] >> tl.arange(0, 8).to(tl.uint8)[None, :, None]
         signs = tl.reshape(tl.where((bits & 1) != 0, plus, minus), [_PAGE, _BLOCK])
-        query = tl.load(turned[None, :] + (columns + block * _BLOCK)[:, None], mask=valid[None, :], other=0)
-        scores = tl.dot(signs, query, scores, input_precision=PRECISION)
-    return scores * (tl.load(alphas + tokens).to(tl.float32) * alpha_step)[:, None]
+        query = tl.load(turned[:, None] + (columns + block * _BLOCK)[None, :], mask=valid[:, None], other=0)
+        scores = tl.dot(query, tl.trans(signs), scores, input_precision=PRECISION)
+    return scores * (tl.load(alphas + tokens).to(tl.float32) * alpha_step)[None, :]
 
 
 @triton.jit
@@ -241,12 +241,12 @@ def _score_kernel(
                 base += _mean_product(rest, mean + MAIN, REST, REST_BLOCK)
             variance = tl.minimum(norms * tl.load(told + 3), _MOST_NOISE)
             offset = base * tl.load(told) * scale_log2 + variance * (0.5 * _LOG2_E)
-            estimates = scores * scale_log2 + offset[None, :]
-            top = tl.max(estimates, 0)
-            weight = tl.sum(tl.exp2(estimates - top[None, :]), 0)
-            steps = tl.maximum((estimates - top[None, :]) * STEPS + 255.5, 0.0).to(tl.uint8)
+            estimates = scores * scale_log2 + offset[:, None]
+            top = tl.max(estimates, 1)
+            weight = tl.sum(tl.exp2(estimates - top[:, None]), 1)
+            steps = tl.maximum((estimates - top[:, None]) * STEPS + 255.5, 0.0).to(tl.uint8)
             at = place * (pieces * _PIECE) + (page - 1)
-            tl.store(bins + at[None, :] * _PAGE + tokens[:, None], steps, mask=valid[None, :])
+            tl.store(bins + at[:, None] * _PAGE + tokens[None, :], steps, mask=valid[:, None])
             untold = tl.max(tl.where(valid & (variance >= _MOST_NOISE), 1, 0), 0) > 0
             tl.store(tops + at, tl.where(untold, float("inf"), top), mask=valid)
 
