@@ -40,44 +40,48 @@ def text_like(tokens: int, seed: int, device: str) -> torch.Tensor:
 
 
 def measure_kernels(figures: Figures, device: str, contexts: tuple[int, ...] = CONTEXTS) -> None:
-    """One row's attention in one layer, dense and sparse, at heads of a 7B model; and how far the sparse one is from the
-    dense one and from the reference."""
+    """One row's attention in one layer, dense and sparse, at heads of a 7B model; and how far the sparse one is from
+    the dense one and from the reference."""
+    for context in contexts:
+        _measure_kernel(figures, device, context)
+
+
+def _measure_kernel(figures: Figures, device: str, context: int) -> None:
     ops = bind(device)
     scale = WIDTH**-0.5
-    for context in contexts:
-        keys, values = text_like(context, 1, device), text_like(context, 2, device)
-        query = 2 * torch.randn(1, HEADS, WIDTH, device=device).to(torch.bfloat16)
-        index = IndexCache.allocate(context // PAGE, KV_HEADS, WIDTH, WIDTH, new_counters(torch.device(device)))
-        slots = torch.arange(context, device=device)
-        pages = (range(context // PAGE),)
-        whole = PagedLayout(PAGE, (0, context), (context,), pages, slots)
-        indexing = median_seconds(lambda: ops.index_pages(keys, values, index, whole), device)  # noqa: B023
-        row = PagedLayout(PAGE, (0, 1), (context,), pages, slots[-1:])
-        sparse_row = replace(row, errors=(DEFAULT_ERROR,))
+    keys, values = text_like(context, 1, device), text_like(context, 2, device)
+    query = 2 * torch.randn(1, HEADS, WIDTH, device=device).to(torch.bfloat16)
+    index = IndexCache.allocate(context // PAGE, KV_HEADS, WIDTH, WIDTH, new_counters(torch.device(device)))
+    slots = torch.arange(context, device=device)
+    pages = (range(context // PAGE),)
+    whole = PagedLayout(PAGE, (0, context), (context,), pages, slots)
+    indexing = median_seconds(lambda: ops.index_pages(keys, values, index, whole), device)
+    row = PagedLayout(PAGE, (0, 1), (context,), pages, slots[-1:])
+    sparse_row = replace(row, errors=(DEFAULT_ERROR,))
 
-        def attend(layout: PagedLayout, own: IndexCache | None) -> torch.Tensor:
-            return ops.paged_attention(query, keys, values, layout, scale, index=own)  # noqa: B023
+    def attend(layout: PagedLayout, own: IndexCache | None) -> torch.Tensor:
+        return ops.paged_attention(query, keys, values, layout, scale, index=own)
 
-        dense, sparse = attend(row, None).float(), attend(sparse_row, index).float()
-        told = stats_of(index.counters)
-        group = HEADS // KV_HEADS
-        reference = torch.cat([
-            sparse_decode(
-                query[0, head * group : (head + 1) * group].float() * scale, keys[:, head].float(),
-                values[:, head].float(), index.read(range(context // PAGE), head), DEFAULT_ERROR, whole_pieces=False,
-            ).output
-            for head in range(KV_HEADS)
-        ])[None]  # fmt: skip
-        name = f"attention, {context} tokens"
-        dense_seconds = median_seconds(lambda: attend(row, None), device)
-        sparse_seconds = median_seconds(lambda: attend(sparse_row, index), device)
-        figures.put(f"{name}: dense", dense_seconds * 1e6, "us")
-        figures.put(f"{name}: sparse", sparse_seconds * 1e6, "us")
-        figures.put(f"{name}: sparse over dense", dense_seconds / sparse_seconds, "x")
-        figures.put(f"{name}: index of a page", indexing / (context // PAGE) * 1e6, "us")
-        figures.put(f"{name}: bytes read, of dense", told.read_bytes / told.dense_bytes, "")
-        figures.put(f"{name}: mean error against dense", _apart(sparse, dense), "")
-        figures.put(f"{name}: mean distance from the reference", _apart(sparse, reference), "")
+    dense, sparse = attend(row, None).float(), attend(sparse_row, index).float()
+    told = stats_of(index.counters)
+    group = HEADS // KV_HEADS
+    reference = torch.cat([
+        sparse_decode(
+            query[0, head * group : (head + 1) * group].float() * scale, keys[:, head].float(),
+            values[:, head].float(), index.read(range(context // PAGE), head), DEFAULT_ERROR, whole_pieces=False,
+        ).output
+        for head in range(KV_HEADS)
+    ])[None]  # fmt: skip
+    name = f"attention, {context} tokens"
+    dense_seconds = median_seconds(lambda: attend(row, None), device)
+    sparse_seconds = median_seconds(lambda: attend(sparse_row, index), device)
+    figures.put(f"{name}: dense", dense_seconds * 1e6, "us")
+    figures.put(f"{name}: sparse", sparse_seconds * 1e6, "us")
+    figures.put(f"{name}: sparse over dense", dense_seconds / sparse_seconds, "x")
+    figures.put(f"{name}: index of a page", indexing / (context // PAGE) * 1e6, "us")
+    figures.put(f"{name}: bytes read, of dense", told.read_bytes / told.dense_bytes, "")
+    figures.put(f"{name}: mean error against dense", _apart(sparse, dense), "")
+    figures.put(f"{name}: mean distance from the reference", _apart(sparse, reference), "")
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -85,7 +89,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def measure_steps(figures: Figures, measured: Measured, contexts: tuple[int, ...] = STEP_CONTEXTS) -> None:
-    """Steps of one sequence behind contexts that are filled, dense and sparse, in an engine whose caches are indexed."""
+    """Steps of one sequence behind contexts that are filled, dense and sparse, in an engine with an index."""
     engine: Any = measured.engine
     assert isinstance(engine, Engine)
     source = random.Random(1)
@@ -101,4 +105,6 @@ def measure_steps(figures: Figures, measured: Measured, contexts: tuple[int, ...
             if after.dense_bytes > before.dense_bytes:
                 share = (after.read_bytes - before.read_bytes) / (after.dense_bytes - before.dense_bytes)
                 figures.put(f"step behind {context} tokens, filled: bytes of attention, of dense", share, "")
-        figures.put(f"step behind {context} tokens, filled: sparse over dense", seconds["dense"] / seconds["sparse"], "x")
+        figures.put(
+            f"step behind {context} tokens, filled: sparse over dense", seconds["dense"] / seconds["sparse"], "x"
+        )

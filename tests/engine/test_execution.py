@@ -120,7 +120,11 @@ def test_sparse_attention_is_refused_where_it_cannot_be(caplog: pytest.LogCaptur
 def test_torch_attends_sparsely_if_asked_to(options: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     stored = checkpoint("qwen3-moe-mixed")
     parsed = parse_config(stored.config)
-    for attention, sparse, said in [("auto", False, "only if asked to"), ("sparse", True, "slow"), ("dense", False, "")]:
+    for attention, sparse, said in [
+        ("auto", False, "only if asked to"),
+        ("sparse", True, "slow"),
+        ("dense", False, ""),
+    ]:
         caplog.clear()
         with caplog.at_level(logging.INFO):
             config = EngineConfig(model="m", attention=attention, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Sparse attention of torch kernels in the engine: settings, policies, what is counted, and what stays exactly dense."""
+"""Sparse attention of torch kernels in the engine: settings, policies, what is counted, and what stays dense."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def test_an_error_of_zero_is_dense_to_the_bit(name: str) -> None:
     assert answer(engine(indexed, attention="auto"), wanted("x", 700)) == plain  # below auto's length
     assert indexed.attention_stats().outputs == 0
     assert answer(engine(indexed), wanted("x", 700)) != plain
-    assert answer(engine(indexed, attention="dense"), wanted("x", 700, attention="sparse", attention_error=0.3)) != plain
+    assert (
+        answer(engine(indexed, attention="dense"), wanted("x", 700, attention="sparse", attention_error=0.3)) != plain
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,4 +130,6 @@ def test_the_index_is_part_of_a_page() -> None:
     for array in (index.codes, index.alphas, index.key_means, index.value_means, index.scalars):
         array[1] = 7
     cache.copy_page(1, 2)
-    assert all((a[2] == 7).all() for a in (index.codes, index.alphas, index.key_means, index.value_means, index.scalars))
+    assert all(
+        (a[2] == 7).all() for a in (index.codes, index.alphas, index.key_means, index.value_means, index.scalars)
+    )

@@ -208,7 +208,9 @@ def _torch_indexed(config: EngineConfig) -> bool:
         )
     if config.attention == "dense" or config.tensor_parallel_size > 1:
         return False
-    fast = config.device != "cpu" and bind(config.device, config.backend).bindings["paged_attention"].backend == "triton"
+    fast = (
+        config.device != "cpu" and bind(config.device, config.backend).bindings["paged_attention"].backend == "triton"
+    )
     if config.attention == "auto" and not fast:
         logger.info("attention is dense: torch kernels attend sparsely only if asked to, as it saves no time there")
         return False

@@ -155,5 +155,6 @@ def _packed(codes: Tensor) -> Tensor:
 def _unpacked(codes: Tensor, dim: int) -> Tensor:
     """fp32 [P, 64, D] of 1 and -1."""
     shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)[:, None]
-    bits = (codes.unflatten(2, (codes.shape[2] // CODE_BYTES, 1, CODE_BYTES)) >> shifts) & 1
+    blocks = codes.shape[2] // CODE_BYTES
+    bits: Tensor = (codes.view(len(codes), PAGE, blocks, 1, CODE_BYTES) >> shifts) & 1
     return bits.flatten(2)[..., :dim] * 2.0 - 1.0

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 SPARSE_ROWS = 16
 """A sequence with more rows in a step attends densely in all of them."""
 

@@ -175,8 +175,8 @@ class Decoder:
         x, residual = self.embedding(batch.token_ids), None
         if batch.vector_rows is not None and batch.vectors is not None:
             x[batch.vector_rows] = batch.vectors.to(x)
-        for layer, *memory in zip(self.layers, cache.keys, cache.values, cache.indexes, strict=True):
-            x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, *memory)
+        for layer, keys, values, index in zip(self.layers, cache.keys, cache.values, cache.indexes, strict=True):
+            x, residual = layer(x, residual, rotations[layer.rotary], batch.layout, keys, values, index)
         assert residual is not None
         return x, residual
 

@@ -130,7 +130,7 @@ def test_rows_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("sharpness", [0.0, 8.0, 40.0])
 def test_even_and_sharp_attention(sharpness: float) -> None:
-    """Of equal weights next to nothing is read; of log weights that spread by hundreds, pages whose codes say nothing."""
+    """Of equal weights next to nothing is read; where log weights spread by hundreds, pages whose codes say nothing."""
     check(Ragged(((1499, 1),), True, PAGE), (0.05,), (3, 1, 16, 16), sharpness=sharpness)
 
 

@@ -207,7 +207,7 @@ def _join_kernel(
 
     place = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + head) * splits
     columns = tl.arange(0, VALUE_BLOCK)
-    accumulator, maximum, total = join_splits(partial, log_sums, place, splits, VALUE, VALUE_BLOCK, CHUNK)
+    accumulator, _, total = join_splits(partial, log_sums, place, splits, VALUE, VALUE_BLOCK, CHUNK)
     result = accumulator / tl.where(total == 0.0, 1.0, total)
     pointers = output + (start + query).to(tl.int64) * output_row + head * output_head + columns
     tl.store(pointers, result.to(output.dtype.element_ty), mask=columns < VALUE)

@@ -1,8 +1,8 @@
 """Sparse attention of single rows: the slow truth is :func:`deepseek.attention.decode.sparse_decode`.
 
-Kernels read, per row and KV head: the index of the middle's pages, the exact part, a byte per token and query head of the
-pieces that hold something to read, and the keys and values of the tokens that are read. Nothing depends on what the host
-knows of a batch but the most pages that a context has, so that a CUDA graph holds for all.
+Kernels read, per row and KV head: the index of the middle's pages, the exact part, a byte per token and query head of
+the pieces that hold something to read, and the keys and values of the tokens that are read. Nothing depends on what the
+host knows of a batch but the most pages that a context has, so that a CUDA graph holds for all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class _Scratch:
     thresholds: Tensor
 
     @classmethod
-    def allocate(cls, query: Tensor, entries: int, heads: int, lanes: int, pieces: int, value: int, width: int) -> _Scratch:
+    def allocate(
+        cls, query: Tensor, entries: int, heads: int, lanes: int, pieces: int, value: int, width: int
+    ) -> _Scratch:
         def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return query.new_empty(entries, *shape, dtype=dtype)
 
@@ -105,6 +107,16 @@ def sparse_attention(
         )  # fmt: skip
 
 
+def _tile(heads: Heads, dtype: torch.dtype) -> dict[str, int]:
+    """Keys of a tile that is attended to exactly, and how a program is run."""
+    narrow = heads.width <= 128 and dtype != torch.float32
+    return {
+        "KEYS": 16 if dtype == torch.float32 else 32,
+        "num_warps": 4 if heads.width <= 256 else 8,
+        "num_stages": 3 if narrow else 2,
+    }
+
+
 def _attend(
     query: tuple[Tensor, Tensor],
     key_cache: Tensor,
@@ -133,14 +145,9 @@ def _attend(
     lane = {"HEADS": num_heads, "GROUP": heads.group, "LANES": lanes // kv_heads, "ROWS": _ROWS}
     widths = {name: number for name, number in heads.constants.items() if name != "GROUP"}
     joined = {"HEADS": num_heads, "VALUE": heads.value, "VALUE_BLOCK": widths["VALUE_BLOCK"], "CHUNK": _CHUNK}
-    wide = heads.width > 128 or main.dtype == torch.float32
-    caches = {
-        "KV_HEADS": kv_heads, "KEYS": 16 if main.dtype == torch.float32 else 32, "LATENT": latent,
-        "QUANTIZED": scales is not None, "PRECISION": precision, "num_warps": 4 if heads.width <= 256 else 8, "num_stages": 2 if wide else 3,
-    }  # fmt: skip
-    contents = (
-        key_cache, values, scales.key if scales else key_cache, scales.value if scales else values,
-    )  # fmt: skip
+    caches = {"KV_HEADS": kv_heads, "LATENT": latent, "QUANTIZED": scales is not None, "PRECISION": precision}
+    caches |= _tile(heads, main.dtype)
+    contents = (key_cache, values, scales.key if scales else key_cache, scales.value if scales else values)
     strides = (*key_cache.stride()[:2], *values.stride()[:2])
     token_bytes = (heads.main + heads.rest + (0 if latent else heads.value)) * key_cache.element_size()
     token_bytes += 2 * scales.key.element_size() if scales else 0

@@ -45,8 +45,8 @@ def round_half_even(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _page_rows(
-    cache: tl.tensor, scales: tl.tensor, slot: tl.tensor, stride: tl.tensor, scale_stride: tl.tensor, columns: tl.tensor,
-    WIDTH: tl.constexpr, QUANTIZED: tl.constexpr,
+    cache: tl.tensor, scales: tl.tensor, slot: tl.tensor, stride: tl.tensor, scale_stride: tl.tensor,
+    columns: tl.tensor, WIDTH: tl.constexpr, QUANTIZED: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """fp32 [64, columns] of the tokens of a page and head; zero right of WIDTH."""
     tokens = tl.arange(0, _PAGE)

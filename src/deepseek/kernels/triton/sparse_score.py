@@ -1,8 +1,8 @@
 """What the tokens of a context weigh, as far as the index of their pages tells, and from which weight on they are read.
 
-Three kernels: queries are rotated; pieces of :data:`deepseek.kernels.page_index.PIECE` pages are estimated, and the part
-that is always exact is attended to; a threshold follows for each query head. What a piece's estimate comes to is left as
-a partial result, as those of :mod:`.decode_attention`, which stands if no token of the piece is read.
+Three kernels: queries are rotated; pieces of :data:`deepseek.kernels.page_index.PIECE` pages are estimated, and the
+part that is always exact is attended to; a threshold follows for each query head. What a piece's estimate comes to is
+left as a partial result, as those of :mod:`.decode_attention`, which stands if no token of the piece is read.
 
 Weights are in base 2. A token's estimate is kept in a byte, in steps below the highest of its page.
 """
