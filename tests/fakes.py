@@ -76,6 +76,9 @@ class FakeModel:
     def page_bytes(self, page_size: int) -> int:
         return page_size * self.dtype.itemsize
 
+    def index_page_bytes(self) -> int:
+        return 0
+
     def spill_page_bytes(self, page_size: int) -> int:
         return 0
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.peer import Waiting, measure_peer
+from benchmarks.gpu.sparse import CONTEXTS, STEP_CONTEXTS, measure_attention, measure_steps
 from deepseek.benchmark.gpu_rates import Span, copy_bandwidth, matrix_rate, median_seconds
 from deepseek.benchmark.worker import Worker
 from deepseek.config import EngineConfig
@@ -79,6 +80,10 @@ class Measured:
             "decode": answer["after"] / decoding if decoding > 0 else 0.0,
             "output": answer["tokens"] / answer["total"],
         }
+
+    @property
+    def engine(self) -> object:
+        return self._worker.loaded.engine
 
     @contextmanager
     def gpu_seconds(self) -> Iterator[list[float]]:
@@ -161,6 +166,11 @@ def measure(figures: Figures, device: str, quick: bool) -> None:
                     _many_streams(figures, measured, f"{shape} {dtype}", streams)
         if dtype == dtypes[0]:
             measure_peer(figures, shape, device, *((2, 64, 32) if quick else (256, 512, 256)))
+    if device != "cpu":
+        measure_attention(figures, device, (4096,) if quick else CONTEXTS)
+        context = 8192 if quick else 131072
+        with engine(device, shape, "bf16", attention="sparse", max_context=context, max_batch_tokens=2048) as measured:
+            measure_steps(figures, measured, (4000,) if quick else STEP_CONTEXTS)
     for dtype in dtypes if latent is not None else ():
         with engine(device, str(latent), dtype) as measured:
             figures.put(f"{latent} {dtype}: weights", measured.info["weights_bytes"] / 1e9, "GB")

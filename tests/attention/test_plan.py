@@ -38,6 +38,9 @@ def test_modes() -> None:
     assert auto is not None and sparse is not None
     assert (auto.error, sparse.error, sparse.question_tokens) == (0.05, 0.05, 0)
     assert auto.dense_until > sparse.dense_until
+    there, same = policy_of("auto", 0.05, on_gpu=True), policy_of("sparse", 0.05, 0, on_gpu=True)
+    assert there is not None and there.dense_until > auto.dense_until
+    assert same == sparse
 
 
 @pytest.mark.parametrize(

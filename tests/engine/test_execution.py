@@ -101,18 +101,37 @@ def test_sparse_attention_is_refused_where_it_cannot_be(caplog: pytest.LogCaptur
     """By name only: auto is dense there, and says so once."""
     stored = checkpoint("qwen3-moe-mixed")
     parsed = parse_config(stored.config)
-    for options, error, match in [
-        ({"backend": "torch"}, BackendUnavailableError, "attention sparse needs native kernels"),
-        ({"dtype": "fp32"}, BackendUnavailableError, "attention sparse needs native kernels"),
-        ({"page_size": 32}, ConfigurationError, "page_size of 64, not 32"),
+    for options, match in [
+        ({"page_size": 32}, "page_size of 64, not 32"),
+        ({"page_size": 32, "backend": "torch"}, "page_size of 64, not 32"),
+        ({"tensor_parallel_size": 2}, "one process"),
     ]:
-        with pytest.raises(error, match=match):
+        with pytest.raises(ConfigurationError, match=match):
             choose_execution(EngineConfig(model="m", attention="sparse", **options), stored, parsed, NOWHERE)  # type: ignore[arg-type]
         caplog.clear()
         with caplog.at_level(logging.INFO):
             execution = choose_execution(EngineConfig(model="m", **options), stored, parsed, NOWHERE)  # type: ignore[arg-type]
-        assert [record.message for record in caplog.records if "attention is dense" in record.message]
+        told = [record.message for record in caplog.records if "attention is dense" in record.message]
+        assert len(told) == (0 if "tensor_parallel_size" in options else 1)
         assert not getattr(execution, "indexed", False)
+
+
+@pytest.mark.parametrize("options", [{"backend": "torch"}, {"dtype": "fp32"}])
+def test_torch_attends_sparsely_if_asked_to(options: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    stored = checkpoint("qwen3-moe-mixed")
+    parsed = parse_config(stored.config)
+    for attention, sparse, said in [
+        ("auto", False, "only if asked to"),
+        ("sparse", True, "slow"),
+        ("dense", False, ""),
+    ]:
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            config = EngineConfig(model="m", attention=attention, **options)  # type: ignore[arg-type]
+            execution = choose_execution(config, stored, parsed, NOWHERE)
+        assert isinstance(execution, TorchExecution)
+        assert said in caplog.text
+        assert execution.load(stored, "m", None).sparse == sparse
 
 
 @pytest.mark.parametrize("attention,sparse", [("dense", False), ("auto", True), ("sparse", True)])

@@ -56,13 +56,16 @@ def middle_end(context: int) -> int:
     return max(1, (context - RECENT) // PAGE)
 
 
-def sparse_decode(queries: Tensor, keys: Tensor, values: Tensor, index: PageIndex, error: float) -> Decoded:
+def sparse_decode(
+    queries: Tensor, keys: Tensor, values: Tensor, index: PageIndex, error: float, *, whole_pieces: bool = True
+) -> Decoded:
     """Attention of scaled fp32 ``queries`` [G, D], the heads of one group, to ``keys`` [n, D] and ``values`` [n, Dv].
 
-    ``index`` covers at least the full pages; ``error`` is the relative error that is allowed.
+    ``index`` covers at least the full pages; ``error`` is the relative error that is allowed. ``whole_pieces``: pieces
+    of which most tokens are chosen are read whole.
     """
     n, end = len(keys), middle_end(len(keys))
-    middle = torch.zeros(n, dtype=torch.bool)
+    middle = torch.zeros(n, dtype=torch.bool, device=keys.device)
     middle[PAGE : end * PAGE] = True
     logits = queries @ keys.T
     if end == 1:
@@ -71,9 +74,10 @@ def sparse_decode(queries: Tensor, keys: Tensor, values: Tensor, index: PageInde
     estimated, variance = _estimates(queries, end > FILTER_PAGES, *given)
     threshold, scale = _threshold(estimated, variance, *given)
     chosen = (estimated >= threshold[:, None, None]).any(0) | (variance >= MOST_NOISE).any(0)[:, None]
-    for piece in torch.split(chosen, PIECE_PAGES):
-        if 2 * int(piece.sum()) > piece.numel():
-            piece[:] = True
+    if whole_pieces:
+        for piece in torch.split(chosen, PIECE_PAGES):
+            if 2 * int(piece.sum()) > piece.numel():
+                piece[:] = True
     read = ~middle
     read[PAGE : end * PAGE] = chosen.flatten()
     result = _combine(logits, values, read, estimated, index, end)

@@ -8,6 +8,8 @@ ATTENTION_MODES = ("auto", "dense", "sparse")
 DEFAULT_ERROR = 0.02
 MAX_ERROR = 0.5
 AUTO_DENSE_UNTIL = 4096
+GPU_AUTO_DENSE_UNTIL = 16384
+"""A GPU reads so many tokens in less time than the kernels of a selection take to begin; not measured yet."""
 SPARSE_DENSE_UNTIL = 1024
 QUESTION_TOKENS = 256
 
@@ -28,8 +30,11 @@ class SparsePolicy:
     question_tokens: int = QUESTION_TOKENS
 
 
-def policy_of(mode: str, error: float, question_tokens: int = QUESTION_TOKENS) -> SparsePolicy | None:
+def policy_of(
+    mode: str, error: float, question_tokens: int = QUESTION_TOKENS, *, on_gpu: bool = False
+) -> SparsePolicy | None:
     """The policy that a mode of :data:`ATTENTION_MODES` stands for; None is dense, as is an error of 0."""
     if mode == "dense" or error == 0.0:
         return None
-    return SparsePolicy(error, AUTO_DENSE_UNTIL if mode == "auto" else SPARSE_DENSE_UNTIL, question_tokens)
+    auto = GPU_AUTO_DENSE_UNTIL if on_gpu else AUTO_DENSE_UNTIL
+    return SparsePolicy(error, auto if mode == "auto" else SPARSE_DENSE_UNTIL, question_tokens)

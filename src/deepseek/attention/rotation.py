@@ -59,3 +59,8 @@ def rotate(x: Tensor) -> Tensor:
         return x
     x = x * second
     return torch.cat([x[..., : dim - size], hadamard(x[..., dim - size :])], dim=-1)
+
+
+def rotation_matrix(dim: int) -> Tensor:
+    """fp32 [dim, dim]: ``x @ rotation_matrix(dim)`` is ``rotate(x)``."""
+    return rotate(torch.eye(dim))

@@ -117,7 +117,8 @@ class Worker:
         engine = self.loaded.engine
         if not isinstance(engine, Engine):
             raise BenchmarkError("an encoder does not decode.")
-        policy = policy_of(self._config.attention, self._config.attention_error)
+        on_gpu = self._config.device != "cpu"
+        policy = policy_of(self._config.attention, self._config.attention_error, on_gpu=on_gpu)
         counted = engine.stats().attention
         seconds = decode_filled(engine.model, engine.cache, beginning, tokens, output, engine.page_size, policy)
         return {"seconds": seconds, "tokens": output, "read": difference(counted, engine.stats().attention)}
@@ -132,11 +133,10 @@ class Worker:
 def cache_sizes(engine: Engine | EncoderEngine) -> dict[str, int]:
     """Numbers in a token's keys and values, bytes that they take, and those of the index per page, over all layers."""
     from deepseek.engine.engine import Engine
-    from deepseek.models.native import NativeDecoder
 
     if not isinstance(engine, Engine):
         return {"kv_token_elements": 0, "kv_token_bytes": 0, "index_page_bytes": 0}
-    index = engine.model.index_page_bytes() if isinstance(engine.model, NativeDecoder) else 0
+    index = engine.model.index_page_bytes()
     page = engine.model.page_bytes(engine.page_size)
     return {
         "kv_token_elements": sum(spec.elements for spec in engine.model.cache_specs),

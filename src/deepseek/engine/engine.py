@@ -83,6 +83,7 @@ class Engine:
         constraints: compiles the constraints of requests; None refuses requests that bring one.
         attention, attention_error, question_tokens: of requests that do not say, as in
             :class:`deepseek.config.EngineConfig`. A model without sparse attention is dense.
+        on_gpu: the model runs on one, where ``auto`` is dense in longer contexts.
         max_adapters: adapters that may be loaded.
         launcher: has steps computed; None: as suits the model.
     """
@@ -106,6 +107,7 @@ class Engine:
         attention: str = "auto",
         attention_error: float = DEFAULT_ERROR,
         question_tokens: int = QUESTION_TOKENS,
+        on_gpu: bool = False,
         max_adapters: int = MAX_ADAPTERS,
         launcher: Launcher | None = None,
     ) -> None:
@@ -114,6 +116,7 @@ class Engine:
         self.max_context = min(max_context, num_pages * page_size)
         self.context_limit: ContextLimit = "kv_cache" if self.max_context < max_context else context_limit
         self._attention = (attention, attention_error, question_tokens)
+        self._on_gpu = on_gpu
         self.end_ids = end_ids
         self.cache = model.new_cache(num_pages, page_size, spill)
         self.pool = BlockPool(num_pages, resident=spill.resident if spill else None, prefix_cache=prefix_cache)
@@ -286,10 +289,11 @@ class Engine:
         mode = mode if request.attention is None else request.attention
         error = error if request.attention_error is None else request.attention_error
         if isinstance(request, ScoreRequest):
-            policy, length = policy_of(mode, error, 0), before + len(request.tokens) - 1
+            policy, length = policy_of(mode, error, 0, on_gpu=self._on_gpu), before + len(request.tokens) - 1
         else:
             asked = request.question_tokens
-            policy = policy_of(mode, error, question_tokens if asked is None else asked)
+            asked = question_tokens if asked is None else asked
+            policy = policy_of(mode, error, asked, on_gpu=self._on_gpu)
             length = before + len(request.prompt)
         return None if policy is None else SparsePlan.of(policy, length, self.page_size)
 

@@ -47,7 +47,8 @@ class Execution(Protocol):
 @dataclass(frozen=True)
 class TorchExecution:
     """Layer by layer, with the ops of the kernel registry. ``bits`` are those of the matrices, None for ``dtype``'s;
-    ``kv_dtype`` is ``int8``, or the cache has the ``dtype``."""
+    ``kv_dtype`` is ``int8``, or the cache has the ``dtype``. ``indexed``: caches get the index that sparse attention
+    needs."""
 
     device: str
     backend: str
@@ -55,6 +56,7 @@ class TorchExecution:
     threads: int
     bits: int | None = None
     kv_dtype: str = "auto"
+    indexed: bool = False
 
     @property
     def name(self) -> str:
@@ -69,6 +71,7 @@ class TorchExecution:
             device=torch.device(self.device),
             bits=self.bits,
             kv_dtype=self.kv_dtype,
+            indexed=self.indexed,
             progress=progress,
         )
         return on_device(model, ops)
@@ -185,20 +188,38 @@ def choose_execution(config: EngineConfig, checkpoint: Checkpoint, parsed: Any, 
             f"device {config.device!r}, backend {config.backend!r} and tensor_parallel_size "
             f"{config.tensor_parallel_size}."
         )
-    if config.attention == "sparse":
-        raise BackendUnavailableError(
-            f"attention sparse needs native kernels, and {config.model} runs with torch kernels here, which attend "
-            "densely. Choose attention auto or dense."
-        )
-    if config.attention == "auto":
-        logger.info("attention is dense: torch kernels have no sparse form")
     dtype = _torch_dtype("auto" if bits else config.dtype, config.device)
-    execution = TorchExecution(config.device, config.backend, dtype, threads, bits, config.kv_dtype)
+    indexed = _torch_indexed(config)
+    execution = TorchExecution(config.device, config.backend, dtype, threads, bits, config.kv_dtype, indexed)
     return ParallelExecution(execution, config, path) if divided else execution
 
 
+def _torch_indexed(config: EngineConfig) -> bool:
+    """The same for torch, whose own form of sparse attention shows what is read, and costs more than it saves: it is
+    for whoever asks for it. Raises ConfigurationError."""
+    if config.attention == "sparse" and config.tensor_parallel_size > 1:
+        raise ConfigurationError(
+            "attention sparse runs in one process: choose tensor_parallel_size 1, or attention auto or dense."
+        )
+    if config.attention == "sparse" and config.kv_dtype == "int8":
+        raise ConfigurationError(
+            "attention sparse reads a cache of floats with these kernels: choose kv_dtype auto, or attention auto or dense."
+        )
+    if config.attention == "dense" or config.tensor_parallel_size > 1 or config.kv_dtype == "int8":
+        return False
+    fast = (
+        config.device != "cpu" and bind(config.device, config.backend).bindings["paged_attention"].backend == "triton"
+    )
+    if config.attention == "auto" and not fast:
+        logger.info("attention is dense: torch kernels attend sparsely only if asked to, as it saves no time there")
+        return False
+    if not fast:
+        logger.warning("attention sparse is slow with torch kernels: choose auto or dense where time matters")
+    return _indexed(config)
+
+
 def _indexed(config: EngineConfig) -> bool:
-    """Whether native caches get the index that sparse attention needs. Raises ConfigurationError."""
+    """Whether caches get the index that sparse attention needs. Raises ConfigurationError."""
     if config.attention == "dense" or config.page_size == PAGE_SIZE:
         return config.attention != "dense"
     if config.attention == "sparse":

@@ -295,6 +295,7 @@ def _engine(
         attention=config.attention,
         attention_error=config.attention_error,
         question_tokens=config.question_tokens,
+        on_gpu=config.device != "cpu",
         max_adapters=config.max_adapters,
     )
 

@@ -256,6 +256,9 @@ class ParallelDecoder:
         """Of this process: each has its own heads' part of a page."""
         return self._own.page_bytes(page_size)
 
+    def index_page_bytes(self) -> int:
+        return 0
+
     def spill_page_bytes(self, page_size: int) -> int:
         return 0
 

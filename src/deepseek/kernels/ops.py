@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from deepseek.kernels.low_rank import LowRankUpdates
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import KVScales, PagedLayout
 
 
@@ -38,6 +39,7 @@ class Ops:
         self._rotary: Callable[..., Tensor] = bindings["rotary"].function
         self._gated_activation: Callable[..., Tensor] = bindings["gated_activation"].function
         self._write_kv: Callable[..., None] = bindings["write_kv"].function
+        self._index_pages: Callable[..., None] = bindings["index_pages"].function
         self._paged_attention: Callable[..., Tensor] = bindings["paged_attention"].function
         self._mla_attention: Callable[..., Tensor] = bindings["mla_attention"].function
         self._moe: Callable[..., Tensor] = bindings["moe"].function
@@ -95,6 +97,16 @@ class Ops:
         """
         self._write_kv(key, value, key_cache, value_cache, slots, scales)
 
+    def index_pages(
+        self, key_cache: Tensor, value_cache: Tensor | None, index: IndexCache, layout: PagedLayout
+    ) -> None:
+        """Make the index of the pages that this step's rows have filled; their keys are written. Pages have 64 tokens.
+
+        Caches as in :meth:`paged_attention`. ``value_cache`` None, for latents: the values are the first columns of
+        the keys.
+        """
+        self._index_pages(key_cache, value_cache, index, layout)
+
     def paged_attention(
         self,
         query: Tensor,
@@ -104,14 +116,17 @@ class Ops:
         scale: float,
         window: int | None = None,
         scales: KVScales | None = None,
+        index: IndexCache | None = None,
     ) -> Tensor:
         """Causal grouped-query attention of a ragged batch over the paged cache (this step's keys already written).
 
         ``query`` [T, heads, key_dim]; ``key_cache`` [num_slots, kv_heads, key_dim]; ``value_cache``
         [num_slots, kv_heads, value_dim]; heads is a multiple of kv_heads. A query at position p sees positions
-        max(0, p - window + 1) .. p. With ``scales`` the caches are INT8. Returns [T, heads, value_dim].
+        max(0, p - window + 1) .. p. With ``scales`` the caches are INT8. With an ``index``, which a cache with a window
+        or of INT8 does not have, the layout's sparse rows attend as :func:`deepseek.attention.decode.sparse_decode`
+        does. Returns [T, heads, value_dim].
         """
-        return self._paged_attention(query, key_cache, value_cache, layout, scale, window, scales)
+        return self._paged_attention(query, key_cache, value_cache, layout, scale, window, scales, index)
 
     def mla_attention(
         self,
@@ -124,6 +139,7 @@ class Ops:
         scale: float,
         mode: str = "auto",
         scales: KVScales | None = None,
+        index: IndexCache | None = None,
     ) -> Tensor:
         """Causal multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) of a ragged batch.
 
@@ -131,9 +147,12 @@ class Ops:
         holds the normalised latent and the rotated shared key; ``key_up`` [heads, nope, rank]; ``value_up``
         [heads, value_dim, rank]. ``mode``: ``expanded`` materialises keys and values, ``absorbed`` folds ``key_up``
         into the query and attends over the latents, ``auto`` absorbs where one query sees a context. With
-        ``scales`` the cache is INT8. Returns [T, heads, value_dim].
+        ``scales`` the cache is INT8. With an ``index``, which an INT8 cache does not have, the layout's sparse rows are
+        absorbed and attend sparsely. Returns [T, heads, value_dim].
         """
-        return self._mla_attention(query_nope, query_rope, latent_cache, key_up, value_up, layout, scale, mode, scales)
+        return self._mla_attention(
+            query_nope, query_rope, latent_cache, key_up, value_up, layout, scale, mode, scales, index
+        )
 
     def moe(
         self, x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_weights: Tensor, kind: str

@@ -6,10 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from deepseek.kernels.page_index import IndexCache
+
+SPARSE_ROWS = 16
+"""A sequence with more rows in a step attends densely in all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRow:
+    """A row that attends sparsely: which one, whose, to how many tokens, and the relative error that is allowed."""
+
+    row: int
+    sequence: int
+    context: int
+    error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +40,12 @@ class KVScales:
 
 class LayerCache(NamedTuple):
     """What one layer keeps of each token: ``keys`` [num_slots, kv_heads, key_dim] and ``values``, None for a latent
-    cache; ``scales`` if both are INT8."""
+    cache; ``scales`` if both are INT8; ``index`` of its full pages, for sparse attention."""
 
     keys: Tensor
     values: Tensor | None
     scales: KVScales | None = None
+    index: IndexCache | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -50,6 +67,8 @@ class PagedLayout:
         context_lens: B lengths, this step's tokens included.
         pages: B page lists, each long enough for its context.
         write_slots: int64 [T], the slot each row's key and value are written to.
+        errors: B relative errors that attention of a sequence's rows may have, 0 for none; empty: all are 0. For
+            sequences of up to :data:`SPARSE_ROWS` rows.
     """
 
     page_size: int
@@ -57,6 +76,7 @@ class PagedLayout:
     context_lens: tuple[int, ...]
     pages: tuple[Sequence[int], ...]
     write_slots: Tensor
+    errors: tuple[float, ...] = ()
 
     @property
     def num_sequences(self) -> int:
@@ -67,6 +87,24 @@ class PagedLayout:
         """What a kernel backend derives from this layout, kept so that the layers of a step share it. Keys start with
         the name of the backend."""
         return {}
+
+    @cached_property
+    def sparse_rows(self) -> tuple[SparseRow, ...]:
+        """The rows of sequences whose attention may have an error, in order."""
+        found = []
+        for sequence, error in enumerate(self.errors):
+            start, stop = self.query_starts[sequence : sequence + 2]
+            if error > 0.0:
+                assert stop - start <= SPARSE_ROWS
+                first = self.context_lens[sequence] - (stop - start) + 1
+                found += [SparseRow(row, sequence, first + row - start, error) for row in range(start, stop)]
+        return tuple(found)
+
+    def filled_pages(self, index: int) -> Sequence[int]:
+        """The pages of a sequence that this step's rows have filled."""
+        context = self.context_lens[index]
+        before = context - (self.query_starts[index + 1] - self.query_starts[index])
+        return self.pages[index][before // self.page_size : context // self.page_size]
 
     @cached_property
     def context_slots(self) -> tuple[slice | Tensor, ...]:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from deepseek.kernels.int8_cache import dequantize, quantize
 from deepseek.kernels.low_rank import LowRankUpdates
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import KVScales, PagedLayout
+from deepseek.kernels.sparse_reference import attend_latents_sparsely, attend_sparsely, index_pages
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -89,6 +91,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     scales: KVScales | None = None,
+    index: IndexCache | None = None,
 ) -> Tensor:
     if scales is not None:
         key_cache = dequantize(key_cache, scales.key, torch.float32)
@@ -107,6 +110,8 @@ def paged_attention(
                 keys, values = key_cache[visible, kv_head].float(), value_cache[visible, kv_head].float()
                 weights = torch.softmax(keys @ query[row, head].float() * scale, dim=0)
                 result[row, head] = (weights @ values).to(result.dtype)
+    if index is not None:
+        attend_sparsely(query, key_cache, value_cache, index, layout, scale, result)
     return result
 
 
@@ -120,6 +125,7 @@ def mla_attention(
     scale: float,
     mode: str = "auto",
     scales: KVScales | None = None,
+    index: IndexCache | None = None,
 ) -> Tensor:
     """Always expanded, whatever ``mode`` says: the two forms are the same function."""
     rank = key_up.shape[2]
@@ -131,7 +137,12 @@ def mla_attention(
     keys = torch.cat([keys_nope, key_rope[:, None].expand(-1, key_up.shape[0], -1)], dim=-1)
     values = torch.einsum("sr,hvr->shv", latent, value_up.float())
     query = torch.cat([query_nope, query_rope], dim=-1).float()
-    return paged_attention(query, keys, values, layout, scale).to(query_nope.dtype)
+    result = paged_attention(query, keys, values, layout, scale).to(query_nope.dtype)
+    if index is not None and layout.sparse_rows:
+        attend_latents_sparsely(
+            query_nope, query_rope, latent_cache, key_up, value_up, index, layout, scale, result
+        )  # fmt: skip
+    return result
 
 
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_weights: Tensor, kind: str) -> Tensor:
@@ -165,6 +176,7 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "rotary": rotary,
         "gated_activation": gated_activation,
         "write_kv": write_kv,
+        "index_pages": index_pages,
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
         "moe": moe,

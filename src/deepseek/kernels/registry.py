@@ -23,6 +23,7 @@ OPS = (
     "rotary",
     "gated_activation",
     "write_kv",
+    "index_pages",
     "paged_attention",
     "mla_attention",
     "moe",

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepseek.kernels.int8_cache import dequantize
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import KVScales, PagedLayout
+from deepseek.kernels.sparse_reference import attend_latents_sparsely, attend_sparsely
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,23 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     scales: KVScales | None = None,
+    index: IndexCache | None = None,
+) -> Tensor:
+    """Dense for all rows; those that are sparse are then computed again, by the reference."""
+    output = _dense_attention(query, key_cache, value_cache, layout, scale, window, scales)
+    if index is not None:
+        attend_sparsely(query, key_cache, value_cache, index, layout, scale, output)
+    return output
+
+
+def _dense_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    layout: PagedLayout,
+    scale: float,
+    window: int | None,
+    scales: KVScales | None,
 ) -> Tensor:
     """One fused attention call per long or many-rowed sequence and one for all short single queries together; the
     query heads of a KV head are rows of the same small product."""
@@ -238,6 +257,7 @@ def mla_attention(
     scale: float,
     mode: str = "auto",
     scales: KVScales | None = None,
+    index: IndexCache | None = None,
 ) -> Tensor:
     _, nope, rank = key_up.shape
     value_dim = value_up.shape[1]
@@ -264,6 +284,10 @@ def mla_attention(
             last = first + part.stop - part.start
             output[part.start : part.stop] = values[first:last]
             first = last
+    if index is not None and layout.sparse_rows:
+        attend_latents_sparsely(
+            query_nope, query_rope, latent_cache, key_up, value_up, index, layout, scale, output
+        )  # fmt: skip
     return output
 
 

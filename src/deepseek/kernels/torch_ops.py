@@ -18,6 +18,7 @@ from torch import Tensor
 from deepseek.kernels.int8_cache import quantize
 from deepseek.kernels.low_rank import LowRankUpdates
 from deepseek.kernels.paging import KVScales
+from deepseek.kernels.sparse_reference import index_pages
 from deepseek.kernels.torch_attention import mla_attention, paged_attention
 
 
@@ -147,6 +148,7 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "rotary": rotary,
         "gated_activation": gated_activation,
         "write_kv": write_kv,
+        "index_pages": index_pages,
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
         "moe": moe,

@@ -52,8 +52,9 @@ class Attention:
         layout: PagedLayout,
         cache: LayerCache,
     ) -> Tensor:
-        """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the cache."""
-        keys, values, scales = cache
+        """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the cache. With an index, pages that are
+        full are indexed, and the layout's sparse rows attend sparsely."""
+        keys, values, scales, index = cache
         assert values is not None
         ops, shape = self._ops, self.shape
         rows, turned = x.shape[0], shape.heads + shape.kv_heads
@@ -66,5 +67,7 @@ class Attention:
             query_key = ops.rotary(qkv[:, :turned], cos, sin)
             query, key = query_key[:, : shape.heads], query_key[:, shape.heads :]
         ops.write_kv(key, qkv[:, turned:], keys, values, layout.write_slots, scales)
-        attended = ops.paged_attention(query, keys, values, layout, shape.scale, shape.window, scales)
+        if index is not None:
+            ops.index_pages(keys, values, index, layout)
+        attended = ops.paged_attention(query, keys, values, layout, shape.scale, shape.window, scales, index)
         return self.output(attended.reshape(rows, shape.heads * shape.head_dim))

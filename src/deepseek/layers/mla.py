@@ -74,7 +74,8 @@ class LatentAttention:
         layout: PagedLayout,
         cache: LayerCache,
     ) -> Tensor:
-        """``x`` [T, hidden] -> [T, hidden]; writes the rows' latents to the cache."""
+        """``x`` [T, hidden] -> [T, hidden]; writes the rows' latents to the cache. Its index is used as in
+        :class:`deepseek.layers.attention.Attention`."""
         ops, shape = self._ops, self.shape
         rows, (cos, sin) = x.shape[0], rotation
         compressed = x
@@ -88,6 +89,8 @@ class LatentAttention:
         key_rope = ops.rotary(down[..., shape.rank :], cos, sin, shape.interleaved)
         latents, rotated = cache.keys[..., : shape.rank], cache.keys[..., shape.rank :]
         ops.write_kv(latent, key_rope, latents, rotated, layout.write_slots, cache.scales)
+        if cache.index is not None:
+            ops.index_pages(cache.keys, None, cache.index, layout)
         attended = ops.mla_attention(
             query_nope,
             query_rope,
@@ -98,5 +101,6 @@ class LatentAttention:
             shape.scale,
             self.mode,
             cache.scales,
+            cache.index,
         )
         return self.output(attended.reshape(rows, shape.heads * shape.value_dim))

@@ -12,6 +12,7 @@ from torch import Tensor
 from deepseek.adapters.adapter import Host, LowRankUpdate, Prefix
 from deepseek.attention.policy import SparsePolicy
 from deepseek.attention.stats import AttentionStats
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import KVScales, LayerCache, PagedLayout
 from deepseek.kernels.sampling import Choice
 
@@ -39,10 +40,20 @@ SCALE_DTYPE = torch.float32
 
 class KVCache:
     """The caches of all layers, with ``num_pages * page_size`` slots each, in a floating dtype or INT8. Memory is
-    touched when first written."""
+    touched when first written.
+
+    Args:
+        indexes: per layer the index of its full pages, None where it has none; empty: none has one.
+    """
 
     def __init__(
-        self, specs: Sequence[LayerCacheSpec], num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        specs: Sequence[LayerCacheSpec],
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        indexes: Sequence[IndexCache | None] = (),
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
@@ -61,14 +72,17 @@ class KVCache:
                 array(spec.heads, spec.key_dim),
                 array(spec.heads, spec.value_dim) if spec.value_dim else None,
                 scales(spec.heads),
+                index,
             )
-            for spec in specs
+            for spec, index in zip(specs, indexes or [None] * len(specs), strict=True)
         ]
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy what a page holds, in all layers, to another one."""
         size = self.page_size
         for layer in self.layers:
+            if layer.index is not None:
+                layer.index.copy_page(source, target)
             for array in layer.tensors:
                 array[target * size : (target + 1) * size] = array[source * size : (source + 1) * size]
 
@@ -192,6 +206,10 @@ class Model(Protocol):
 
     def page_bytes(self, page_size: int) -> int:
         """Bytes that a page of ``page_size`` tokens takes in the cache, over all layers."""
+        ...
+
+    def index_page_bytes(self) -> int:
+        """Of these bytes, those of the index; 0 for a model that attends densely."""
         ...
 
     def spill_page_bytes(self, page_size: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepseek.adapters.adapter import LowRankUpdate, Prefix
 from deepseek.attention.stats import AttentionStats
+from deepseek.kernels.page_index import IndexCache, index_bytes, new_counters, stats_of
 from deepseek.kernels.paging import LayerCache, PagedLayout
 from deepseek.kernels.sampling import Choice, choose_tokens
 from deepseek.kernels.torch_ops import write_kv
@@ -20,6 +21,7 @@ from deepseek.layers.norm import RMSNorm
 from deepseek.layers.rotary import Rotary
 from deepseek.models.adapters import AdapterLayers, add_torch_adapter, host_of
 from deepseek.models.base import WIDE_ROWS, Batch, KVCache, LayerCacheSpec, SpillSpace
+from deepseek.models.sparse import IndexShape, check_page_size, index_shapes, with_errors
 
 
 class Mixer(Protocol):
@@ -81,11 +83,12 @@ class Decoder:
         architecture: the Hugging Face class name.
         weights_bytes: memory of the weights.
         cache_dtype: of the caches it makes: ``dtype``, or INT8.
+        sparse: caches have an index; to be set before the first one is made.
+        counters: what sparse attention has read (:class:`deepseek.kernels.page_index.IndexCache`).
     """
 
     stream_device: torch.device | None = None
     row_invariant = False
-    sparse = False
     wide_rows = WIDE_ROWS
 
     def __init__(
@@ -118,6 +121,8 @@ class Decoder:
         self.head = head
         self.rotaries = tuple(rotaries)
         self.host = host_of(self)
+        self.sparse = False
+        self.counters = new_counters(device)
         self._adapters = AdapterLayers()
 
     def set_cache_dtype(self, kv_dtype: str) -> None:
@@ -125,14 +130,31 @@ class Decoder:
         self.cache_dtype = torch.int8 if kv_dtype == "int8" else self.dtype
 
     def page_bytes(self, page_size: int) -> int:
-        return sum(spec.page_bytes(page_size, self.cache_dtype) for spec in self.cache_specs)
+        cache = sum(spec.page_bytes(page_size, self.cache_dtype) for spec in self.cache_specs)
+        return cache + self.index_page_bytes()
+
+    def index_page_bytes(self) -> int:
+        """Bytes that the index takes per page, over all layers."""
+        return sum(index_bytes(*shape) for shape in self._index_shapes() if shape is not None)
+
+    def _index_shapes(self) -> list[IndexShape | None]:
+        if not self.sparse:
+            return [None] * len(self.layers)
+        return index_shapes([layer.attention for layer in self.layers], self.cache_specs)
 
     def spill_page_bytes(self, page_size: int) -> int:
         return 0
 
     def new_cache(self, num_pages: int, page_size: int, spill: SpillSpace | None = None) -> KVCache:
+        """Raises ConfigurationError for a page size that cannot be indexed, where it must."""
         assert spill is None, "torch caches do not spill"
-        return KVCache(self.cache_specs, num_pages, page_size, self.cache_dtype, self.device)
+        if self.sparse:
+            check_page_size(page_size)
+        indexes = [
+            None if shape is None else IndexCache.allocate(num_pages, *shape, self.counters)
+            for shape in self._index_shapes()
+        ]
+        return KVCache(self.cache_specs, num_pages, page_size, self.cache_dtype, self.device, indexes)
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Write this step's keys and values, and return fp32 logits [R, vocab_size] of ``batch.logits_rows``."""
@@ -146,6 +168,8 @@ class Decoder:
 
     def _layers(self, batch: Batch, cache: KVCache) -> tuple[Tensor, Tensor]:
         """What the last layer leaves: (output not yet added, residual)."""
+        if batch.sparse and self.sparse:
+            batch = with_errors(batch)
         rotations = [rotary(batch.positions) for rotary in self.rotaries]
         self._adapters.rows.segments, self._adapters.rows.tiles = batch.segments, batch.adapter_tiles
         x, residual = self.embedding(batch.known_ids()), None
@@ -182,15 +206,15 @@ class Decoder:
         """See :class:`deepseek.models.base.Model`."""
         where = torch.tensor(slots, device=self.device)
         end = first + len(slots)
-        for layer, (keys, values, scales) in enumerate(cache.layers):
+        for layer, (keys, values, scales, _) in enumerate(cache.layers):
             assert values is not None
             own_keys = prefix.keys[layer, first:end].view(-1, *keys.shape[1:]).to(self.device, self.dtype)
             own_values = prefix.values[layer, first:end].view(-1, *values.shape[1:]).to(self.device, self.dtype)
             write_kv(own_keys, own_values, keys, values, where, scales)
 
     def attention_stats(self) -> AttentionStats:
-        """Nothing: these layers attend densely."""
-        return AttentionStats()
+        """What sparse attention has read so far, in all caches of this model."""
+        return stats_of(self.counters) if self.sparse else AttentionStats()
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
         """See :class:`deepseek.models.base.Model`."""

@@ -3,7 +3,7 @@
 A step of a small batch is hundreds of short kernels, which the host cannot launch as fast as the GPU runs them.
 Recorded, they are one launch. A recording holds for addresses and grids, so its inputs lie in buffers of their own, and
 it serves every step within its bounds: rows are padded to the next of :data:`ROWS`, contexts count as the next power of
-two.
+two. Steps whose rows all attend densely, all sparsely, or some so and some so have recordings of their own.
 Nothing in a step makes the host wait for the GPU; it waits once, for the tokens.
 """
 
@@ -23,11 +23,12 @@ from deepseek.attention.stats import AttentionStats
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
 from deepseek.kernels.staging import bring
-from deepseek.kernels.triton.device_layout import DeviceLayout
+from deepseek.kernels.triton.device_layout import DeviceLayout, sparse_alone
 from deepseek.kernels.triton.low_rank import AdapterTiles
 from deepseek.kernels.triton.sampling import Choices, choose_tokens
 from deepseek.models.base import Batch, KVCache, SpillSpace
 from deepseek.models.decoder import Decoder
+from deepseek.models.sparse import with_errors
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,14 @@ def cuda_recorder(device: torch.device) -> Record:
 
 
 class _Size(NamedTuple):
-    """What a recording serves: up to so many rows, contexts up to that length, adapters or none."""
+    """What a recording serves: up to so many rows, contexts up to that length, adapters or none, and whether any rows,
+    and all, attend sparsely."""
 
     rows: int
     context: int
     adapted: bool
+    sparse: bool
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,6 @@ class GraphedDecoder:
     """
 
     row_invariant = False
-    sparse = False
 
     def __init__(self, own: Decoder, record: Record) -> None:
         self._own = own
@@ -121,9 +124,13 @@ class GraphedDecoder:
         self.weights_bytes = own.weights_bytes
         self.wide_rows = own.wide_rows
         self.host = own.host
+        self.sparse = own.sparse
 
     def page_bytes(self, page_size: int) -> int:
         return self._own.page_bytes(page_size)
+
+    def index_page_bytes(self) -> int:
+        return self._own.index_page_bytes()
 
     def spill_page_bytes(self, page_size: int) -> int:
         return 0
@@ -137,6 +144,7 @@ class GraphedDecoder:
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """See :class:`deepseek.models.base.Model`."""
         assert cache is self._cache
+        batch = self._allowed(batch)
         size = _size(batch)
         if size is None:
             return self._own.forward(self._brought(batch), cache)
@@ -154,11 +162,11 @@ class GraphedDecoder:
 
     def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
         """See :class:`deepseek.models.base.Model`."""
-        return self._own.forward_with_hidden(self._brought(batch), self._moved(hidden_rows), cache)
+        return self._own.forward_with_hidden(self._brought(self._allowed(batch)), self._moved(hidden_rows), cache)
 
     def attention_stats(self) -> AttentionStats:
-        """Nothing: these layers attend densely."""
-        return AttentionStats()
+        """See :class:`deepseek.models.base.Model`."""
+        return self._own.attention_stats()
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
         """See :class:`deepseek.models.base.Model`."""
@@ -183,6 +191,10 @@ class GraphedDecoder:
         """See :class:`deepseek.models.base.Model`."""
         self._own.write_prefix(cache, slots, prefix, first)
 
+    def _allowed(self, batch: Batch) -> Batch:
+        """The batch with what its policies allow in its layout, before that crosses."""
+        return with_errors(batch) if batch.sparse and self.sparse else batch
+
     def _new_recording(self, size: _Size, batch: Batch, cache: KVCache) -> _Recording | None:
         """None where the GPU has no room for it: such steps run kernel by kernel."""
         count = size.rows
@@ -196,6 +208,8 @@ class GraphedDecoder:
             page_size=batch.layout.page_size,
             max_context=size.context,
             max_query=1,
+            sparse_rows=count if size.sparse else 0,
+            alone=size.alone,
         )
         filled = _fill(rows, layout, batch)
         tiles = AdapterTiles.for_any(count, self._adapters, device) if size.adapted else None
@@ -204,8 +218,10 @@ class GraphedDecoder:
         whole = Batch(
             rows[0], rows[1], filled, None, segments=batch.segments, adapter_tiles=tiles, previous=batch.previous
         )
+        counted = self._own.counters.clone()
         try:
             replay, logits = self._record(lambda: self._own.forward(whole, cache))
+            self._own.counters.copy_(counted)  # what ran while recording runs again
         except torch.OutOfMemoryError as error:
             logger.warning("steps of %d rows are not recorded, and slower: %s", count, error)
             torch.cuda.empty_cache()
@@ -239,7 +255,9 @@ def _size(batch: Batch) -> _Size | None:
     if not decodes or (wanted is not None and not torch.equal(wanted, torch.arange(count))):
         return None
     context = max(_LEAST_CONTEXT, 1 << (max(batch.layout.context_lens) - 1).bit_length())
-    return _Size(ROWS[bisect.bisect_left(ROWS, count)], context, bool(batch.segments))
+    rows = ROWS[bisect.bisect_left(ROWS, count)]
+    sparse = bool(batch.layout.sparse_rows)
+    return _Size(rows, context, bool(batch.segments), sparse, sparse and sparse_alone(batch.layout))
 
 
 def _fill(rows: Tensor, layout: DeviceLayout, batch: Batch) -> PagedLayout:

@@ -83,10 +83,12 @@ def load_model(
     device: torch.device | str,
     bits: int | None = None,
     kv_dtype: str = "auto",
+    indexed: bool = False,
     progress: LoadProgress | None = None,
 ) -> Decoder:
     """Build the checkpoint's model with weights of ``dtype`` on ``device``, or with matrices of 8 or 4 ``bits``, for
-    which ``ops`` must be Triton's; its caches are of ``dtype``, or INT8 as ``kv_dtype`` says. ``progress`` hears
+    which ``ops`` must be Triton's; its caches are of ``dtype``, or INT8 as ``kv_dtype`` says, and ``indexed`` for
+    sparse attention. ``progress`` hears
     (tensors read, all tensors).
 
     Raises UnsupportedModelError (architecture, config key) and CheckpointError (tensor missing, misshapen, unused or
@@ -102,6 +104,7 @@ def load_model(
     )
     decoder = family.build(config, source, ops)
     decoder.set_cache_dtype(kv_dtype)
+    decoder.sparse = indexed
     return decoder
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from deepseek.attention.policy import SparsePolicy
 from deepseek.engine.computation import CudaLauncher, Launcher
 from deepseek.engine.events import GenerateRequest
 from deepseek.kernels.ops import Ops
+from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.registry import Backend, Registry
 from deepseek.kernels.triton import ops as triton_ops
-from deepseek.models.base import Model
+from deepseek.models.base import Batch, KVCache, Model
 from deepseek.models.decoder import Decoder
 from deepseek.models.graphed import GraphedDecoder, Replay, cuda_recorder
 from deepseek.models.registry import load_model
@@ -110,3 +113,63 @@ def test_recorded_steps_take_the_tokens_of_the_step_before() -> None:
     recorded = GraphedDecoder(decoder("llama-wide", "triton"), Recorder())
     launcher = CudaLauncher(DEVICE) if DEVICE.type == "cuda" else Late()
     assert answers(recorded, lengths, launcher) == expected
+
+
+PAGES = 8
+
+
+def copied(cache: KVCache, model: GraphedDecoder) -> KVCache:
+    """A cache of ``model`` with the same contents."""
+    mine = model.new_cache(cache.num_pages, cache.page_size)
+    for source, target in zip(arrays(cache), arrays(mine), strict=True):
+        target.copy_(source)
+    return mine
+
+
+def arrays(cache: KVCache) -> list[Tensor]:
+    found = []
+    for layer in cache.layers:
+        index = layer.index
+        assert index is not None
+        found += [*layer.tensors, index.codes, index.alphas, index.key_means, index.value_means, index.scalars]
+    return found
+
+
+def rows_of(lengths: list[int], first: list[int], policies: tuple[SparsePolicy | None, ...] = ()) -> Batch:
+    """Rows from ``first`` on of sequences that lie on :data:`PAGES` pages each, the pages backwards."""
+    positions = [range(begin, length) for begin, length in zip(first, lengths, strict=True)]
+    pages = [tuple(range((i + 1) * PAGES - 1, i * PAGES - 1, -1)) for i in range(len(lengths))]
+    slots = [own[p // 64] * 64 + p % 64 for own, at in zip(pages, positions, strict=True) for p in at]
+    starts = tuple(accumulate(map(len, positions), initial=0))
+    layout = PagedLayout(64, starts, tuple(lengths), tuple(pages), torch.tensor(slots))
+    flat = torch.tensor([p for at in positions for p in at])
+    ids = (7 * flat * flat + 3 * flat) % tiny.VOCAB
+    return Batch(ids, flat, layout, torch.arange(len(flat)), sparse=policies)
+
+
+@pytest.mark.parametrize("name", ["llama-wide", "deepseek-v2-wide"])
+def test_recorded_steps_attend_sparsely(name: str) -> None:
+    """Beside a dense row and alone, with a row that pads, and where a page is filled: as torch does."""
+    own = decoder(name, "torch")
+    own.sparse = True
+    memory = own.new_cache(3 * PAGES, 64)
+    own.forward(rows_of([447, 300, 384], [0, 0, 0]), memory)
+    wanted = decoder(name, "triton")
+    wanted.sparse = True
+    record = Recorder()
+    model = GraphedDecoder(wanted, record)
+    mine = copied(memory, model)
+    policy = SparsePolicy(error=0.05, dense_until=300)
+    for lengths, policies in [
+        ([448, 301, 385], (policy, None, policy)),
+        ([449, 302, 386], (policy, policy, policy)),
+    ]:
+        batch = rows_of(lengths, [length - 1 for length in lengths], policies)
+        expected = own.forward(batch, memory)
+        torch.testing.assert_close(model.forward(batch, mine), expected, rtol=0.02, atol=0.02)
+    truth, counted = own.attention_stats(), model.attention_stats()
+    assert counted.outputs == truth.outputs > 0
+    assert counted.context_tokens == truth.context_tokens
+    assert counted.read_tokens == pytest.approx(truth.read_tokens, rel=0.02)
+    assert counted.read_tokens < counted.context_tokens
+    assert record.count == 2

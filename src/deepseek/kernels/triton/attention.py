@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deepseek.kernels.page_index import IndexCache
 from deepseek.kernels.paging import KVScales, PagedLayout
 from deepseek.kernels.triton.decode_attention import decode_attention
 from deepseek.kernels.triton.device_layout import DECODE_QUERIES, DeviceLayout
@@ -27,6 +28,7 @@ from deepseek.kernels.triton.flash import (
     require,
     split_query,
 )
+from deepseek.kernels.triton.sparse import sparse_attention
 
 _LAUNCH_ARGUMENTS = {
     # Numbers that change from step to step must not ask for another compilation.
@@ -249,6 +251,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     scales: KVScales | None = None,
+    index: IndexCache | None = None,
 ) -> Tensor:
     """See :meth:`deepseek.kernels.ops.Ops.paged_attention`; with ``scales`` the caches are INT8.
 
@@ -262,11 +265,14 @@ def paged_attention(
     device_layout = DeviceLayout.of(layout, query.device)
     output = query.new_empty(query.shape[0], query.shape[1], value_cache.shape[2])
     parts = split_query(query)
-    if device_layout.max_decode:
+    sparse = index is not None and device_layout.sparse is not None
+    dense = device_layout.dense_part() if sparse else device_layout
+    if dense.max_decode:
         decode_attention(
-            parts, key_cache, value_cache, output, device_layout, scale, window=window, scales=scales,
-            limit=DECODE_QUERIES,
+            parts, key_cache, value_cache, output, dense, scale, window=window, scales=scales, limit=DECODE_QUERIES
         )  # fmt: skip
+    if index is not None and sparse:
+        sparse_attention(parts, key_cache, value_cache, index, output, device_layout, scale, scales=scales)
     if device_layout.max_query > DECODE_QUERIES:
         prefill_attention(
             parts, key_cache, value_cache, output, device_layout, scale, window=window, scales=scales,

@@ -146,6 +146,38 @@ def _decode_kernel(
         tl.store(pointers, result.to(output.dtype.element_ty), mask=stored)
 
 
+@triton.jit
+def join_splits(
+    partial: tl.tensor,
+    log_sums: tl.tensor,
+    place: tl.tensor,
+    splits: tl.tensor,
+    VALUE: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> tl.tensor:
+    """Sum of partial results [VALUE_BLOCK], weighted by their sums of weights, the highest of these (base 2), to which
+    the others are relative, and the sum of weights. The splits lie from ``place`` on."""
+    columns = tl.arange(0, VALUE_BLOCK)
+    accumulator = tl.zeros([VALUE_BLOCK], dtype=tl.float32)
+    maximum = float("-inf")
+    total = 0.0
+    for first in tl.range(0, splits, CHUNK):
+        split = first + tl.arange(0, CHUNK)
+        logs = tl.load(log_sums + place + split, mask=split < splits, other=float("-inf"))
+        highest = tl.maximum(maximum, tl.max(logs, 0))
+        shift = tl.where(highest == float("-inf"), 0.0, highest)
+        weights = tl.exp2(logs - shift)
+        # What a split without tokens left there is not a result.
+        mask = (logs != float("-inf"))[:, None] & (columns < VALUE)[None, :]
+        values = tl.load(partial + (place + split)[:, None] * VALUE + columns[None, :], mask=mask, other=0.0)
+        fading = tl.exp2(maximum - shift)
+        accumulator = accumulator * fading + tl.sum(weights[:, None] * values, 0)
+        total = total * fading + tl.sum(weights, 0)
+        maximum = highest
+    return accumulator, maximum, total
+
+
 @triton.jit(
     do_not_specialize=["max_rows", "limit", "splits"],
     do_not_specialize_on_alignment=["query_starts", "output_row", "output_head"],
@@ -175,22 +207,7 @@ def _join_kernel(
 
     place = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + head) * splits
     columns = tl.arange(0, VALUE_BLOCK)
-    accumulator = tl.zeros([VALUE_BLOCK], dtype=tl.float32)
-    maximum = float("-inf")
-    total = 0.0
-    for first in tl.range(0, splits, CHUNK):
-        split = first + tl.arange(0, CHUNK)
-        logs = tl.load(log_sums + place + split, mask=split < splits, other=float("-inf"))
-        highest = tl.maximum(maximum, tl.max(logs, 0))
-        shift = tl.where(highest == float("-inf"), 0.0, highest)
-        weights = tl.exp2(logs - shift)
-        # What a split without tokens left there is not a result.
-        mask = (logs != float("-inf"))[:, None] & (columns < VALUE)[None, :]
-        values = tl.load(partial + (place + split)[:, None] * VALUE + columns[None, :], mask=mask, other=0.0)
-        fading = tl.exp2(maximum - shift)
-        accumulator = accumulator * fading + tl.sum(weights[:, None] * values, 0)
-        total = total * fading + tl.sum(weights, 0)
-        maximum = highest
+    accumulator, _, total = join_splits(partial, log_sums, place, splits, VALUE, VALUE_BLOCK, CHUNK)
     result = accumulator / tl.where(total == 0.0, 1.0, total)
     pointers = output + (start + query).to(tl.int64) * output_row + head * output_head + columns
     tl.store(pointers, result.to(output.dtype.element_ty), mask=columns < VALUE)

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from deepseek.kernels.int8_cache import dequantize
-from deepseek.kernels.paging import KVScales, PagedLayout
+from deepseek.kernels.page_index import IndexCache
+from deepseek.kernels.paging import SPARSE_ROWS, KVScales, PagedLayout
 from deepseek.kernels.triton.attention import prefill_attention
 from deepseek.kernels.triton.decode_attention import decode_attention
 from deepseek.kernels.triton.device_layout import DeviceLayout
 from deepseek.kernels.triton.flash import check_cache, require
+from deepseek.kernels.triton.sparse import sparse_attention
 
 EXPANDED_BYTES = 2**30
 """The most that expanded keys and values of one sequence and layer may take."""
@@ -40,6 +42,7 @@ def mla_attention(
     scale: float,
     mode: str = "auto",
     scales: KVScales | None = None,
+    index: IndexCache | None = None,
 ) -> Tensor:
     """See :meth:`deepseek.kernels.ops.Ops.mla_attention`.
 
@@ -55,6 +58,9 @@ def mla_attention(
     output = query_nope.new_empty(rows, heads, value_dim)
     limit = {"auto": break_even(key_up, value_up), "expanded": 0, "absorbed": device_layout.max_query}[mode]
     per_token = heads * (query_nope.shape[2] + query_rope.shape[2] + value_dim) * query_nope.element_size()
+    sparse = index is not None and device_layout.sparse is not None
+    dense = device_layout.dense_part() if sparse else device_layout
+    limit = max(limit, SPARSE_ROWS) if sparse else limit
     forms = _forms(layout, device_layout, limit, None if mode == "expanded" else EXPANDED_BYTES // per_token)
 
     if forms.rows:
@@ -63,9 +69,9 @@ def mla_attention(
         folded = torch.bmm(query_nope[:stop].transpose(0, 1), key_up).transpose(0, 1)
         attended = query_nope.new_empty(heads, stop, rank).transpose(0, 1)
         query = (folded, query_rope)
-        if forms.max_rows:
+        if forms.max_rows and (dense.max_decode or forms.max_rows > SPARSE_ROWS):
             decode_attention(
-                query, latent_cache, None, attended, device_layout, scale,
+                query, latent_cache, None, attended, dense, scale,
                 limit=limit, max_rows=forms.max_rows, scales=scales,
             )  # fmt: skip
         for part in forms.oversize:
@@ -73,6 +79,8 @@ def mla_attention(
                 query, latent_cache, None, attended, part, scale,
                 limit=part.max_query, max_rows=part.max_query, scales=scales,
             )  # fmt: skip
+        if index is not None and sparse:
+            sparse_attention(query, latent_cache, None, index, attended, device_layout, scale)
         # Among them are rows of expanded sequences, which were not computed and are written below.
         output[:stop] = torch.bmm(attended.transpose(0, 1), value_up.transpose(1, 2)).transpose(0, 1)
     for slots, part in forms.expanded:

@@ -13,6 +13,7 @@ from deepseek.kernels.triton.mla import mla_attention
 from deepseek.kernels.triton.moe import moe
 from deepseek.kernels.triton.norm import add_rms_norm, rms_norm
 from deepseek.kernels.triton.rotary import rotary
+from deepseek.kernels.triton.sparse_index import index_pages
 from deepseek.kernels.triton.write_kv import write_kv
 
 
@@ -26,6 +27,7 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "rotary": rotary,
         "gated_activation": gated_activation,
         "write_kv": write_kv,
+        "index_pages": index_pages,
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
         "moe": moe,
