@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,28 @@ def test_bad_rows_below_the_limit_are_left_out(tmp_path: Path, tokenizer: Tokeni
     with pytest.raises(DataError, match="4 of 8 rows"):
         make(path, tokenizer, tmp_path / "new", max_bad_rows=0.49)
     assert not list((tmp_path / "new").glob("*/meta.json"))
+
+
+def test_memory_does_not_grow_with_the_data(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of 200 characters leaves a digest of its id and a length behind."""
+    monkeypatch.setattr(cache_module, "_FLUSH_TOKENS", 4096)
+    monkeypatch.setattr("deepseek_tune.data.digests._FEW", 64)
+    texts = (f"{number:0200}" for number in range(4000))
+    rows = [{"id": text, "text": text} for text in texts]
+
+    def peak(count: int) -> int:
+        path = write_jsonl(tmp_path / f"{count}.jsonl", rows[:count])
+        tracemalloc.start()
+        cache = make(path, tokenizer, tmp_path)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(cache) == count
+        return highest
+
+    peak(10)  # what is loaded when it is first used
+    assert (peak(4000) - peak(1000)) / 3000 < 48
 
 
 def test_hopeless_data_is_given_up_early(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
