@@ -18,7 +18,7 @@ from deepseek.errors import CheckpointError, ConfigurationError, DeepSeekError
 from deepseek.machine import describe_machine
 from deepseek.threads import wait_politely
 from deepseek_tune.adapters import REPORT, RUN
-from deepseek_tune.checkpoints import FOLDER
+from deepseek_tune.checkpoints import FOLDER, check_writable
 from deepseek_tune.settings import TuningSettings, make_settings
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ class Tuner(ABC, Generic[Settings]):
             reporter.note(f"{output} is finished already; resume=False starts over")
             shutil.rmtree(output / FOLDER, ignore_errors=True)  # of a run that was cut off while it did the same
             return msgspec.convert(done["result"], TuningResult)
+        if world.first:
+            check_writable(output)
         result = self._train(self._load(data, reporter), reporter, output)
         if self.settings.report and world.first:
             self._report(data, reporter, output)

@@ -118,6 +118,14 @@ def test_data_without_examples(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_jsonl(tmp_path / "data.jsonl", questions(3))
     with pytest.raises(DataError, match="no examples"):
         make(path, tokenizer, tmp_path, max_tokens=2)
+    (tmp_path / "packed.jsonl").write_bytes(b"PK\3\4" + bytes(range(256)))
+    with pytest.raises(
+        DataError, match=r"no rows that can be read\. The first problem, in line 1: not JSON .*: PK\\x03\\x04"
+    ):
+        make(tmp_path / "packed.jsonl", tokenizer, tmp_path)
+    (tmp_path / "latin.csv").write_bytes("question,answer\ncafé,1\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"line 2: its text is not Unicode: is the file saved as UTF-8\?"):
+        make(tmp_path / "latin.csv", tokenizer, tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         make(tmp_path / "none.jsonl", tokenizer, tmp_path)
 

@@ -129,6 +129,8 @@ def tokenized(
     root = root or cache_dir() / "tune"
     folder = root / _key(data_sha256, path, tokenizer, settings)
     if not (folder / "meta.json").exists():
+        with _disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
         with (
             lock(root / f"{folder.name}.lock", lambda: say("another process is reading the same data: waiting for it")),
             _disk_errors(root),
