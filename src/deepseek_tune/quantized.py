@@ -108,7 +108,8 @@ class QuantizedLinear(torch.nn.Linear):
     def __init__(self, matrix: Integers | Blocks, bias: torch.nn.Parameter | None, dtype: torch.dtype) -> None:
         torch.nn.Module.__init__(self)  # Linear's own makes a weight of floats
         self.out_features, self.in_features = matrix.shape
-        self.matrix, self.bias, self._dtype = matrix, bias, dtype
+        self.matrix, self._dtype = matrix, dtype
+        self.register_parameter("bias", bias)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

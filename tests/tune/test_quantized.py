@@ -156,7 +156,7 @@ def test_gradients_are_those_of_the_same_floats(
     quantized, plain = (one.method.module for one in ready)
     for name, module in plain.named_modules():
         if type(module) is torch.nn.Linear and isinstance(quantized.get_submodule(name), QuantizedLinear):
-            module.weight.copy_(quantized.get_submodule(name).weight)
+            module.weight.copy_(torch.as_tensor(quantized.get_submodule(name).weight))
     grads = []
     for one in ready:
         torch.manual_seed(1)
