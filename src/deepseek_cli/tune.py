@@ -134,9 +134,7 @@ def _kept(output: Path) -> str:
 
     if found := checkpoints.latest(output / checkpoints.FOLDER):
         step = checkpoints.step_of(found)
-        return (
-            f"stopped; what was learned until step {step:,} is in {found}. The same command goes on from there."
-        )
+        return f"stopped; what was learned until step {step:,} is in {found}. The same command goes on from there."
     if (output / RUN).exists():
         return f"stopped; {output} holds a finished adapter, at most its report.html is missing."
     return "stopped before the first checkpoint: the same command starts again."
