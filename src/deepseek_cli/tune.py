@@ -110,20 +110,11 @@ def _complete(given: dict[str, Any]) -> dict[str, Any]:
 
 def _train(tuner: Any) -> None:
     """Run it; stopped with Ctrl-C, say how to go on."""
-    from deepseek_tune import checkpoints
-
     output = tuner.settings.output
     try:
         result: TuningResult = tuner.train()
     except KeyboardInterrupt:
-        found = checkpoints.latest(output / checkpoints.FOLDER)
-        kept = f"what was learned until step {checkpoints.step_of(found):,} is in {found}" if found else ""
-        typer.echo(
-            f"stopped; {kept}. The same command goes on from there."
-            if found
-            else "stopped before the first checkpoint: the same command starts again.",
-            err=True,
-        )
+        typer.echo(_kept(output), err=True)
         raise typer.Exit(130) from None
     held = (
         "" if result.validation_loss is None else f", held out {result.validation_loss:.3f} (step {result.best_step})"
@@ -134,3 +125,16 @@ def _train(tuner: Any) -> None:
     typer.echo(f"serve it: deepseek serve {shlex.quote(base)} --adapter {shlex.quote(f'{output.name}={output}')}")
     if isinstance(tuner.settings, LoRASettings):
         typer.echo(f"merge it: deepseek tune merge {shlex.quote(str(output))} {shlex.quote(f'{output}-merged')}")
+
+
+def _kept(output: Path) -> str:
+    """What there is of a run that was stopped."""
+    from deepseek_tune import checkpoints
+    from deepseek_tune.adapters import RUN
+
+    if found := checkpoints.latest(output / checkpoints.FOLDER):
+        step = checkpoints.step_of(found)
+        return f"stopped; what was learned until step {step:,} is in {found}. The same command goes on from there."
+    if (output / RUN).exists():
+        return f"stopped; {output} holds a finished adapter, at most its report.html is missing."
+    return "stopped before the first checkpoint: the same command starts again."

@@ -101,9 +101,10 @@ def linear_layers(model: Any) -> dict[str, tuple[int, int]]:
 
 
 def _tiny_rank(model: Any, linear: Mapping[str, tuple[int, int]], targets: Sequence[str]) -> int:
+    from deepseek_tune.quantized import parameter_count
+
     per_rank = sum(sum(shape) for name, shape in linear.items() if name.rpartition(".")[2] in targets)
-    total = sum(int(weight.numel()) for weight in model.parameters())
-    return max(1, round(TINY_SHARE * total / per_rank))
+    return max(1, round(TINY_SHARE * parameter_count(model) / per_rank))
 
 
 def add_adapter(model: Any, plan: AdapterPlan, base_name: str) -> Any:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from deepseek.errors import CheckpointError, ConfigurationError, UnsupportedModelError
+from deepseek.hub.checkpoint import Checkpoint
 from deepseek.hub.open import open_checkpoint
 from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import ModelFiles, resolve
 from deepseek.machine import describe_machine
 from deepseek.tokenizer.load import load_tokenizer
 from deepseek.tokenizer.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    import torch
+from deepseek_tune.quantized import Blocks, Integers, QuantizedLinear, frozen_matrix, is_kept
 
 _BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
 """Processor features that multiply bf16."""
+_LEAST_SHARE = 0.5
+"""Of the weights of matrices that must become integers for a quantized base to be worth its name."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,6 @@ def find_base(name: str, *, offline: bool = False) -> BaseFiles:
 
 def choose_device(wanted: str) -> torch.device:
     """``auto`` is a GPU where torch finds one. Raises ConfigurationError for a GPU that is not there."""
-    import torch
-
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device='cuda', but torch finds no GPU here; use device='cpu' or 'auto'.")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
@@ -50,8 +52,6 @@ def choose_device(wanted: str) -> torch.device:
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """``auto`` is bf16 where the hardware multiplies it; never fp16, whose range gradients leave."""
-    import torch
-
     if wanted == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -61,15 +61,21 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted == "bf16" else torch.float32
 
 
-def load_base(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> Any:
-    """The frozen transformers model, in evaluation mode. Quantized checkpoints are dequantized to ``dtype``.
+def load_base(files: ModelFiles, dtype: torch.dtype, device: torch.device, base_dtype: str | None = None) -> Any:
+    """The frozen transformers model, in evaluation mode.
 
-    Raises CheckpointError for damaged or incomplete files, UnsupportedModelError for what transformers cannot hold.
+    Args:
+        dtype: of what is computed, and of the weights. Quantized checkpoints are dequantized to it.
+        base_dtype: ``int8``, ``int4`` or ``stored`` keeps the linear layers as integers, loaded one by one
+            (:mod:`deepseek_tune.quantized`); None as floats.
+
+    Raises CheckpointError for damaged or incomplete files, UnsupportedModelError for what transformers cannot hold,
+    ConfigurationError where ``base_dtype`` would save nothing.
     """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    if files.path.is_dir() and "quantization_config" not in _config(files.path):
+    if files.path.is_dir() and base_dtype is None and "quantization_config" not in _config(files.path):
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 files.path, dtype=dtype, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
@@ -77,7 +83,11 @@ def load_base(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> An
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{files.path} cannot be loaded as a language model: {error}") from error
     else:
-        model = _from_checkpoint(files.path, dtype)
+        checkpoint = open_checkpoint(files.path)
+        try:
+            model = _from_checkpoint(checkpoint, files.path, dtype, base_dtype)
+        finally:
+            checkpoint.close()
     model.requires_grad_(False)
     return model.to(device).eval()
 
@@ -90,27 +100,29 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _from_checkpoint(path: Path, dtype: torch.dtype) -> Any:
-    """A model of what our own readers read: GGUF, and folders of quantized matrices."""
+def _from_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype, base_dtype: str | None) -> Any:
+    """A model of what our own readers read: GGUF, and folders of safetensors, quantized ones too."""
     import transformers
 
-    checkpoint = open_checkpoint(path)
+    settings = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    if settings.pop("rope_factors", None):
+        raise UnsupportedModelError(
+            f"{path} has RoPE factors in the manner of Llama 3, which GGUF files do not say in full: tune the "
+            "model's safetensors folder instead."
+        )
+    kind = settings.pop("model_type")
     try:
-        settings = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-        if settings.pop("rope_factors", None):
-            raise UnsupportedModelError(
-                f"{path} has RoPE factors in the manner of Llama 3, which GGUF files do not say in full: tune the "
-                "model's safetensors folder instead."
-            )
-        kind = settings.pop("model_type")
-        try:
-            config = transformers.AutoConfig.for_model(kind, **settings)
-            class_ = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-        except (KeyError, ValueError) as error:
-            raise UnsupportedModelError(f"transformers cannot hold a model of type {kind!r}: {error}.") from error
-        weights = {name: checkpoint.load(name, dtype) for name in checkpoint.shapes}
-    finally:
-        checkpoint.close()
+        config = transformers.AutoConfig.for_model(kind, **settings)
+        class_ = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    except (KeyError, ValueError) as error:
+        raise UnsupportedModelError(f"transformers cannot hold a model of type {kind!r}: {error}.") from error
+    matrices = {} if base_dtype is None else _matrices(checkpoint, class_, config, path, base_dtype)
+    # Instead of a matrix that stays integers, one number that is repeated: a shape without memory.
+    hole = torch.zeros((), dtype=dtype)
+    weights = {
+        name: hole.expand(shape) if name in matrices else checkpoint.load(name, dtype)
+        for name, shape in checkpoint.shapes.items()
+    }
     model, found = class_.from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True, attn_implementation="sdpa"
     )
@@ -118,4 +130,32 @@ def _from_checkpoint(path: Path, dtype: torch.dtype) -> Any:
     if any(wrong.values()):
         detail = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in wrong.items() if names)
         raise UnsupportedModelError(f"{path}: its weights are not those of transformers' {class_.__name__} ({detail}).")
+    for name, matrix in matrices.items():
+        layer = name.removesuffix(".weight")
+        model.set_submodule(layer, QuantizedLinear(matrix, model.get_submodule(layer).bias, dtype))
     return model
+
+
+def _matrices(
+    checkpoint: Checkpoint, class_: Any, config: Any, path: Path, base_dtype: str
+) -> dict[str, Integers | Blocks]:
+    """Name -> integers of every matrix that is kept so: those that are a linear layer of the model, under that name.
+
+    Raises ConfigurationError if the checkpoint stores floats (``stored``), or most of the weights are not among them.
+    """
+    with torch.device("meta"):
+        skeleton = class_(config)
+    linear = {f"{name}.weight" for name, module in skeleton.named_modules() if type(module) is torch.nn.Linear}
+    sizes = {name: math.prod(shape) for name, shape in checkpoint.shapes.items() if is_kept(name, shape)}
+    chosen = [name for name in sizes if name in linear]
+    if base_dtype == "stored":
+        chosen = [name for name in chosen if checkpoint.quantized(name) is not None]
+        if not chosen:
+            raise ConfigurationError(f"base_dtype='stored', but {path} stores floats: take int8 or int4.")
+    share = sum(sizes[name] for name in chosen) / max(1, sum(sizes.values()))
+    if share < _LEAST_SHARE:
+        raise ConfigurationError(
+            f"base_dtype={base_dtype!r} keeps linear layers as integers, and in {path} these hold {share:.0%} of the "
+            "weights of matrices: the others, such as experts, would stay floats. Leave base_dtype out."
+        )
+    return {name: frozen_matrix(checkpoint, name, base_dtype) for name in chosen}

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ FOLDER = "checkpoints"
 """Below the folder of the result."""
 _PREFIX = "step-"
 _PARTIAL = ".partial"
+_PROBE_BYTES = 4096
 _TENSORS = "state.safetensors"
 _VALUES = "state.json"
 
@@ -47,6 +49,17 @@ def disk_error(error: OSError, path: Path, kept: str) -> DiskSpaceError | Config
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskSpaceError(f"the disk of {path} is full. {kept}")
     return ConfigurationError(f"{path} cannot be written ({error.strerror or error}). {kept}")
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder``. Raises DiskSpaceError or ConfigurationError if nothing can be written into it: better before a
+    run than at its first checkpoint."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        raise disk_error(error, folder, "Nothing was trained: make room there, or set output_dir.") from error
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:

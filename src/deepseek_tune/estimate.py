@@ -12,6 +12,7 @@ import torch
 from deepseek_tune.data.packing import pack
 from deepseek_tune.loop import Batches, Trainer
 from deepseek_tune.progress import duration
+from deepseek_tune.quantized import parameter_count
 
 _BACKWARD = 3.0
 """A training step's work over that of a forward pass."""
@@ -31,6 +32,7 @@ class Estimate:
         steps: optimizer steps, to within a few.
         tokens_per_second: measured on one row.
         seconds: of training and judging.
+        base_bytes: of the base model's weights.
         memory_bytes: the highest of the process (on a GPU: of its memory) with the optimizer's state.
     """
 
@@ -44,6 +46,7 @@ class Estimate:
     steps: int
     tokens_per_second: float
     seconds: float
+    base_bytes: int
     memory_bytes: int
 
     @property
@@ -62,12 +65,17 @@ class Estimate:
             ("steps", f"{self.steps:,}"),
             ("speed", f"{self.tokens_per_second:,.0f} tokens/s, measured on one row"),
             ("time", duration(self.seconds)),
-            ("memory", f"{self.memory_bytes / 2**30:.2f} GiB at most"),
+            (
+                "memory",
+                f"{self.memory_bytes / 2**30:.2f} GiB at most, {self.base_bytes / 2**30:.2f} of it the base model",
+            ),
         )
         return "\n".join(f"{name:9} {value}" for name, value in rows)
 
 
-def measure(trainer: Trainer, batches: Batches, answer_tokens: int, epochs: int, wrapped: torch.nn.Module) -> Estimate:
+def measure(
+    trainer: Trainer, batches: Batches, answer_tokens: int, epochs: int, wrapped: torch.nn.Module, base_bytes: int
+) -> Estimate:
     """Time one forward and backward pass, after one that is not timed. Weights and random numbers stay as they are."""
     state = torch.get_rng_state()
     cache = trainer.cache
@@ -89,7 +97,7 @@ def measure(trainer: Trainer, batches: Batches, answer_tokens: int, epochs: int,
     judging = held.tokens / speed / _BACKWARD
     return Estimate(
         trainable_parameters=trainable,
-        parameters=sum(weight.numel() for weight in wrapped.parameters()),
+        parameters=parameter_count(wrapped),
         examples=len(train.indices),
         held_out=len(held.indices),
         tokens=train.tokens,
@@ -98,6 +106,7 @@ def measure(trainer: Trainer, batches: Batches, answer_tokens: int, epochs: int,
         steps=-(-packed_rows // batches.rows_per_step) * epochs,
         tokens_per_second=speed,
         seconds=epochs * (train.tokens / speed + judging),
+        base_bytes=base_bytes,
         memory_bytes=_peak(next(wrapped.parameters()).device) + trainable * _OPTIMIZER_BYTES,
     )
 

@@ -63,7 +63,7 @@ class Batches:
 
 def make_batches(lengths: NDArray[np.int64], settings: TuningSettings) -> Batches:
     """Divide the examples of these lengths; the seed decides which are held out."""
-    order = np.random.default_rng([settings.seed, len(lengths)]).permutation(len(lengths)).astype(np.int64)
+    order = np.random.default_rng([settings.seed, len(lengths)]).permutation(len(lengths))
     held = min(int(settings.validation * len(lengths)), MAX_HELD_OUT)
     train = np.sort(order[held:])
     tokens, longest = int(lengths[train].sum()), int(lengths.max())

@@ -16,6 +16,9 @@ from deepseek_tune.schedule import SCHEDULES
 
 PRESETS = ("default", "tiny")
 DTYPES = ("auto", "fp32", "bf16")
+ROUNDED = ("int8", "int4")
+"""What a base model may be rounded to. ``stored`` rounds nothing."""
+BASE_DTYPES = (*ROUNDED, "stored")
 VARIANTS, ENCODERS, INITS = ("p-tuning", "prefix"), ("mlp", "lstm"), ("tokens", "random")
 _OF_THE_PLACE = frozenset(
     {
@@ -47,6 +50,9 @@ class TuningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         checkpoint_every: steps between checkpoints; one is written after each judgement too.
         dtype: of the frozen weights: ``auto`` takes bf16 where the processor multiplies it, else fp32. What is trained
             and its optimizer are fp32.
+        base_dtype: keep the frozen linear layers as integers, and make floats of them when they are multiplied by
+            (QLoRA): ``int8``, ``int4``, or ``stored``, those of a quantized checkpoint as they are. Less memory, a
+            little slower. None keeps them in ``dtype``.
         device: ``auto``, ``cpu`` or ``cuda``.
         gradient_checkpointing: compute activations twice rather than keep them: less memory, a third slower.
         share_prompts: compute what the examples of a row begin with once for all of them. The result is the same.
@@ -80,6 +86,7 @@ class TuningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     patience: int = 3
     checkpoint_every: int = 100
     dtype: str = "auto"
+    base_dtype: str | None = None
     device: str = "auto"
     gradient_checkpointing: bool = False
     share_prompts: bool = True
@@ -100,15 +107,17 @@ class TuningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         self.data  # noqa: B018  # checks its own
         self._check_choices(dtype=DTYPES, schedule=SCHEDULES, device=("auto", "cpu", "cuda"), shape=("auto", *NEEDED))
+        self._check_choices(base_dtype=(None, *BASE_DTYPES))
         self._check_least(epochs=1, batch_tokens=1, row_tokens=1, evals_per_epoch=1, checkpoint_every=1, threads=1)
         self._check_least(patience=0, seed=0, weight_decay=0, samples=0)
         self._check_positive("learning_rate", "max_grad_norm")
         self._check_shares("warmup", "validation")
 
-    def _check_choices(self, **choices: Sequence[str]) -> None:
+    def _check_choices(self, **choices: Sequence[str | None]) -> None:
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ConfigurationError(f"{name} must be one of {', '.join(known)}; not {getattr(self, name)!r}.")
+                listed = ", ".join(choice for choice in known if choice is not None)
+                raise ConfigurationError(f"{name} must be one of {listed}; not {getattr(self, name)!r}.")
 
     def _check_least(self, **bounds: int) -> None:
         for name, least in bounds.items():
@@ -186,6 +195,11 @@ class LoRASettings(TuningSettings, frozen=True, kw_only=True, forbid_unknown_fie
         self._check_least(lora_rank=1)
         self._check_positive("lora_alpha", "loraplus_ratio")
         self._check_shares("lora_dropout")
+        if self.base_dtype and self.dora and self.lora_dropout and not self.gradient_checkpointing:
+            raise ConfigurationError(
+                "base_dtype saves nothing with dora and lora_dropout: together they keep the floats of all matrices "
+                "for the backward pass. Leave lora_dropout out, or set gradient_checkpointing."
+            )
         if self.target_modules == []:
             raise ConfigurationError("target_modules names no module; leave it out for the preset's.")
         if self.start_from is not None:

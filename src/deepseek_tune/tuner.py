@@ -18,7 +18,7 @@ from deepseek.errors import CheckpointError, ConfigurationError, DeepSeekError
 from deepseek.machine import describe_machine
 from deepseek.threads import wait_politely
 from deepseek_tune.adapters import REPORT, RUN
-from deepseek_tune.checkpoints import FOLDER
+from deepseek_tune.checkpoints import FOLDER, check_writable
 from deepseek_tune.settings import TuningSettings, make_settings
 
 if TYPE_CHECKING:
@@ -78,12 +78,13 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Everything that a run needs."""
+    """Everything that a run needs. ``base_bytes``: of the base model's weights."""
 
     data: _Data
     batches: Batches
     method: Method
     trainer: Trainer
+    base_bytes: int
 
 
 class Tuner(ABC, Generic[Settings]):
@@ -115,7 +116,12 @@ class Tuner(ABC, Generic[Settings]):
         data = self._read(reporter, world)
         ready = self._load(data, reporter)
         return measure(
-            ready.trainer, ready.batches, data.cache.answer_tokens, self.settings.epochs, ready.method.module
+            ready.trainer,
+            ready.batches,
+            data.cache.answer_tokens,
+            self.settings.epochs,
+            ready.method.module,
+            ready.base_bytes,
         )
 
     def train(self) -> TuningResult:
@@ -138,6 +144,8 @@ class Tuner(ABC, Generic[Settings]):
             reporter.note(f"{output} is finished already; resume=False starts over")
             shutil.rmtree(output / FOLDER, ignore_errors=True)  # of a run that was cut off while it did the same
             return msgspec.convert(done["result"], TuningResult)
+        if world.first:
+            check_writable(output)
         result = self._train(self._load(data, reporter), reporter, output)
         if self.settings.report and world.first:
             self._report(data, reporter, output)
@@ -157,7 +165,15 @@ class Tuner(ABC, Generic[Settings]):
         count = min(self.settings.samples, len(held_out))
         chosen = [int(held_out[at * len(held_out) // count]) for at in range(count)]  # from everywhere in the data
         try:
-            samples = sample_answers(data.base, output, data.cache, chosen, dtype=data.dtype, device=data.device)
+            samples = sample_answers(
+                data.base,
+                output,
+                data.cache,
+                chosen,
+                dtype=data.dtype,
+                device=data.device,
+                base_dtype=self.settings.base_dtype,
+            )
             reporter.note(f"the run on a page: {write_report(output, samples)}")
         except (DeepSeekError, OSError) as error:
             reporter.note(f"no report.html: {error}")
@@ -165,6 +181,7 @@ class Tuner(ABC, Generic[Settings]):
     def _train(self, ready: _Prepared, reporter: Reporter, output: Path) -> TuningResult:
         from deepseek_tune import checkpoints
         from deepseek_tune.adapters import CONFIG, WEIGHTS
+        from deepseek_tune.quantized import parameter_count
 
         folder = output / FOLDER
         world = ready.data.world
@@ -184,7 +201,7 @@ class Tuner(ABC, Generic[Settings]):
             )
         weights = ready.trainer.train()
         state = ready.trainer.state
-        total = sum(weight.numel() for weight in ready.method.module.parameters())
+        total = parameter_count(ready.method.module)
         trainable = sum(weight.numel() for weight in ready.method.module.parameters() if weight.requires_grad)
         best = state.best
         result = TuningResult(
@@ -226,6 +243,7 @@ class Tuner(ABC, Generic[Settings]):
             "result": msgspec.to_builtins(result),
             "identity": ready.data.identity,
             "settings": msgspec.to_builtins(self.settings),
+            "base": {"dtype": self.settings.base_dtype or ready.data.identity["dtype"], "bytes": ready.base_bytes},
             "adapter": ready.method.choices(),
             "data": {
                 "examples": len(cache),
@@ -289,11 +307,13 @@ class Tuner(ABC, Generic[Settings]):
         from deepseek_tune.base import load_base
         from deepseek_tune.data.problems import beginning
         from deepseek_tune.loop import Trainer, make_batches
+        from deepseek_tune.quantized import resident_bytes
 
         settings, base, cache = self.settings, data.base, data.cache
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        model = load_base(base.files, data.dtype, data.device)
+        model = load_base(base.files, data.dtype, data.device, settings.base_dtype)
+        base_bytes = resident_bytes(model)
         _check_sizes(model, base.tokenizer.vocab_size, int(cache.lengths.max()))
         packed = forward.PackedModel(model)
         torch.manual_seed(settings.seed)
@@ -315,7 +335,7 @@ class Tuner(ABC, Generic[Settings]):
             reporter=reporter,
             world=data.world,
         )
-        return _Prepared(data, batches, method, trainer)
+        return _Prepared(data, batches, method, trainer, base_bytes)
 
 
 def _check_sizes(model: Any, vocab_size: int, longest: int) -> None:

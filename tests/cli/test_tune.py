@@ -14,6 +14,7 @@ import pytest
 
 from deepseek.errors import ConfigurationError
 from deepseek_cli.settings_options import documented, read_config
+from deepseek_cli.tune import _kept
 from deepseek_tune.data.cache import DataSettings
 from deepseek_tune.settings import LoRASettings
 from tests.cli.test_commands import deepseek
@@ -77,6 +78,14 @@ def test_stopped_and_gone_on(tiny_model: Path, data: Path, tmp_path: Path) -> No
     assert process.returncode == 130
     assert "what was learned until step" in errors and "The same command goes on from there" in errors
     assert "Traceback" not in errors
+
+
+def test_what_is_kept_of_a_run_that_was_stopped(tmp_path: Path) -> None:
+    assert "the same command starts again" in _kept(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    assert "holds a finished adapter" in _kept(tmp_path)
+    (tmp_path / "checkpoints" / "step-00000012").mkdir(parents=True)
+    assert "until step 12 is in" in _kept(tmp_path)
 
 
 @pytest.mark.parametrize(

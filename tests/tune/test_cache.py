@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,28 @@ def test_bad_rows_below_the_limit_are_left_out(tmp_path: Path, tokenizer: Tokeni
     assert not list((tmp_path / "new").glob("*/meta.json"))
 
 
+def test_memory_does_not_grow_with_the_data(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of 200 characters leaves a digest of its id and a length behind."""
+    monkeypatch.setattr(cache_module, "_FLUSH_TOKENS", 4096)
+    monkeypatch.setattr("deepseek_tune.data.digests._FEW", 64)
+    texts = (f"{number:0200}" for number in range(4000))
+    rows = [{"id": text, "text": text} for text in texts]
+
+    def peak(count: int) -> int:
+        path = write_jsonl(tmp_path / f"{count}.jsonl", rows[:count])
+        tracemalloc.start()
+        cache = make(path, tokenizer, tmp_path)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(cache) == count
+        return highest
+
+    peak(10)  # what is loaded when it is first used
+    assert (peak(4000) - peak(1000)) / 3000 < 48
+
+
 def test_hopeless_data_is_given_up_early(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepseek_tune.data.problems.EARLY", 10)
     rows: list[Any] = [*questions(4), *["bad"] * 100]
@@ -95,6 +118,14 @@ def test_data_without_examples(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_jsonl(tmp_path / "data.jsonl", questions(3))
     with pytest.raises(DataError, match="no examples"):
         make(path, tokenizer, tmp_path, max_tokens=2)
+    (tmp_path / "packed.jsonl").write_bytes(b"PK\3\4" + bytes(range(256)))
+    with pytest.raises(
+        DataError, match=r"no rows that can be read\. The first problem, in line 1: not JSON .*: PK\\x03\\x04"
+    ):
+        make(tmp_path / "packed.jsonl", tokenizer, tmp_path)
+    (tmp_path / "latin.csv").write_bytes("question,answer\ncafé,1\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"line 2: its text is not Unicode: is the file saved as UTF-8\?"):
+        make(tmp_path / "latin.csv", tokenizer, tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         make(tmp_path / "none.jsonl", tokenizer, tmp_path)
 

@@ -201,6 +201,16 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert curve(parts) == curve(whole)
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    given: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoRATuner, "_load", None)
+    with pytest.raises(ConfigurationError, match=r"cannot be written \(Not a directory\)\. Nothing was trained"):
+        LoRATuner(**given, output_dir=data / "out").train()
+    with pytest.raises(ConfigurationError, match=r"cannot be written.*set cache_dir"):
+        LoRATuner(**{**given, "cache_dir": data / "cache"}).train()
+
+
 def test_a_damaged_checkpoint_is_told(given: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(Stop):
         LoRATuner(**given, output_dir=tmp_path / "out", reporter=CutOff(4)).train()

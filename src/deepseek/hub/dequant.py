@@ -15,7 +15,7 @@ from torch import Tensor
 from deepseek.hub.gguf_file import BlockType
 
 CHUNK = 1 << 18
-"""Values decoded at a time: the fp32 scratch and its temporaries stay in the cache of a core or two."""
+"""Values decoded at a time on a CPU: the fp32 scratch and its temporaries stay in the cache of a core or two."""
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -28,9 +28,9 @@ def dequantize(data: Tensor, block: BlockType, dtype: torch.dtype) -> Tensor:
         return data.view(_PLAIN[block.name]).to(dtype)
     blocks = data.reshape(-1, block.size)
     decode = _DECODERS[block.name]
-    out = torch.empty(blocks.shape[0], block.elements, dtype=dtype)
-    step = CHUNK // block.elements
-    scratch = torch.empty(step, block.elements)
+    out = torch.empty(blocks.shape[0], block.elements, dtype=dtype, device=data.device)
+    step = max(1, blocks.shape[0]) if data.is_cuda else CHUNK // block.elements
+    scratch = torch.empty(0 if dtype == torch.float32 else step, block.elements, device=data.device)
     for start in range(0, blocks.shape[0], step):
         chunk = blocks[start : start + step]
         target = out[start : start + step]
@@ -57,7 +57,7 @@ def _nibbles(packed: Tensor, out: Tensor) -> None:
 
 def _fifth_bits(blocks: Tensor, start: int) -> Tensor:
     """Bit i of the 32-bit word at byte ``start``, times 16: uint8 [n, 32]."""
-    shifts = torch.arange(8, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)
     bits = blocks[:, start : start + 4, None] >> shifts & 1
     return bits.view(-1, 32) << 4
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from deepseek.errors import ConfigurationError, DataError, DiskSpaceError
 from deepseek.hub.cache import cache_dir, file_sha256, lock, sync_folder
 from deepseek.tokenizer.tokenizer import Tokenizer
+from deepseek_tune.data.digests import Digests
 from deepseek_tune.data.examples import OVER_LONG, Encoder, Example
 from deepseek_tune.data.problems import DUPLICATE_ID, Problem, Problems, RowError, beginning
 from deepseek_tune.data.read import Row, read_rows
@@ -65,7 +66,7 @@ class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class TokenCache:
-    """Examples on disk. Nothing is read before it is asked for.
+    """Examples on disk. Nothing but the lengths is read before it is asked for: 8 bytes of memory per example.
 
     Attributes:
         folder: where they lie.
@@ -83,11 +84,11 @@ class TokenCache:
         self.shape = Shape(**meta["shape"])
         self.problems = Problems.from_json(meta["problems"])
         self.answer_tokens: int = meta["answer_tokens"]
-        self._offsets = np.fromfile(folder / "offsets", np.uint64).astype(np.int64)
-        self._rows = np.fromfile(folder / "rows", np.uint64)
+        self._offsets = np.memmap(folder / "offsets", np.uint64, "r")
+        self._rows = np.memmap(folder / "rows", np.uint64, "r")
         self._tokens: Ids = np.memmap(folder / "tokens", meta["dtype"], "r")
         self._bits = np.memmap(folder / "answers", np.uint8, "r")
-        self.lengths: NDArray[np.int64] = np.diff(self._offsets)
+        self.lengths: NDArray[np.int64] = np.diff(self._offsets).view(np.int64)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -128,6 +129,8 @@ def tokenized(
     root = root or cache_dir() / "tune"
     folder = root / _key(data_sha256, path, tokenizer, settings)
     if not (folder / "meta.json").exists():
+        with _disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
         with (
             lock(root / f"{folder.name}.lock", lambda: say("another process is reading the same data: waiting for it")),
             _disk_errors(root),
@@ -194,7 +197,7 @@ def _make(path: Path, data_sha256: str, tokenizer: Tokenizer, settings: DataSett
 def _encode_all(
     path: Path, shape: Shape, encoder: Encoder, problems: Problems, writer: _Writer, max_bad_rows: float
 ) -> None:
-    seen: set[int] = set()
+    seen = Digests()
     for row in read_rows(path):
         problems.rows += 1
         if isinstance(row, Row):
@@ -214,16 +217,14 @@ def _encode_all(
                 problems.check(path, max_bad_rows)
 
 
-def _check_id(row: Row, seen: set[int]) -> None:
-    """Raises RowError if an earlier row had the same id. Eight bytes of a digest stand for an id."""
+def _check_id(row: Row, seen: Digests) -> None:
+    """Raises RowError if an earlier row had the same id."""
     value = next((row.values[column] for column in _ID_COLUMNS if row.values.get(column) not in (None, "")), None)
     if value is None:
         return
     text = str(value).encode("utf-8", "backslashreplace")
-    digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-    if digest in seen:
+    if not seen.add(text):
         raise RowError(DUPLICATE_ID, f"the id {beginning(value)} was there before")
-    seen.add(digest)
 
 
 class _Writer:

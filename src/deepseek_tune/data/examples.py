@@ -75,8 +75,9 @@ class Encoder:
             else:
                 example = self._pair(sample.messages)
         except InvalidRequestError as error:
-            kind = ENCODING if error.code == "invalid_unicode" else TEMPLATE
-            raise RowError(kind, str(error)) from error
+            if error.code == "invalid_unicode":
+                raise RowError(ENCODING, "its text is not Unicode: is the file saved as UTF-8?") from error
+            raise RowError(TEMPLATE, str(error)) from error
         except ChatTemplateError as error:
             raise RowError(TEMPLATE, str(error)) from error
         return self._fit(example, cut=isinstance(sample, Text))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -53,7 +54,7 @@ class Packer:
             for row in random.permutation(len(rows)):
                 yield rows[row]
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Of one epoch."""
         return int(self.lengths[self.indices].sum())

@@ -124,8 +124,8 @@ class Problems:
 
 
 def beginning(value: object) -> str:
-    """The beginning of a row as one line of text."""
+    """The beginning of a row as one line of text that any terminal shows."""
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text[: 2 * TEXT_SHOWN].split())
-    text = text.encode("utf-8", "backslashreplace").decode()
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN] + "..."

@@ -199,9 +199,10 @@ def choose_shape(
         DataError: no shape fits; the message has the columns found and those expected.
         ConfigurationError: ``shape`` or ``columns`` name what there is not.
     """
-    found = _columns(rows)
+    found, problem = _columns(rows)
     if not found:
-        raise DataError(f"{path} has no rows that can be read.")
+        detail = f" The first problem, in {problem}" if problem else ""
+        raise DataError(f"{path} has no rows that can be read.{detail}")
     named = dict(columns or {})
     if shape == "auto":
         shape = next((name for name in NEEDED if _missing(name, found, named) == []), "")
@@ -226,17 +227,20 @@ def choose_shape(
     return Shape(shape, {what: column for what, column in places.items() if column})
 
 
-def _columns(rows: Iterable[Row | Problem]) -> list[str]:
-    """All columns of the first good rows, in order."""
+def _columns(rows: Iterable[Row | Problem]) -> tuple[list[str], Problem | None]:
+    """All columns of the first good rows, in order; and the first problem."""
     found: dict[str, None] = {}
+    first: Problem | None = None
     good = 0
     for index, row in enumerate(rows):
         if isinstance(row, Row):
             found.update(dict.fromkeys(row.values))
             good += 1
+        else:
+            first = first or row
         if good == SAMPLE_ROWS or index == 50 * SAMPLE_ROWS:
             break
-    return list(found)
+    return list(found), first
 
 
 def _missing(shape: str, found: Sequence[str], named: Mapping[str, str]) -> list[str]:

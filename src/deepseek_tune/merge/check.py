@@ -43,6 +43,8 @@ class Check(msgspec.Struct, frozen=True):
         adapter_effect: the largest change of a logit by the adapter: what the difference is to be seen against.
         relative_difference: of all logits, root mean square, as a share of their spread.
         same_top: the share of places with the same likeliest token.
+        trained_base: in what the base model was kept when the adapter was trained, where that was integers.
+        trained_difference: the largest difference of a logit from that base with the adapter; else None.
     """
 
     tokens: int
@@ -50,11 +52,19 @@ class Check(msgspec.Struct, frozen=True):
     adapter_effect: float
     relative_difference: float
     same_top: float
+    trained_base: str | None = None
+    trained_difference: float | None = None
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"on {self.tokens} tokens the largest difference of a logit is {self.largest_difference:.4g}, where the "
             f"adapter changes up to {self.adapter_effect:.4g}; the likeliest token is the same at {self.same_top:.1%}"
+        )
+        if self.trained_difference is None:
+            return text
+        return (
+            f"{text}. From the base model in {self.trained_base}, on which the adapter was trained, it is "
+            f"{self.trained_difference:.4g}: the rounding of that base"
         )
 
 
@@ -63,8 +73,18 @@ def room_for_check(parameters: int) -> bool:
     return 5 * parameters < int(psutil.virtual_memory().available)
 
 
-def check_merged(base: BaseFiles, adapter: Path, merged: Path, kind: str, probe: str | None = None) -> Check:
+def check_merged(
+    base: BaseFiles,
+    adapter: Path,
+    merged: Path,
+    kind: str,
+    probe: str | None = None,
+    trained_base: str | None = None,
+) -> Check:
     """Compare the model at ``merged`` (weights of precision ``kind``) with ``base`` and the adapter in a folder.
+
+    What is merged is the base model as its files hold it, and so that is what must be met. Where the adapter was
+    trained on integers (``trained_base``, a base_dtype), the difference from those is told beside it.
 
     Raises CheckpointError if it computes something else, ConfigurationError for a probe without tokens.
     """
@@ -72,6 +92,8 @@ def check_merged(base: BaseFiles, adapter: Path, merged: Path, kind: str, probe:
     if len(ids) < 2:
         raise ConfigurationError("the text to check with has fewer than two tokens.")
     wanted, plain = _reference(base, adapter, ids)
+    gc.collect()
+    trained = None if trained_base is None else _reference(base, adapter, ids, trained_base)[0]
     gc.collect()
     found = _merged(merged, ids, probe or PROBE)
     difference = found - wanted
@@ -82,6 +104,8 @@ def check_merged(base: BaseFiles, adapter: Path, merged: Path, kind: str, probe:
         adapter_effect=float((wanted - plain).abs().max()),
         relative_difference=float(difference.square().mean().sqrt()) / max(spread, 1e-12),
         same_top=float((found.argmax(-1) == wanted.argmax(-1)).float().mean()),
+        trained_base=trained_base,
+        trained_difference=None if trained is None else float((found - trained).abs().max()),
     )
     if not math.isfinite(check.relative_difference) or check.relative_difference > BOUNDS[kind]:
         raise CheckpointError(
@@ -92,12 +116,12 @@ def check_merged(base: BaseFiles, adapter: Path, merged: Path, kind: str, probe:
     return check
 
 
-def _reference(base: BaseFiles, adapter: Path, ids: list[int]) -> tuple[Tensor, Tensor]:
+def _reference(base: BaseFiles, adapter: Path, ids: list[int], base_dtype: str | None = None) -> tuple[Tensor, Tensor]:
     """Logits fp32 [tokens, vocabulary] with the adapter, and without."""
     import peft
     import torch
 
-    model = load_base(base.files, torch.float32, torch.device("cpu"))
+    model = load_base(base.files, torch.float32, torch.device("cpu"), base_dtype)
     with quiet_peft():
         wrapped = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
     tokens = torch.tensor([ids])

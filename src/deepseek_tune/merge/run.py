@@ -27,6 +27,7 @@ from deepseek_tune.base import BaseFiles, find_base
 from deepseek_tune.merge.adapter import LoRAAdapter, MergedCheckpoint, refuse_prompts
 from deepseek_tune.merge.check import Check, check_merged, room_for_check
 from deepseek_tune.merge.gguf_lora import write_gguf_lora
+from deepseek_tune.settings import ROUNDED
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,11 @@ def merge(
         precision = _precision(dtype, kind, source.config, base.files.path)
         merged = MergedCheckpoint(source, change)
         say(f"merging {len(change.changes)} matrices of rank {change.rank} into {base.files.name}, {precision}")
+        trained_base = _settings(folder).get("base_dtype")
+        if trained_base not in ROUNDED:
+            trained_base = None
+        else:
+            say(f"it was trained on this model in {trained_base}; it is merged into the weights as the files hold them")
         checked = None
         with written_whole(path, file=kind != SAFETENSORS, replace=overwrite) as place:
             if kind == SAFETENSORS:
@@ -122,7 +128,7 @@ def merge(
             else:
                 write_gguf_lora(change, source.config, place, precision)
             if check and kind != GGUF_LORA:
-                checked = _checked(base, folder, place, precision, probe, source.shapes, say)
+                checked = _checked(base, folder, place, precision, probe, trained_base, source.shapes, say)
             size = _size(place)
             result = MergeResult(
                 output=str(path),
@@ -158,12 +164,7 @@ def _find_base(folder: Path, wanted: str | None, offline: bool) -> BaseFiles:
     """The model that was named, or that the adapter was made for: as the run's settings name it, else peft's config."""
     if wanted is not None:
         return find_base(wanted, offline=offline)
-    name = read_config(folder).get("base_model_name_or_path")
-    try:
-        run = json.loads((folder / RUN).read_bytes())
-        name = run["settings"]["base_model"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # the adapter of another program
+    name = _settings(folder).get("base_model", read_config(folder).get("base_model_name_or_path"))
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"{folder / CONFIG} names no base model: give it (base_model).")
     try:
@@ -172,6 +173,15 @@ def _find_base(folder: Path, wanted: str | None, offline: bool) -> BaseFiles:
         raise ConfigurationError(
             f"the adapter was made for {name!r}, which cannot be had ({error}) Name its base model (base_model)."
         ) from error
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run that made the adapter; none for that of another program."""
+    try:
+        settings = json.loads((folder / RUN).read_bytes())["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _check_place(output: Path, kind: str, overwrite: bool, sources: Mapping[str, Path]) -> None:
@@ -238,6 +248,7 @@ def _checked(
     merged: Path,
     precision: str,
     probe: str | None,
+    trained_base: str | None,
     shapes: Mapping[str, tuple[int, ...]],
     say: Callable[[str], None],
 ) -> Check | None:
@@ -245,7 +256,7 @@ def _checked(
         say("not checked: the memory that is free does not hold this model in fp32")
         return None
     say("checking: the base model with the adapter, and the merged model, on one text")
-    return check_merged(base, adapter, merged, precision, probe)
+    return check_merged(base, adapter, merged, precision, probe, trained_base)
 
 
 def _size(place: Path) -> int:

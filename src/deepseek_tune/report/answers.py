@@ -38,6 +38,7 @@ def sample_answers(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    base_dtype: str | None = None,
 ) -> list[Sample]:
     """Greedy answers to the last turn of ``examples``, all at a time, without the adapter in a folder and with it.
 
@@ -49,7 +50,7 @@ def sample_answers(
     chosen = [(prompt, answer) for prompt, answer in cut if 0 < len(prompt) <= MAX_PROMPT]
     if not chosen:
         return []
-    model = load_base(base.files, dtype, device)
+    model = load_base(base.files, dtype, device, base_dtype)
     prompts = [prompt for prompt, _ in chosen]
     with quiet_peft():
         wrapped = peft.PeftModel.from_pretrained(model, str(adapter)).eval()

@@ -85,6 +85,8 @@ def _figures(run: Mapping[str, Any], seconds: float) -> list[tuple[str, str]]:
     ]
     if run["evaluations"] and len(run["evaluations"]) > 1:
         figures.append(("loss, held out, first judged", f"{run['evaluations'][0]['loss']:.3f}"))
+    if base := run.get("base"):
+        figures.append(("base model in memory", f"{base['bytes'] / 2**20:,.0f} MiB, {base['dtype']}"))
     return [
         *figures,
         ("of the parameters trained", f"{result['trainable_share']:.3%}"),
