@@ -46,7 +46,7 @@ LIMITS = {"core": 48}
 """Suites that are slices: items of each task, unless a run says otherwise."""
 _LONG_ANSWERS = {"gsm8k": 24, "humaneval": 16}
 """Tasks of which a slice has fewer items, because each takes as long as many of others."""
-_PACKAGES = ("deepseek-platform", "torch", "numpy", "scipy", "sacrebleu", "rouge-score", "tokenizers")
+_PACKAGES = ("deepseek-platform", "torch", "numpy", "scipy", "sacrebleu", "rouge-score", "jiwer", "tokenizers")
 
 
 @dataclass
