@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.peer import Waiting, measure_peer
-from deepseek.benchmark.gpu_rates import Span, copy_bandwidth, matrix_rate
+from deepseek.benchmark.gpu_rates import Span, copy_bandwidth, matrix_rate, median_seconds
 from deepseek.benchmark.worker import Worker
 from deepseek.config import EngineConfig
 from deepseek.engine.engine import Engine
@@ -33,6 +33,7 @@ class Figures:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self.values: dict[str, Any] = {}
+        self.wrong: list[str] = []
 
     def put(self, name: str, value: float, unit: str) -> None:
         self.values[name] = value
@@ -118,6 +119,23 @@ def engine(device: str, shape: str, dtype: str, **options: Any) -> Iterator[Meas
         measured.close()
 
 
+def measure_kernels(figures: Figures, device: str) -> None:
+    """Each kernel next to the reference, its rates, and a note of those that are wrong."""
+    from benchmarks.gpu.kernels import Sizes, kernel_cases
+
+    torch.manual_seed(0)
+    for case in kernel_cases(device, Sizes()):
+        error = case.error()
+        figures.put(f"{case.name}: error, at most {case.limit:g}", error, "")
+        if not error <= case.limit:
+            figures.wrong.append(case.name)
+        seconds = median_seconds(case.run, device)
+        figures.put(f"{case.name}: time", seconds * 1e6, "us")
+        figures.put(f"{case.name}: operations", case.operations / seconds, "OP/s")
+        figures.put(f"{case.name}: weights read", case.bytes / seconds, "B/s")
+    torch.cuda.empty_cache()
+
+
 def measure(figures: Figures, device: str, quick: bool) -> None:
     """All figures in the order of their worth."""
     shape, latent = ("qwen2.5-0.5b", None) if quick else (DENSE, LATENT)
@@ -143,10 +161,11 @@ def measure(figures: Figures, device: str, quick: bool) -> None:
                     _many_streams(figures, measured, f"{shape} {dtype}", streams)
         if dtype == dtypes[0]:
             measure_peer(figures, shape, device, *((2, 64, 32) if quick else (256, 512, 256)))
-    if latent is not None:
-        with engine(device, latent, "bf16") as measured:
+    for dtype in dtypes if latent is not None else ():
+        with engine(device, str(latent), dtype) as measured:
+            figures.put(f"{latent} {dtype}: weights", measured.info["weights_bytes"] / 1e9, "GB")
             measured.run(64, 64, 8)
-            figures.put(f"{latent} bf16: 64 streams, 512 + 128", measured.run(64, 512, 128)["decode"], "tok/s")
+            figures.put(f"{latent} {dtype}: 64 streams, 512 + 128", measured.run(64, 512, 128)["decode"], "tok/s")
 
 
 def _many_streams(figures: Figures, measured: Measured, name: str, streams: int) -> None:
@@ -193,7 +212,10 @@ def main() -> None:
         figures.put("copy bandwidth", copy_bandwidth(arguments.device), "B/s")
         figures.put("bf16 products", matrix_rate(arguments.device, torch.bfloat16), "FLOP/s")
         figures.put("int8 products", matrix_rate(arguments.device, torch.int8), "OP/s")
+        measure_kernels(figures, arguments.device)
     measure(figures, arguments.device, arguments.quick)
+    if figures.wrong:
+        raise SystemExit(f"these kernels are wrong: {', '.join(figures.wrong)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from deepseek.models.base import Model
 from deepseek.models.registry import load_model, load_native_model
 from tests.adapters import making
 from tests.adapters.making import ALL, PROMPT
-from tests.kernels.cases import assert_same, randn
+from tests.kernels.cases import assert_same
+from tests.kernels.low_rank_cases import LOW_RANK
 from tests.parity import tiny
 from tests.parity.driver import Driver
 
@@ -172,13 +173,14 @@ def test_a_removed_adapter_is_gone(tmp_path: Path) -> None:
         Driver(model, page_size=16, num_pages=16).step([(0, PROMPT)], adapters={0: number})
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 33])
-@pytest.mark.parametrize(("inputs", "rank", "outputs"), [(1, 1, 1), (48, 4, 97), (33, 16, 20)])
-def test_low_rank_op(rows: int, inputs: int, rank: int, outputs: int) -> None:
-    x, a, b = randn(rows, inputs, seed=1), randn(rank, inputs, seed=2), randn(outputs, rank, seed=3)
-    wide = randn(rows, outputs + 5, seed=4)
-    expected = wide.clone()
-    reference.low_rank(x, a, b, expected[:, 3 : 3 + outputs])
-    bind("cpu", "torch").low_rank(x, a, b, wide[:, 3 : 3 + outputs])
-    assert_same(wide, expected, tolerance=1e-4)
-    assert not torch.equal(wide, randn(rows, outputs + 5, seed=4))
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_low_rank_op(name: str) -> None:
+    case = LOW_RANK[name]
+    x, y, bias, updates = case.inputs_here()
+    expected, before = y.clone(), y.clone()
+    reference.low_rank(x, expected, bias, updates)
+    bind("cpu", "torch").low_rank(x, y, bias, updates)
+    assert_same(y, expected, tolerance=1e-4)
+    assert not torch.equal(y, before)
+    base = case.rows_without()
+    assert torch.equal(y[base], before[base])

@@ -88,6 +88,13 @@ def test_importance_that_is_zero_somewhere_changes_nothing_into_nan():
     assert torch.isfinite(matrix.dequantize(torch.float32)).all()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integers_are_where_their_weights_are(bits):
+    """On a GPU everything happens there; tensors without data refuse to meet others as those of a GPU do."""
+    matrix = quantize(torch.empty(3, 64, device="meta"), bits)
+    assert {matrix.q.device.type, matrix.scale.device.type} == {"meta"}
+
+
 def test_refusals():
     with pytest.raises(ConfigurationError, match="multiple of 32, not 33"):
         quantize(torch.ones(2, 33), 4)

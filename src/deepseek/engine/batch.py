@@ -98,7 +98,7 @@ def build_batch(chunks: Seq[Chunk], page_size: int, model: Model, previous: Tens
         _segments(chunks, starts),
         vector_rows,
         vectors,
-        previous,
+        previous=previous,
     )
     return StepBatch(batch, sampled, scored, silent, embedded, _ids(hidden_rows, device) if embedded else None)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deepseek.kernels.low_rank import LowRankUpdates
 from deepseek.kernels.paging import KVScales, PagedLayout
 
 
@@ -139,15 +140,17 @@ class Ops:
     ) -> Tensor:
         """Mixture of experts: ``sum_k w[t, k] * down[e] act(gate_up[e] x[t])`` with e = ``expert_ids[t, k]``.
 
-        ``x`` [T, dim]; ``gate_up`` [experts, 2 * inner, dim]; ``down`` [experts, dim, inner]; ``expert_ids`` int64
-        [T, K]; ``expert_weights`` fp32 [T, K]; ``kind`` as in :meth:`gated_activation`. Returns [T, dim].
+        ``x`` [T, dim]; ``gate_up`` [experts, 2 * inner, dim]; ``down`` [experts, dim, inner]; both may be in a form of
+        the backend's own, as quantized; ``expert_ids`` int64 [T, K]; ``expert_weights`` fp32 [T, K]; ``kind`` as in
+        :meth:`gated_activation`. Returns [T, dim].
         """
         return self._moe(x, gate_up, down, expert_ids, expert_weights, kind)
 
-    def low_rank(self, x: Tensor, a: Tensor, b: Tensor, y: Tensor) -> None:
-        """A low-rank update (LoRA: Hu et al. 2021, arXiv:2106.09685): adds ``(x @ a.T) @ b.T`` to ``y``, in place.
+    def low_rank(self, x: Tensor, y: Tensor, bias: Tensor | None, updates: LowRankUpdates) -> None:
+        """Low-rank updates of a matrix (LoRA: Hu et al. 2021, arXiv:2106.09685): adds to those rows of ``y`` [T, out]
+        that have an adapter what its parts make of ``x`` [T, in], in place.
 
-        ``x`` [T, in], ``a`` [rank, in], ``b`` [out, rank]; ``y`` [T, out] may be columns of something wider. The rows
-        are those of one adapter: a batch of several calls once for each.
+        ``y`` holds the matrix's own outputs, ``bias`` [out] in them: a part with a gain multiplies them first, but not
+        their bias. Other rows stay as they are.
         """
-        self._low_rank(x, a, b, y)
+        self._low_rank(x, y, bias, updates)

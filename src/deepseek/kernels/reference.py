@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepseek.kernels.int8_cache import dequantize, quantize
+from deepseek.kernels.low_rank import LowRankUpdates
 from deepseek.kernels.paging import KVScales, PagedLayout
 
 
@@ -142,10 +143,16 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_wei
     return result.to(x.dtype)
 
 
-def low_rank(x: Tensor, a: Tensor, b: Tensor, y: Tensor) -> None:
-    for row in range(len(x)):
-        inner = a.float() @ x[row].float()
-        y[row] = (y[row].float() + b.float() @ inner).to(y.dtype)
+def low_rank(x: Tensor, y: Tensor, bias: Tensor | None, updates: LowRankUpdates) -> None:
+    numbers = {row: number for number, start, stop in updates.rows.segments for row in range(start, stop)}
+    for row, number in numbers.items():
+        for column, a, b, gain in updates.parts.get(number, ()):
+            columns = slice(column, column + len(b))
+            own = y[row, columns].float()
+            if gain is not None:
+                kept = torch.zeros_like(own) if bias is None else bias[columns].float()
+                own = (own - kept) * gain.float() + kept
+            y[row, columns] = (own + b.float() @ (a.float() @ x[row].float())).to(y.dtype)
 
 
 def functions() -> Mapping[str, Callable[..., Any]]:

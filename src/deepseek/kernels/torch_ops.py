@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepseek.kernels.int8_cache import quantize
+from deepseek.kernels.low_rank import LowRankUpdates
 from deepseek.kernels.paging import KVScales
 from deepseek.kernels.torch_attention import mla_attention, paged_attention
 
@@ -124,8 +125,16 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_wei
     return torch.zeros(x.shape, dtype=torch.float32, device=x.device).index_add_(0, rows, weighted).to(x.dtype)
 
 
-def low_rank(x: Tensor, a: Tensor, b: Tensor, y: Tensor) -> None:
-    y.addmm_(x @ a.T, b.T)
+def low_rank(x: Tensor, y: Tensor, bias: Tensor | None, updates: LowRankUpdates) -> None:
+    for number, begin, end in updates.rows.segments:
+        for column, a, b, gain in updates.parts.get(number, ()):
+            columns = slice(column, column + len(b))
+            own = y[begin:end, columns]
+            if gain is not None:
+                own.mul_(gain)
+                if bias is not None:
+                    own.add_(bias[columns] * (1 - gain))
+            own.addmm_(x[begin:end] @ a.T, b.T)
 
 
 def functions() -> Mapping[str, Callable[..., Any]]:

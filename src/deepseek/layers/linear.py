@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from deepseek.kernels.low_rank import LowRankUpdates
 from deepseek.kernels.ops import Ops
-from deepseek.layers.low_rank import LowRankUpdates
 
 
 class Linear:
@@ -27,8 +27,8 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.ops.linear(x, self.weight, self.bias)
-        if self.updates is not None:
-            self.updates.apply(x, y, self.bias)
+        if self.updates is not None and self.updates.rows.segments:
+            self.ops.low_rank(x, y, self.bias, self.updates)
         return y
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,14 +11,28 @@ from torch import Tensor
 
 from deepseek.adapters.adapter import Host, LowRankUpdate, Place, Site
 from deepseek.kernels.cpu.extension import native
+from deepseek.kernels.low_rank import AdapterRows, LowRankUpdates, Part
+from deepseek.kernels.triton.weights import Int4Weight, Int8Weight
 from deepseek.layers.attention import Attention
 from deepseek.layers.linear import GatedMLP, Linear
-from deepseek.layers.low_rank import AdapterLayers, LowRankUpdates
 
 if TYPE_CHECKING:
     from deepseek.models.decoder import Decoder, DecoderLayer
 
 _GROUP, _BAND = 32, 16  # columns and rows that native matrices are padded to
+
+
+@dataclass
+class AdapterLayers:
+    """What adapters have changed of a model so far: its matrices, by layer and place, and the bytes of each adapter."""
+
+    rows: AdapterRows = field(default_factory=AdapterRows)
+    updates: dict[tuple[int, str], LowRankUpdates] = field(default_factory=dict)
+    bytes: dict[int, int] = field(default_factory=dict)
+
+    def free_number(self) -> int:
+        """The lowest that no adapter has: backends keep tables by number."""
+        return next(number for number in range(len(self.bytes) + 1) if number not in self.bytes)
 
 
 def host_of(decoder: Decoder) -> Host:
@@ -68,11 +83,11 @@ def add_torch_adapter(
         site = decoder.host.sites[name]
         linear = linear_at(decoder.layers, site)
         if linear.updates is None:
-            linear.updates = layers.updates[site.layer, site.place] = LowRankUpdates(linear.ops, layers.rows)
+            linear.updates = layers.updates[site.layer, site.place] = LowRankUpdates(layers.rows)
         b, gain = _with_gain(update, linear, site)
         parts = [update.a, b * update.scale, *([] if gain is None else [gain])]
-        kept = [part.to(decoder.device, decoder.dtype) for part in parts]
-        linear.updates.add(number, site.column, kept[0], kept[1], None if gain is None else kept[2])
+        kept = [part.to(decoder.device, decoder.dtype).contiguous() for part in parts]
+        linear.updates.add(number, Part(site.column, kept[0], kept[1], None if gain is None else kept[2]))
         total += sum(part.nbytes for part in kept)
     layers.bytes[number] = total
 
@@ -123,6 +138,8 @@ def _with_gain(update: LowRankUpdate, linear: Linear, site: Site) -> tuple[Tenso
 def _weight_of(linear: Linear, site: Site) -> Tensor:
     """fp32 [out, in] of a site, as it is computed with."""
     weight: Any = linear.weight
+    if isinstance(weight, Int8Weight | Int4Weight):
+        return weight.dequantize()[site.column : site.column + site.outputs].cpu()
     if isinstance(weight, Tensor):
         dense = weight.to_dense() if weight.is_mkldnn else weight
         return dense[site.column : site.column + site.outputs].float().cpu()

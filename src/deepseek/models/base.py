@@ -122,6 +122,7 @@ class Batch:
             it is the rows of one sequence that count.
         segments: rows that are computed with an adapter: (its number, first row, end), in order; the others are the
             model's alone.
+        adapter_tiles: the same as kernels take it, where it lies in buffers that stay; None for what they make of it.
         vectors: fp32 [V, hidden], inputs of the rows ``vector_rows`` (int64 [V], in order), which have no tokens; None
             if there are none.
         sparse: per sequence of the layout, how sparse its rows' attention may be, or None for dense; empty: all dense.
@@ -139,6 +140,7 @@ class Batch:
     segments: tuple[tuple[int, int, int], ...] = ()
     vector_rows: Tensor | None = None
     vectors: Tensor | None = None
+    adapter_tiles: Any = None
     previous: Tensor | None = None
 
     def known_ids(self) -> Tensor:

@@ -15,11 +15,10 @@ from deepseek.kernels.paging import LayerCache, PagedLayout
 from deepseek.kernels.sampling import Choice, choose_tokens
 from deepseek.kernels.torch_ops import write_kv
 from deepseek.layers.embedding import Embedding, Head
-from deepseek.layers.low_rank import AdapterLayers
 from deepseek.layers.moe import FeedForward
 from deepseek.layers.norm import RMSNorm
 from deepseek.layers.rotary import Rotary
-from deepseek.models.adapters import add_torch_adapter, host_of
+from deepseek.models.adapters import AdapterLayers, add_torch_adapter, host_of
 from deepseek.models.base import WIDE_ROWS, Batch, KVCache, LayerCacheSpec, SpillSpace
 
 
@@ -120,7 +119,6 @@ class Decoder:
         self.rotaries = tuple(rotaries)
         self.host = host_of(self)
         self._adapters = AdapterLayers()
-        self._next_adapter = 0
 
     def set_cache_dtype(self, kv_dtype: str) -> None:
         """Make INT8 caches if ``kv_dtype`` is ``int8``, else caches of ``dtype``."""
@@ -149,7 +147,7 @@ class Decoder:
     def _layers(self, batch: Batch, cache: KVCache) -> tuple[Tensor, Tensor]:
         """What the last layer leaves: (output not yet added, residual)."""
         rotations = [rotary(batch.positions) for rotary in self.rotaries]
-        self._adapters.rows.segments = batch.segments
+        self._adapters.rows.segments, self._adapters.rows.tiles = batch.segments, batch.adapter_tiles
         x, residual = self.embedding(batch.known_ids()), None
         if batch.vector_rows is not None and batch.vectors is not None:
             x[batch.vector_rows] = batch.vectors.to(x)
@@ -166,7 +164,7 @@ class Decoder:
 
     def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
         """See :class:`deepseek.models.base.Model`."""
-        number, self._next_adapter = self._next_adapter, self._next_adapter + 1
+        number = self._adapters.free_number()
         add_torch_adapter(self, self._adapters, number, updates)
         return number
 

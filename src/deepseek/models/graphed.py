@@ -13,7 +13,7 @@ import bisect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
 from deepseek.kernels.staging import bring
 from deepseek.kernels.triton.device_layout import DeviceLayout
+from deepseek.kernels.triton.low_rank import AdapterTiles
 from deepseek.kernels.triton.sampling import Choices, choose_tokens
 from deepseek.models.base import Batch, KVCache, SpillSpace
 from deepseek.models.decoder import Decoder
@@ -60,6 +61,14 @@ def cuda_recorder(device: torch.device) -> Record:
     return record
 
 
+class _Size(NamedTuple):
+    """What a recording serves: up to so many rows, contexts up to that length, adapters or none."""
+
+    rows: int
+    context: int
+    adapted: bool
+
+
 @dataclass(frozen=True, slots=True)
 class _Recording:
     """A step's buffers and what computes on them.
@@ -68,12 +77,14 @@ class _Recording:
         rows: int64 [2, R], token ids and positions.
         layout: of R sequences.
         previous: where its batch finds tokens.
+        adapter_tiles: which rows have which adapter; None in a recording for steps without adapters.
         logits: fp32 [R, vocab].
     """
 
     rows: Tensor
     layout: DeviceLayout
     previous: Tensor | None
+    adapter_tiles: AdapterTiles | None
     replay: Replay
     logits: Tensor
 
@@ -95,7 +106,8 @@ class GraphedDecoder:
     def __init__(self, own: Decoder, record: Record) -> None:
         self._own = own
         self._record = record
-        self._recordings: dict[tuple[int, int], _Recording | None] = {}
+        self._recordings: dict[_Size, _Recording | None] = {}
+        self._adapters = 0
         self._cache: KVCache | None = None
         self.graph_bytes = 0
         self.architecture = own.architecture
@@ -135,6 +147,8 @@ class GraphedDecoder:
             return self._own.forward(self._brought(batch), cache)
         assert recording.previous is batch.previous
         _fill(recording.rows, recording.layout, batch)
+        if recording.adapter_tiles is not None:
+            recording.adapter_tiles.fill(batch.segments)
         recording.replay()
         return recording.logits[: len(batch.token_ids)]
 
@@ -152,10 +166,13 @@ class GraphedDecoder:
 
     def add_adapter(self, updates: Mapping[str, LowRankUpdate]) -> int:
         """See :class:`deepseek.models.base.Model`."""
+        self._adapters += 1
+        self._recordings = {size: made for size, made in self._recordings.items() if not size.adapted}
         return self._own.add_adapter(updates)
 
     def remove_adapter(self, number: int) -> None:
         """See :class:`deepseek.models.base.Model`."""
+        self._adapters -= 1
         self._own.remove_adapter(number)
 
     def adapter_bytes(self, number: int) -> int:
@@ -166,9 +183,9 @@ class GraphedDecoder:
         """See :class:`deepseek.models.base.Model`."""
         self._own.write_prefix(cache, slots, prefix, first)
 
-    def _new_recording(self, size: tuple[int, int], batch: Batch, cache: KVCache) -> _Recording | None:
+    def _new_recording(self, size: _Size, batch: Batch, cache: KVCache) -> _Recording | None:
         """None where the GPU has no room for it: such steps run kernel by kernel."""
-        count, context = size
+        count = size.rows
         device = self._own.device
         before = _reserved(device)
         rows = torch.zeros(2, count, dtype=torch.int64, device=device)
@@ -177,11 +194,16 @@ class GraphedDecoder:
             sequences=count,
             rows=count,
             page_size=batch.layout.page_size,
-            max_context=context,
+            max_context=size.context,
             max_query=1,
         )
         filled = _fill(rows, layout, batch)
-        whole = Batch(rows[0], rows[1], filled, None, previous=batch.previous)
+        tiles = AdapterTiles.for_any(count, self._adapters, device) if size.adapted else None
+        if tiles is not None:
+            tiles.fill(batch.segments)
+        whole = Batch(
+            rows[0], rows[1], filled, None, segments=batch.segments, adapter_tiles=tiles, previous=batch.previous
+        )
         try:
             replay, logits = self._record(lambda: self._own.forward(whole, cache))
         except torch.OutOfMemoryError as error:
@@ -189,7 +211,7 @@ class GraphedDecoder:
             torch.cuda.empty_cache()
             return None
         self.graph_bytes += _reserved(device) - before
-        return _Recording(rows, layout, batch.previous, replay, logits)
+        return _Recording(rows, layout, batch.previous, tiles, replay, logits)
 
     def _brought(self, batch: Batch) -> Batch:
         """The batch on the GPU."""
@@ -209,17 +231,15 @@ class GraphedDecoder:
         return bring(rows, self._own.device)
 
 
-def _size(batch: Batch) -> tuple[int, int] | None:
-    """Rows and context of the recording that serves a batch; None for a batch that does more than decode,
-    or that has rows of adapters."""
+def _size(batch: Batch) -> _Size | None:
+    """Of the recording that serves a batch; None for a batch that does more than decode."""
     count = len(batch.token_ids)
-    plain = not batch.segments and batch.vector_rows is None
-    decodes = plain and count == batch.layout.num_sequences and 0 < count <= ROWS[-1]
+    decodes = batch.vector_rows is None and count == batch.layout.num_sequences and 0 < count <= ROWS[-1]
     wanted = batch.logits_rows
     if not decodes or (wanted is not None and not torch.equal(wanted, torch.arange(count))):
         return None
     context = max(_LEAST_CONTEXT, 1 << (max(batch.layout.context_lens) - 1).bit_length())
-    return ROWS[bisect.bisect_left(ROWS, count)], context
+    return _Size(ROWS[bisect.bisect_left(ROWS, count)], context, bool(batch.segments))
 
 
 def _fill(rows: Tensor, layout: DeviceLayout, batch: Batch) -> PagedLayout:

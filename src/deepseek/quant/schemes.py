@@ -27,7 +27,10 @@ _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.72)
 """Parts of a group's range that are tried: clipping its extremes makes the steps between the others finer."""
 
 _CHUNK = 1 << 18
-"""Weights that are searched at once, so that the passes over them stay in the cache."""
+"""Weights that are searched at once, so that the passes over them stay in a CPU's cache."""
+
+_GPU_CHUNK = 1 << 22
+"""The same on a GPU, where a pass should take longer than its launch."""
 
 
 def quantize(
@@ -61,7 +64,7 @@ def quantize(
     weights = None if importance is None else _normalised(importance).view(groups, GROUP)
     q = torch.empty(rows, groups, GROUP, dtype=torch.uint8, device=weight.device)
     scale, minimum = torch.empty(2, rows, groups, device=weight.device)
-    step = max(1, _CHUNK // columns)
+    step = _rows_at_once(weight)
     for start in range(0, rows, step):
         part = slice(start, start + step)
         values = weight[part].float().view(-1, groups, GROUP)
@@ -78,9 +81,9 @@ def int8_group(columns: int) -> int:
 
 def _quantize_int8(weight: Tensor, group: int, scale_dtype: torch.dtype) -> QuantizedMatrix:
     rows, columns = weight.shape
-    q = torch.empty(rows, columns, dtype=torch.int8)
-    scale = torch.empty(rows, columns // group)
-    step = max(1, _CHUNK // columns)
+    q = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(rows, columns // group, device=weight.device)
+    step = _rows_at_once(weight)
     for start in range(0, rows, step):
         part = slice(start, start + step)
         values = weight[part].float().reshape(-1, columns // group, group)
@@ -89,6 +92,10 @@ def _quantize_int8(weight: Tensor, group: int, scale_dtype: torch.dtype) -> Quan
         steps = (values / scale[part][:, :, None]).round_().clamp_(-INT8_MAX, INT8_MAX)
         q[part] = steps.to(torch.int8).view(-1, columns)
     return QuantizedMatrix(8, group, q, scale)
+
+
+def _rows_at_once(weight: Tensor) -> int:
+    return max(1, (_CHUNK if weight.device.type == "cpu" else _GPU_CHUNK) // weight.shape[1])
 
 
 def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -40,6 +40,7 @@ class Compiled:
         registers: of a thread.
         stack: bytes of a thread that did not fit its registers.
         units: of wgmma.mma_async, mma.sync and cp.async those that it uses.
+        code: equal for launches that need one compilation.
     """
 
     launch: str
@@ -49,6 +50,7 @@ class Compiled:
     registers: int
     stack: int
     units: tuple[str, ...] | list[str]
+    code: str
 
 
 def compiled(launches: Iterable[tuple[str, Callable[[], object]]]) -> Iterator[Compiled]:
@@ -95,7 +97,7 @@ def _described(launch: str, name: str, kernel: Any) -> Compiled:
     usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", report)}
     units = tuple(unit for unit in ("wgmma.mma_async", "mma.sync", "cp.async") if unit in kernel.asm["ptx"])
     warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
-    return Compiled(launch, name, warps, shared, usage["REG"], usage["STACK"], units)
+    return Compiled(launch, name, warps, shared, usage["REG"], usage["STACK"], units, kernel.hash)
 
 
 def compiled_elsewhere(module: str) -> list[Compiled]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from deepseek.engine.events import GenerateRequest
 from deepseek.kernels.ops import Ops
 from deepseek.kernels.registry import Backend, Registry
 from deepseek.kernels.triton import ops as triton_ops
+from deepseek.models.base import Model
 from deepseek.models.decoder import Decoder
 from deepseek.models.graphed import GraphedDecoder, Replay, cuda_recorder
 from deepseek.models.registry import load_model
 from deepseek.sampling import SamplingParams
+from tests.adapters import making
 from tests.engine.launchers import Late
 from tests.fakes import make_engine, run, tokens_of
 from tests.kernels.triton.devices import DEVICE
@@ -66,6 +69,31 @@ def answers(model: object, lengths: list[int], launcher: Launcher | None = None)
     return [tokens_of(events, f"r{index}") for index in range(len(lengths))]
 
 
+def adapted(model: Model, folders: list[Path]) -> list[list[int]]:
+    """Answers of the model alone, of an adapter, and of one that comes while the first is used."""
+    engine = make_engine(model, page_size=16, num_pages=40)
+    engine.load_adapter("first", str(folders[0]))
+    sampling = SamplingParams(temperature=0.0, max_tokens=5)
+    engine.add(GenerateRequest("alone", PROMPTS[1], sampling))
+    engine.add(GenerateRequest("early", PROMPTS[1], sampling, adapter="first"))
+    events = [event for _ in range(3) for event in engine.step()]
+    engine.load_adapter("second", str(folders[1]))
+    engine.add(GenerateRequest("late", PROMPTS[1], sampling, adapter="second"))
+    events += run(engine)
+    return [tokens_of(events, name) for name in ("alone", "early", "late")]
+
+
+def test_steps_with_adapters_are_recorded_too(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    making.lora(folders[0], rank=4)
+    making.lora(folders[1], rank=17, seed=1, use_dora=True)
+    expected = adapted(decoder("llama-wide", "torch"), folders)
+    record = Recorder()
+    assert adapted(GraphedDecoder(decoder("llama-wide", "triton"), record), folders) == expected
+    assert len({tuple(answer) for answer in expected}) == 3, "adapters must make a difference"
+    assert 0 < record.count < record.replayed
+
+
 @pytest.mark.parametrize("name", ["llama-wide", "deepseek-v2-wide"])
 def test_recorded_steps_give_the_same_answers(name: str) -> None:
     lengths = [12, 9, 11, 8]
@@ -76,9 +104,15 @@ def test_recorded_steps_give_the_same_answers(name: str) -> None:
     assert record.count == 2  # of 4 rows, which three are padded to, and of 2
 
 
-def test_recorded_steps_take_the_tokens_of_the_step_before() -> None:
+@pytest.mark.parametrize(
+    "name,kv_dtype", [("llama-wide", "auto"), ("llama-wide", "int8"), ("deepseek-v2-wide", "int8")]
+)
+def test_recorded_steps_take_the_tokens_of_the_step_before(name: str, kv_dtype: str) -> None:
     lengths = [12, 9, 11, 8]
-    expected = answers(decoder("llama-wide", "torch"), lengths)
-    recorded = GraphedDecoder(decoder("llama-wide", "triton"), Recorder())
+    plain, own = decoder(name, "torch"), decoder(name, "triton")
+    plain.set_cache_dtype(kv_dtype)
+    own.set_cache_dtype(kv_dtype)
+    expected = answers(plain, lengths)
+    recorded = GraphedDecoder(own, Recorder())
     launcher = CudaLauncher(DEVICE) if DEVICE.type == "cuda" else Late()
     assert answers(recorded, lengths, launcher) == expected

@@ -14,7 +14,8 @@ from deepseek.kernels.triton import linear
 from deepseek.kernels.triton.quantize import Int8Rows, quantize
 from deepseek.kernels.triton.support import Chip
 from deepseek.kernels.triton.tiles import Tile, int8_tile, splits_for, weight_only_tile
-from deepseek.kernels.triton.weights import Int8Weight, pack_quantized
+from deepseek.kernels.triton.unpack import unpacked
+from deepseek.kernels.triton.weights import Int4Weight, Int8Weight, pack_quantized
 from deepseek.quant.schemes import quantize as quantize_weight
 from tests.kernels.cases import assert_same, randn
 from tests.kernels.triton.devices import DEVICE
@@ -95,6 +96,95 @@ def test_w8a8_of_extremes() -> None:
     assert linear.linear_int8(x, weight, None, torch.float32).tolist() == [[127.0 * 128 * 4096] * 2]
 
 
+def int4_bound(x: Int8Rows, weight: Int4Weight) -> Tensor:
+    """How far rounding each weight by half a step can move each result, and fp32 a little more."""
+    return 0.501 * x.dequantize().abs().sum(dim=1)[:, None] * weight.steps + 1e-5
+
+
+@pytest.mark.parametrize("minimum", [False, True])
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 65])
+def test_w4a8(rows: int, group: int, minimum: bool) -> None:
+    own = matrix(4, 65, 3 * group, group, minimum)  # an odd number of groups: the last panel is padded
+    x, weight, bias = int8_rows(rows, 3 * group), pack_quantized(own, DEVICE), randn(65, seed=3).to(DEVICE)
+    assert isinstance(weight, Int4Weight)
+    expected = F.linear(x.dequantize(), own.dequantize(torch.float32).to(DEVICE), bias)
+    actual = linear.linear_int8(x, weight, bias, torch.float32)
+    assert ((actual - expected).abs() <= int4_bound(x, weight)).all()
+    assert (actual - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_w4a8_does_not_depend_on_how_it_is_cut() -> None:
+    x, weight = int8_rows(33, 320), pack_quantized(matrix(4, 65, 320, 32, minimum=True), DEVICE)
+    whole = linear.linear_int8(x, weight, None, torch.float32, splits=1)
+    for tile in (Tile(16, 32, 32, warps=4, stages=2), Tile(64, 64, 32, warps=4, stages=3)):
+        for splits in (1, 2, 5):
+            assert torch.equal(linear.linear_int8(x, weight, None, torch.float32, tile=tile, splits=splits), whole)
+    for row in (0, 32):
+        alone = Int8Rows(x.q[row : row + 1], x.scale[row : row + 1])
+        assert torch.equal(linear.linear_int8(alone, weight, None, torch.float32), whole[row : row + 1])
+
+
+@pytest.mark.parametrize("minimum", [False, True])
+@pytest.mark.parametrize("outs,columns,group", [(1, 32, 32), (31, 96, 32), (33, 192, 64), (65, 128, 128)])
+def test_unpacked_weights_are_those_of_w4a8(outs: int, columns: int, group: int, minimum: bool) -> None:
+    x, weight = int8_rows(5, columns), pack_quantized(matrix(4, outs, columns, group, minimum), DEVICE)
+    assert isinstance(weight, Int4Weight)
+    whole = unpacked(weight)
+    assert ((whole.dequantize() - weight.dequantize()).abs() <= 0.501 * weight.steps[:, None]).all()
+    expected = linear.linear_int8(x, weight, None, torch.float32)
+    assert (linear.linear_int8(x, whole, None, torch.float32) - expected).norm() <= 1e-3 * expected.norm()
+
+
+def test_prompts_unpack_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = pack_quantized(matrix(4, 5, 32, 32, minimum=True), DEVICE)
+    asked: list[int] = []
+    monkeypatch.setattr(linear, "unpacked", lambda own: asked.append(1) or unpacked(own))
+    for rows, times in ((511, 0), (512, 1)):
+        x = randn(rows, 32, seed=1).to(DEVICE)
+        expected = F.linear(x, weight.dequantize())
+        assert (linear.linear(x, weight) - expected).norm() < 2e-2 * expected.norm()
+        assert len(asked) == times
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_w4a8_of_extremes(low: bool) -> None:
+    """Groups of all lowest or all highest weights keep their sign and size; an output of zeros stays zero."""
+    q = torch.full((3, 64), 0 if low else 15, dtype=torch.uint8)
+    scale, minimum = torch.full((3, 2), 0.5), torch.full((3, 2), 4.0)
+    scale[1], minimum[1] = 0.0, 0.0
+    own = pack_quantized(QuantizedMatrix(4, 32, q, scale, minimum), DEVICE)
+    x = Int8Rows(torch.full((1, 64), 127, dtype=torch.int8, device=DEVICE), torch.ones(1, device=DEVICE))
+    value = -4.0 if low else 3.5
+    actual = linear.linear_int8(x, own, None, torch.float32)[0].tolist()
+    assert actual[1] == 0.0
+    assert actual[0] == actual[2] == pytest.approx(value * 127 * 64, abs=4.0 / 127 / 2 * 127 * 64)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [16, 17])
+def test_linear_with_int4_weights(rows: int, dtype: torch.dtype) -> None:
+    """Few rows meet the weights as they are; more are INT8, and so are the weights then."""
+    x, own = randn(rows, 64, seed=1, dtype=dtype).to(DEVICE), matrix(4, 40, 64, 32, minimum=True)
+    weight, bias = pack_quantized(own, DEVICE), randn(40, seed=3, dtype=dtype).to(DEVICE)
+    actual = linear.linear(x, weight, bias)
+    few = linear.linear_weight_only(x, weight, bias)
+    many = linear.linear_int8(quantize(x), weight, bias, dtype)
+    assert torch.equal(actual, few if rows <= 16 else many)
+    expected = F.linear(x.float(), own.dequantize(torch.float32).to(DEVICE), bias.float())
+    assert (actual.float() - expected).norm() < (2e-2 if rows > 16 else TOLERANCE[dtype]) * expected.norm()
+
+
+@pytest.mark.parametrize("bits,columns,group", [(4, 96, 32), (4, 192, 64), (8, 96, 32), (8, 33, 33)])
+@pytest.mark.parametrize("minimum", [False, True])
+def test_packed_weights_keep_their_values(bits: int, columns: int, group: int, minimum: bool) -> None:
+    own = matrix(bits, 5, columns, group, minimum and bits == 4)
+    packed = pack_quantized(own, DEVICE)
+    assert torch.equal(packed.dequantize().cpu(), own.dequantize(torch.float32))
+    arrays = [value for value in (packed.q, packed.scale, getattr(packed, "minimum", None)) if value is not None]
+    assert packed.nbytes >= sum(value.nbytes for value in arrays)
+
+
 def test_many_bands_of_rows() -> None:
     """More row tiles than a band has, and a last band that is not full."""
     x, weight = int8_rows(16 * 9 + 1, 32), int8_weight(65, 32)
@@ -122,7 +212,7 @@ def test_w4a16(rows: int, group: int, minimum: bool) -> None:
     own = matrix(4, 65, 3 * group, group, minimum)  # an odd number of groups: the last panel is padded
     x, bias = randn(rows, 3 * group, seed=1).to(DEVICE), randn(65, seed=3).to(DEVICE)
     expected = F.linear(x, own.dequantize(torch.float32).to(DEVICE), bias)
-    actual = linear.linear(x, pack_quantized(own, DEVICE), bias)
+    actual = linear.linear_weight_only(x, pack_quantized(own, DEVICE), bias)
     assert_same(actual, expected, tolerance=1e-4)
 
 

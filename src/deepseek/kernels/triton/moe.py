@@ -1,12 +1,6 @@
-"""Mixture of experts as two grouped matrix products over rows that are sorted by expert.
-
-Nothing here waits for the device: how many rows an expert has is never known to the host. The grid is as large as the
-worst distribution could need, and a plan on the device tells each program its rows, or that there are none.
-"""
+"""Mixture of experts as two grouped matrix products over rows that are sorted by expert."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -14,44 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from deepseek.kernels.triton.activation import activate, check_kind
+from deepseek.kernels.triton.grouping import combine, plan
+from deepseek.kernels.triton.quantized_moe import moe_quantized
 from deepseek.kernels.triton.support import chip_of
 from deepseek.kernels.triton.tiles import BAND, Tile, experts_tile, place_of
-
-_COMBINE_BLOCK = 1024
-
-
-class Plan(NamedTuple):
-    """Which rows each tile computes. A *pair* is one row's choice of one expert, numbered ``row * K + choice``.
-
-    Attributes:
-        order: int64 [pairs], pairs sorted by expert; pairs of one expert stay in order.
-        expert: int64 [tiles], the expert of each tile; behind the last tile that is needed, the number of experts.
-        start: int64 [tiles], where its pairs begin in ``order``.
-        stop: int64 [tiles], where its expert's pairs end.
-    """
-
-    order: Tensor
-    expert: Tensor
-    start: Tensor
-    stop: Tensor
+from deepseek.kernels.triton.weights import QuantizedExperts
 
 
-def plan(expert_ids: Tensor, experts: int, tile_rows: int) -> Plan:
-    """The plan for ``expert_ids`` int64 [T, K] in tiles of ``tile_rows`` pairs, computed where they lie."""
-    chosen = expert_ids.flatten()
-    pairs, device = chosen.shape[0], chosen.device
-    ranked, order = chosen.sort(stable=True)
-    bounds = torch.searchsorted(ranked, torch.arange(experts + 1, device=device))
-    tiles_until = (torch.diff(bounds) + tile_rows - 1).div(tile_rows, rounding_mode="floor").cumsum(0)
-    # Only an expert's last tile is not full, and at most min(experts, pairs) experts have any.
-    tile = torch.arange(pairs // tile_rows + min(experts, pairs), device=device)
-    expert = torch.searchsorted(tiles_until, tile, right=True)
-    known = expert.clamp(max=experts - 1)
-    ahead = torch.where(known > 0, tiles_until[(known - 1).clamp(min=0)], 0)
-    return Plan(order, expert, bounds[known] + (tile - ahead) * tile_rows, bounds[known + 1])
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _gate_up_kernel(
     x: tl.tensor,
     weight: tl.tensor,
@@ -102,7 +66,7 @@ def _gate_up_kernel(
         tl.store(target, result.to(out.dtype.element_ty), mask=mask[:, None] & (column < inner)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _down_kernel(
     hidden: tl.tensor,
     weight: tl.tensor,
@@ -142,47 +106,29 @@ def _down_kernel(
         tl.store(target, total.to(out.dtype.element_ty), mask=mask[:, None] & (column < outs)[None, :])
 
 
-@triton.jit
-def _combine_kernel(
-    results: tl.tensor,
-    weights: tl.tensor,
-    out: tl.tensor,
-    dim: tl.tensor,
-    weights_stride: tl.tensor,
-    CHOICES: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> tl.tensor:
-    """``sum_k weights[t, k] * results[t, k]`` in fp32 and in the order of choice."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = column < dim
-    total = tl.zeros([BLOCK], dtype=tl.float32)
-    for choice in tl.static_range(CHOICES):
-        value = tl.load(results + (row * CHOICES + choice) * dim + column, mask=mask, other=0.0).to(tl.float32)
-        total += value * tl.load(weights + row * weights_stride + choice)
-    tl.store(out + row * dim + column, total.to(out.dtype.element_ty), mask=mask)
-
-
 def moe(
     x: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
+    gate_up: Tensor | QuantizedExperts,
+    down: Tensor | QuantizedExperts,
     expert_ids: Tensor,
     expert_weights: Tensor,
     kind: str,
     *,
     tile: Tile | None = None,
 ) -> Tensor:
-    """As :meth:`deepseek.kernels.ops.Ops.moe`; None for ``tile`` chooses it by shape. Raises ValueError for an unknown
-    ``kind``.
+    """As :meth:`deepseek.kernels.ops.Ops.moe`; experts may also be quantized, both matrices of them. None for ``tile``,
+    which is for floating ones, chooses it by shape. Raises ValueError for an unknown ``kind``.
 
     Sums run over a row's experts in the order of choice, so they do not depend on the rows around it.
     """
     check_kind(kind)
     rows, choices = expert_ids.shape
-    experts, dim, inner = down.shape
     if not rows or not choices:
         return torch.zeros_like(x)
+    if isinstance(gate_up, QuantizedExperts) or isinstance(down, QuantizedExperts):
+        assert isinstance(gate_up, QuantizedExperts) and isinstance(down, QuantizedExperts)
+        return moe_quantized(x, gate_up, down, expert_ids, expert_weights, kind)
+    experts, dim, inner = down.shape
     x = x if x.stride(1) == 1 else x.contiguous()
     gate_up, down = gate_up.contiguous(), down.contiguous()
     pairs = rows * choices
@@ -199,10 +145,4 @@ def moe(
     _down_kernel[(tiles * triton.cdiv(dim, tile.outs),)](
         hidden, down, results, *own, tiles, experts, dim, inner, **sizes, **options
     )
-    out = torch.empty(rows, dim, dtype=x.dtype, device=x.device)
-    block = min(_COMBINE_BLOCK, triton.next_power_of_2(dim))
-    weights = expert_weights if expert_weights.stride(1) == 1 else expert_weights.contiguous()
-    _combine_kernel[(rows, triton.cdiv(dim, block))](
-        results, weights, out, dim, weights.stride(0), CHOICES=choices, BLOCK=block, num_warps=4
-    )
-    return out
+    return combine(results, expert_weights)

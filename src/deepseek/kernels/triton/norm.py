@@ -11,7 +11,7 @@ from deepseek.kernels.triton.quantize import Int8Rows, empty_int8_rows, row_scal
 from deepseek.kernels.triton.rows import Rows, rows_of, warps_for
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_kernel(
     x: tl.tensor,
     residual: tl.tensor,

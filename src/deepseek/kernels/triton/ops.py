@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from deepseek.kernels.torch_ops import low_rank
 from deepseek.kernels.triton.activation import gated_activation
 from deepseek.kernels.triton.attention import paged_attention
 from deepseek.kernels.triton.linear import linear, pack_linear
+from deepseek.kernels.triton.low_rank import low_rank
 from deepseek.kernels.triton.mla import mla_attention
 from deepseek.kernels.triton.moe import moe
 from deepseek.kernels.triton.norm import add_rms_norm, rms_norm
@@ -29,5 +29,5 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
         "moe": moe,
-        "low_rank": low_rank,  # two 16-bit products: cuBLAS
+        "low_rank": low_rank,
     }

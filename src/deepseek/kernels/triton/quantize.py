@@ -48,7 +48,7 @@ def to_int8(value: tl.tensor, scale: tl.tensor) -> tl.tensor:
     return tl.where(scale > 0.0, steps, 0.0).to(tl.int8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _quantize_kernel(
     x: tl.tensor,
     q: tl.tensor,

@@ -9,9 +9,17 @@ import triton
 import triton.language as tl
 
 from deepseek.kernels.triton.support import Chip
+from deepseek.kernels.triton.weights import Int4Weight, QuantizedWeight
 
 FEW_ROWS = 16
 """Up to here a product waits for its weights, and one tile of the matrix unit holds all rows."""
+
+UNPACKED_ROWS = 512
+"""From here INT4 weights are made INT8 once for all rows: to write and read them takes less time than to unpack them
+for each of four tiles of rows."""
+
+PRESCALE_ROWS = 32
+"""In larger tiles scales of weight-only products are applied to the weights: there are fewer of them than of sums."""
 
 MOST_SPLIT_ROWS = 128
 """Up to here the depth may be cut: partial sums of more rows would cost more memory traffic than idle processors do."""
@@ -67,17 +75,34 @@ def int8_tile(rows: int, outs: int, chip: Chip) -> Tile:
     return fitted(tile, (tile.rows + tile.outs) * tile.depth, 0, chip)
 
 
-def weight_only_tile(rows: int, depth: int, bits: int, chip: Chip) -> Tile:
-    """For 16-bit inputs by quantized weights. ``depth``, a step of the weights' layout, is given; narrow steps take
-    more stages, so that enough bytes are on their way."""
+def weight_only_tile(rows: int, depth: int, bits: int, chip: Chip, itemsize: int = 2) -> Tile:
+    """For inputs of ``itemsize`` bytes by weights that are made in registers. ``depth``, a step of the weights' layout,
+    is given; narrow steps take more stages, so that enough bytes are on their way."""
     if rows <= 32:
         tile = Tile(16 if rows <= 16 else 32, 64, depth, warps=4, stages=8 if depth <= 32 else 5)
     elif rows <= 64:
         tile = Tile(64, 128, depth, warps=4, stages=4)
     else:
         tile = Tile(128, 128, depth, warps=8, stages=3)
-    inputs = tile.rows * depth * 2 * (8 // bits)
-    return fitted(tile, inputs + tile.outs * depth, tile.outs * depth * 2, chip)
+    inputs = tile.rows * depth * itemsize * (8 // bits)
+    return fitted(tile, inputs + tile.outs * depth, tile.outs * depth * itemsize, chip)
+
+
+def int8_rows_tile(rows: int, outs: int, weight: QuantizedWeight, chip: Chip) -> Tile:
+    """For ``rows`` INT8 rows by ``outs`` rows of ``weight``."""
+    if isinstance(weight, Int4Weight):
+        return weight_only_tile(rows, weight.width, 4, chip, itemsize=1)
+    return int8_tile(rows, outs, chip)
+
+
+def float_rows_tile(rows: int, weight: QuantizedWeight, chip: Chip) -> Tile:
+    """For ``rows`` 16-bit rows by ``weight``."""
+    if isinstance(weight, Int4Weight):
+        return weight_only_tile(rows, weight.width, 4, chip)
+    step = 128 if rows <= FEW_ROWS else 64
+    if not weight.per_channel:
+        step = min(step, weight.group & -weight.group)
+    return weight_only_tile(rows, step, 8, chip)
 
 
 def experts_tile(pairs: int, experts: int, itemsize: int, chip: Chip) -> Tile:

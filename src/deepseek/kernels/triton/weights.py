@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,15 @@ class Int8Weight:
     def per_channel(self) -> bool:
         return self.group == self.q.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        return self.q.nbytes + self.scale.nbytes
+
+    def dequantize(self) -> Tensor:
+        """fp32 [out, in]."""
+        outs, columns = self.q.shape
+        return (self.q.float().view(outs, -1, self.group) * self.scale.t()[:, :, None]).view(outs, columns)
+
 
 @dataclass(frozen=True, slots=True)
 class Int4Weight:
@@ -53,12 +63,15 @@ class Int4Weight:
         scale: fp16 [2 * panels * width / group, out].
         minimum: fp16 like ``scale``, or None for zero.
         group: columns that share a scale.
+        steps: fp32 [out], of the INT8 values that a row's weights are rounded to beside INT8 inputs: its largest
+            possible magnitude divided by 127.
         columns: the true number of columns.
     """
 
     q: Tensor
     scale: Tensor
     minimum: Tensor | None
+    steps: Tensor
     group: int
     columns: int
 
@@ -66,8 +79,98 @@ class Int4Weight:
     def shape(self) -> tuple[int, int]:
         return self.q.shape[1], self.columns
 
+    @property
+    def width(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        minimum = 0 if self.minimum is None else self.minimum.nbytes
+        return self.q.nbytes + self.scale.nbytes + minimum + self.steps.nbytes
+
+    def dequantize(self) -> Tensor:
+        """fp32 [out, in]."""
+        halves = torch.stack([self.q & 15, self.q >> 4], dim=2).permute(1, 0, 2, 3)
+        q = halves.reshape(self.q.shape[1], -1, self.group).float()
+        values = q * self.scale.t().float()[:, :, None]
+        if self.minimum is not None:
+            values -= self.minimum.t().float()[:, :, None]
+        return values.flatten(1)[:, : self.columns]
+
 
 QuantizedWeight = Int8Weight | Int4Weight
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedExperts:
+    """The matrices of all experts, on top of each other in one.
+
+    Attributes:
+        matrix: its rows ``e * out ... (e + 1) * out - 1`` are those of expert e.
+        count: how many experts.
+    """
+
+    matrix: QuantizedWeight
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        rows, columns = self.matrix.shape
+        return self.count, rows // self.count, columns
+
+    @classmethod
+    def like(cls, first: QuantizedWeight, count: int) -> QuantizedExperts:
+        """Room for ``count`` matrices of the format of ``first``, to be filled by :meth:`put`."""
+        own = first.shape[0] * count
+
+        def room(values: Tensor, axis: int) -> Tensor:
+            shape = list(values.shape)
+            shape[axis] = own
+            return torch.empty(shape, dtype=values.dtype, device=values.device)
+
+        if isinstance(first, Int8Weight):
+            return cls(Int8Weight(room(first.q, 0), room(first.scale, 1), first.group), count)
+        minimum = None if first.minimum is None else room(first.minimum, 1)
+        parts = room(first.q, 1), room(first.scale, 1), minimum, room(first.steps, 0)
+        return cls(Int4Weight(*parts, first.group, first.columns), count)
+
+    def put(self, expert: int, weight: QuantizedWeight) -> None:
+        """Copy ``weight``, of the same format, to its place."""
+        outs = weight.shape[0]
+        own = slice(expert * outs, (expert + 1) * outs)
+        to = self.matrix
+        to.scale[:, own] = weight.scale
+        if isinstance(to, Int8Weight):
+            to.q[own] = weight.q
+            return
+        assert isinstance(weight, Int4Weight)
+        to.q[:, own] = weight.q
+        to.steps[own] = weight.steps
+        if to.minimum is not None and weight.minimum is not None:
+            to.minimum[:, own] = weight.minimum
+
+
+class Parts(NamedTuple):
+    """A quantized weight as kernels take it; ``group`` 0 is one scale per output, and ``steps`` are the scales of INT8
+    values beside INT8 inputs."""
+
+    q: Tensor
+    scale: Tensor
+    minimum: Tensor | None
+    steps: Tensor
+    bits: int
+    group: int
+
+
+def parts_of(weight: QuantizedWeight) -> Parts:
+    if isinstance(weight, Int4Weight):
+        return Parts(weight.q, weight.scale, weight.minimum, weight.steps, 4, weight.group)
+    return Parts(weight.q, weight.scale, None, weight.scale, 8, 0 if weight.per_channel else weight.group)
+
+
+def takes_int8_rows(weight: QuantizedWeight) -> bool:
+    """Whether it can be multiplied with INT8 rows: 8 bits with one scale per output, or 4 bits."""
+    return isinstance(weight, Int4Weight) or weight.per_channel
 
 
 def pack_quantized(matrix: QuantizedMatrix, device: torch.device | str) -> QuantizedWeight:
@@ -101,7 +204,15 @@ def _pack_int4(matrix: QuantizedMatrix, device: torch.device | str) -> Int4Weigh
     packed = (q[:, :, 0] | (q[:, :, 1] << 4)).transpose(0, 1).contiguous()
     scale = _by_group(matrix.scale, groups, device)
     minimum = None if matrix.minimum is None else _by_group(matrix.minimum, groups, device)
-    return Int4Weight(packed, scale, minimum, matrix.group, columns)
+    return Int4Weight(packed, scale, minimum, _steps(scale, minimum), matrix.group, columns)
+
+
+def _steps(scale: Tensor, minimum: Tensor | None) -> Tensor:
+    """See :class:`Int4Weight`, from the values of 0 and 15 in each group."""
+    highest = 15.0 * scale.float()
+    if minimum is not None:
+        highest = torch.maximum((highest - minimum.float()).abs(), minimum.float().abs())
+    return highest.abs().amax(dim=0) / 127.0
 
 
 def _by_group(values: Tensor, groups: int, device: torch.device | str) -> Tensor:
