@@ -186,7 +186,9 @@ def capture(name: str, tokens: int, count: int) -> Capture:
         with torch.inference_mode():
             model.forward(Batch(ids[start:end], rows, layout, torch.tensor([end - start - 1])), cache)
     queries = torch.stack([torch.cat(layer.queries)[positions] for layer in listening])
-    keys, values = (torch.stack([layer[:n].half() for layer in x]) for x in (cache.keys, cache.values))
+    keys, values = (
+        torch.stack([part[:n].half() for part in x]) for x in zip(*(layer[:2] for layer in cache.layers), strict=True)
+    )
     return Capture(queries, keys, values, positions, float(model.layers[0].attention.shape.scale))
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from deepseek.engine.request import Sequence
 from deepseek.engine.scheduler import Chunk
 from deepseek.kernels.paging import PagedLayout
 from deepseek.models.base import Batch, Model
@@ -34,6 +35,19 @@ class StepBatch:
     silent: list[Chunk]
     embedded: list[tuple[Chunk, int]]
     hidden_rows: Tensor | None
+
+    @property
+    def row_owners(self) -> list[Sequence]:
+        """The sequence of each sampled row: one row behind each chunk's known tokens, and one behind each token of its
+        draft."""
+        return [chunk.sequence for chunk in self.sampled for _ in range(1 + len(chunk.draft))]
+
+    @property
+    def logprob_rows(self) -> tuple[list[int], list[int]]:
+        """The sampled rows whose log-probabilities are wanted, and how many of the likeliest."""
+        wanted = [(row, owner.params.logprobs) for row, owner in enumerate(self.row_owners) if owner.params is not None]
+        rows = [(row, top) for row, top in wanted if top is not None]
+        return [row for row, _ in rows], [top for _, top in rows]
 
 
 def arrange(chunks: Seq[Chunk], wide_rows: int) -> tuple[list[Chunk], int, int]:
@@ -98,7 +112,7 @@ def build_batch(chunks: Seq[Chunk], page_size: int, model: Model, previous: Tens
         _segments(chunks, starts),
         vector_rows,
         vectors,
-        previous,
+        previous=previous,
     )
     return StepBatch(batch, sampled, scored, silent, embedded, _ids(hidden_rows, device) if embedded else None)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from deepseek.engine.batch import StepBatch
-from deepseek.engine.request import Sequence
 from deepseek.engine.sampler import ChosenLogprobs, Draws, Scores
 from deepseek.kernels.staging import bring, start_fetching
 from deepseek.models.base import Model
@@ -96,19 +95,6 @@ def launcher_for(model: Model) -> Launcher:
     return Inline() if model.stream_device is None else CudaLauncher(model.stream_device)
 
 
-def row_owners(step: StepBatch) -> list[Sequence]:
-    """The sequence of each sampled row: one row behind each chunk's known tokens, and one behind each token of its
-    draft."""
-    return [chunk.sequence for chunk in step.sampled for _ in range(1 + len(chunk.draft))]
-
-
-def logprob_rows(owners: list[Sequence]) -> tuple[list[int], list[int]]:
-    """The rows whose log-probabilities are wanted, and how many of the likeliest."""
-    wanted = [(row, owner.params.logprobs) for row, owner in enumerate(owners) if owner.params is not None]
-    rows = [(row, top) for row, top in wanted if top is not None]
-    return [row for row, _ in rows], [top for _, top in rows]
-
-
 def scored_tokens(step: StepBatch) -> tuple[list[int], list[int]]:
     """The tokens that are scored, and the row of each, counted among the scored rows: of each chunk its own, and behind
     the last of a sequence the alternatives to it."""
@@ -130,13 +116,16 @@ def computation(model: Model, cache: Any, step: StepBatch, left_at: slice | None
     Args:
         left_at: where the sampled tokens are left in ``step.batch.previous``; None: nowhere.
     """
-    owners = row_owners(step)
+    owners = step.row_owners
     draws = Draws.of(owners, [chunk.draft[:n] for chunk in step.sampled for n in range(1 + len(chunk.draft))])
-    rows, top = logprob_rows(owners)
+    rows, top = step.logprob_rows
     scored_rows, scored = scored_tokens(step)
 
-    @torch.inference_mode()
     def compute() -> Outputs:
+        with torch.inference_mode():
+            return _outputs()
+
+    def _outputs() -> Outputs:
         hidden: Tensor | None = None
         if step.hidden_rows is None:
             logits = model.forward(step.batch, cache)

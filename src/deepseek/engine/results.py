@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deepseek.engine.batch import StepBatch
-from deepseek.engine.computation import Outputs, logprob_rows, row_owners
+from deepseek.engine.computation import Outputs
 from deepseek.engine.constraints import ConstraintError
 from deepseek.engine.events import (
     INVALID_CONSTRAINT,
@@ -18,6 +18,7 @@ from deepseek.engine.events import (
     TokenLogprobs,
 )
 from deepseek.engine.request import Sequence
+from deepseek.engine.sampler import ChosenLogprobs
 from deepseek.engine.scheduler import Chunk, Scheduler
 from deepseek.engine.speculation import Speculation
 from deepseek.kernels.sampling import listed
@@ -75,7 +76,9 @@ class Results:
         if outputs.tokens is None:
             return events
         tokens = listed(outputs.tokens)
-        logprobs = _logprobs(step, outputs)
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+        if outputs.logprobs is not None:
+            logprobs = _logprobs(step, outputs.logprobs)
         row = 0
         for chunk in step.sampled:
             end = row + 1 + len(chunk.draft)
@@ -199,14 +202,12 @@ class Results:
         self.counts.cached_prompt_tokens += sequence.cached_tokens or 0
 
 
-def _logprobs(step: StepBatch, outputs: Outputs) -> list[TokenLogprobs | None]:
+def _logprobs(step: StepBatch, wanted: ChosenLogprobs) -> list[TokenLogprobs | None]:
     """Of each sampled row, None where they were not asked for."""
-    owners = row_owners(step)
-    logprobs: list[TokenLogprobs | None] = [None] * len(owners)
-    if outputs.logprobs is not None:
-        rows, top = logprob_rows(owners)
-        for row, entry in zip(rows, outputs.logprobs.entries(top), strict=True):
-            logprobs[row] = entry
+    logprobs: list[TokenLogprobs | None] = [None] * len(step.row_owners)
+    rows, top = step.logprob_rows
+    for row, entry in zip(rows, wanted.entries(top), strict=True):
+        logprobs[row] = entry
     return logprobs
 
 

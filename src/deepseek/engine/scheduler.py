@@ -240,11 +240,12 @@ class Scheduler:
     def _fill(self, prompts: list[Sequence], *, admit: bool) -> None:
         """Give the rows that are left to prompts: of running sequences and, if ``admit``, of waiting ones."""
         underway = {digest for sequence in prompts for digest in sequence.digests[sequence.sealed :]}
-        for sequence in self.running:  # pages that are findable when a step is done that has begun
-            full = sequence.sealable(sequence.computed) // self.page_size
-            underway.update(sequence.digests[sequence.sealed : full])
         postponed: list[Sequence] = []
         waiting = self.waiting.priorities() if admit else []
+        if waiting:  # for pages too that are findable when a step is done that has begun
+            for sequence in self.running:
+                full = sequence.sealable(sequence.computed) // self.page_size
+                underway.update(sequence.digests[sequence.sealed : full])
         for priority in sorted({*waiting, *(s.priority for s in prompts)}, reverse=True):
             own = [s for s in prompts if s.priority == priority]
             while self._budget > 0:

@@ -49,8 +49,7 @@ def choose_tokens(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
     """A token for each row of fp32 ``logits`` [R, vocab]: int64 [R], :data:`NO_TOKEN` where a row holds NaN or
     infinity."""
     finite = finite_rows(logits)
-    tokens = logits.argmax(dim=-1)
-    tokens[~finite] = NO_TOKEN
+    tokens = torch.where(finite, logits.argmax(dim=-1), NO_TOKEN)
     drawn = [row for row, good in enumerate(finite.tolist()) if good and choices[row].temperature]
     if drawn:
         own = [choices[row] for row in drawn]

@@ -107,10 +107,16 @@ def test_recorded_steps_give_the_same_answers(name: str) -> None:
     assert record.count == 2  # of 4 rows, which three are padded to, and of 2
 
 
-def test_recorded_steps_take_the_tokens_of_the_step_before() -> None:
+@pytest.mark.parametrize(
+    "name,kv_dtype", [("llama-wide", "auto"), ("llama-wide", "int8"), ("deepseek-v2-wide", "int8")]
+)
+def test_recorded_steps_take_the_tokens_of_the_step_before(name: str, kv_dtype: str) -> None:
     lengths = [12, 9, 11, 8]
-    expected = answers(decoder("llama-wide", "torch"), lengths)
-    recorded = GraphedDecoder(decoder("llama-wide", "triton"), Recorder())
+    plain, own = decoder(name, "torch"), decoder(name, "triton")
+    plain.set_cache_dtype(kv_dtype)
+    own.set_cache_dtype(kv_dtype)
+    expected = answers(plain, lengths)
+    recorded = GraphedDecoder(own, Recorder())
     launcher = CudaLauncher(DEVICE) if DEVICE.type == "cuda" else Late()
     assert answers(recorded, lengths, launcher) == expected
 
