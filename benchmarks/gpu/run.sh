@@ -8,7 +8,7 @@ out=${1:-build/gpu-results}
 mkdir -p "$out"
 python=${PYTHON:-python3}
 
-if ! "$python" -c 'import msgspec, tokenizers, safetensors, gguf, jinja2, llguidance, psutil, pytest' 2>/dev/null; then
+if ! "$python" -c 'import msgspec, tokenizers, safetensors, gguf, jinja2, llguidance, psutil, pytest, transformers' 2>/dev/null; then
   "$python" -m venv --system-site-packages build/gpu-venv
   build/gpu-venv/bin/pip install -q --no-index --find-links build/gpu-wheels -r benchmarks/gpu/requirements.txt
   python=build/gpu-venv/bin/python
