@@ -81,10 +81,6 @@ class Measured:
             "output": answer["tokens"] / answer["total"],
         }
 
-    @property
-    def engine(self) -> object:
-        return self._worker.loaded.engine
-
     @contextmanager
     def gpu_seconds(self) -> Iterator[list[float]]:
         """Gives, at its end, the seconds that the GPU was between the beginnings and ends of forwards."""

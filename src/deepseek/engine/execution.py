@@ -203,7 +203,8 @@ def _torch_indexed(config: EngineConfig) -> bool:
         )
     if config.attention == "sparse" and config.kv_dtype == "int8":
         raise ConfigurationError(
-            "attention sparse reads a cache of floats with these kernels: choose kv_dtype auto, or attention auto or dense."
+            "attention sparse reads a cache of floats with these kernels: choose kv_dtype auto, or attention auto or "
+            "dense."
         )
     if config.attention == "dense" or config.tensor_parallel_size > 1 or config.kv_dtype == "int8":
         return False

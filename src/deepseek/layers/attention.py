@@ -52,8 +52,8 @@ class Attention:
         layout: PagedLayout,
         cache: LayerCache,
     ) -> Tensor:
-        """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the cache. With an index, full pages are
-        indexed, and the layout's sparse rows attend sparsely."""
+        """``x`` [T, hidden] -> [T, hidden]; writes the rows' keys and values to the cache. With an index, full pages
+        are indexed, and the layout's sparse rows attend sparsely."""
         keys, values, scales, index = cache
         assert values is not None
         ops, shape = self._ops, self.shape
