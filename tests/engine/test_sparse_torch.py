@@ -125,7 +125,7 @@ def test_the_index_is_part_of_a_page() -> None:
     plain, indexed = model(indexed=False), model()
     assert indexed.page_bytes(64) - plain.page_bytes(64) == indexed.index_page_bytes() > plain.index_page_bytes() == 0
     cache = indexed.new_cache(3, 64)
-    index = cache.layers[0].index
+    index = cache.layers[0].page_index
     assert index is not None
     for array in (index.codes, index.alphas, index.key_means, index.value_means, index.scalars):
         array[1] = 7

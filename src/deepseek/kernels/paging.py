@@ -40,12 +40,12 @@ class KVScales:
 
 class LayerCache(NamedTuple):
     """What one layer keeps of each token: ``keys`` [num_slots, kv_heads, key_dim] and ``values``, None for a latent
-    cache; ``scales`` if both are INT8; ``index`` of its full pages, for sparse attention."""
+    cache; ``scales`` if both are INT8; ``page_index`` knows its full pages, for sparse attention."""
 
     keys: Tensor
     values: Tensor | None
     scales: KVScales | None = None
-    index: IndexCache | None = None
+    page_index: IndexCache | None = None
 
     @property
     def tensors(self) -> list[Tensor]:

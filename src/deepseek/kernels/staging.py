@@ -11,7 +11,12 @@ def bring(values: Tensor, device: torch.device) -> Tensor:
     runs there. torch keeps that memory until the copy is over."""
     if device.type != "cuda" or values.device.type == "cuda":
         return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
+    return pinned(values, device).to(device, non_blocking=True)
+
+
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """``values``, for a GPU in memory from and to which copies do not make the host wait."""
+    return values.pin_memory() if device.type == "cuda" else values
 
 
 def start_fetching(values: Tensor) -> Tensor:

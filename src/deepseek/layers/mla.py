@@ -89,8 +89,8 @@ class LatentAttention:
         key_rope = ops.rotary(down[..., shape.rank :], cos, sin, shape.interleaved)
         latents, rotated = cache.keys[..., : shape.rank], cache.keys[..., shape.rank :]
         ops.write_kv(latent, key_rope, latents, rotated, layout.write_slots, cache.scales)
-        if cache.index is not None:
-            ops.index_pages(cache.keys, None, cache.index, layout)
+        if cache.page_index is not None:
+            ops.index_pages(cache.keys, None, cache.page_index, layout)
         attended = ops.mla_attention(
             query_nope,
             query_rope,
@@ -101,6 +101,6 @@ class LatentAttention:
             shape.scale,
             self.mode,
             cache.scales,
-            cache.index,
+            cache.page_index,
         )
         return self.output(attended.reshape(rows, shape.heads * shape.value_dim))

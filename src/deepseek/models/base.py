@@ -81,8 +81,8 @@ class KVCache:
         """Copy what a page holds, in all layers, to another one."""
         size = self.page_size
         for layer in self.layers:
-            if layer.index is not None:
-                layer.index.copy_page(source, target)
+            if layer.page_index is not None:
+                layer.page_index.copy_page(source, target)
             for array in layer.tensors:
                 array[target * size : (target + 1) * size] = array[source * size : (source + 1) * size]
 

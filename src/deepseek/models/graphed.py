@@ -20,9 +20,10 @@ from torch import Tensor
 
 from deepseek.adapters.adapter import LowRankUpdate, Prefix
 from deepseek.attention.stats import AttentionStats
+from deepseek.kernels.page_index import stats_of
 from deepseek.kernels.paging import PagedLayout
 from deepseek.kernels.sampling import Choice
-from deepseek.kernels.staging import bring
+from deepseek.kernels.staging import bring, pinned
 from deepseek.kernels.triton.device_layout import DeviceLayout, sparse_alone
 from deepseek.kernels.triton.low_rank import AdapterTiles
 from deepseek.kernels.triton.sampling import Choices, choose_tokens
@@ -112,6 +113,7 @@ class GraphedDecoder:
         self._recordings: dict[_Size, _Recording | None] = {}
         self._adapters = 0
         self._cache: KVCache | None = None
+        self._seen = pinned(torch.zeros_like(own.counters, device="cpu"), own.device)
         self.graph_bytes = 0
         self.architecture = own.architecture
         self.vocab_size = own.vocab_size
@@ -145,6 +147,11 @@ class GraphedDecoder:
         """See :class:`deepseek.models.base.Model`."""
         assert cache is self._cache
         batch = self._allowed(batch)
+        logits = self._computed(batch, cache)
+        self._look(batch)
+        return logits
+
+    def _computed(self, batch: Batch, cache: KVCache) -> Tensor:
         size = _size(batch)
         if size is None:
             return self._own.forward(self._brought(batch), cache)
@@ -162,11 +169,14 @@ class GraphedDecoder:
 
     def forward_with_hidden(self, batch: Batch, hidden_rows: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
         """See :class:`deepseek.models.base.Model`."""
-        return self._own.forward_with_hidden(self._brought(self._allowed(batch)), self._moved(hidden_rows), cache)
+        batch = self._allowed(batch)
+        result = self._own.forward_with_hidden(self._brought(batch), self._moved(hidden_rows), cache)
+        self._look(batch)
+        return result
 
     def attention_stats(self) -> AttentionStats:
-        """See :class:`deepseek.models.base.Model`."""
-        return self._own.attention_stats()
+        """As of the last step whose tokens were waited for: asking does not wait for the GPU."""
+        return stats_of(self._seen)
 
     def choose_tokens(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
         """See :class:`deepseek.models.base.Model`."""
@@ -190,6 +200,11 @@ class GraphedDecoder:
     def write_prefix(self, cache: KVCache, slots: Sequence[int], prefix: Prefix, first: int) -> None:
         """See :class:`deepseek.models.base.Model`."""
         self._own.write_prefix(cache, slots, prefix, first)
+
+    def _look(self, batch: Batch) -> None:
+        """Have what a sparse step counted come to the host behind it."""
+        if batch.layout.sparse_rows:
+            self._seen.copy_(self._own.counters, non_blocking=True)
 
     def _allowed(self, batch: Batch) -> Batch:
         """The batch with what its policies allow in its layout, before that crosses."""

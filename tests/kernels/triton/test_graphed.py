@@ -155,7 +155,7 @@ def copied(cache: KVCache, model: GraphedDecoder) -> KVCache:
 def arrays(cache: KVCache) -> list[Tensor]:
     found = []
     for layer in cache.layers:
-        index = layer.index
+        index = layer.page_index
         assert index is not None
         found += [*layer.tensors, index.codes, index.alphas, index.key_means, index.value_means, index.scalars]
     return found

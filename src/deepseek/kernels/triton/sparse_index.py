@@ -12,9 +12,9 @@ from torch import Tensor
 from deepseek.attention.index import PAGE
 from deepseek.attention.rotation import MAX_DIM, rotation_matrix
 from deepseek.kernels.page_index import CODE_BLOCK, CODE_BYTES, IndexCache
-from deepseek.kernels.paging import PagedLayout
+from deepseek.kernels.paging import KVScales, PagedLayout
 from deepseek.kernels.triton.device_layout import DeviceLayout
-from deepseek.kernels.triton.flash import KVScales, require
+from deepseek.kernels.triton.flash import require
 
 # Inside kernels.
 _PAGE = tl.constexpr(PAGE)
