@@ -51,11 +51,11 @@ def main() -> None:
                 found[side] = run_side(side, Path(folder), options)
                 print(f"round {index + 1}: {side}: {found[side]}", flush=True)
             rounds.append(found)
-    result = summarize(options, sides, rounds)
+            result = summarize(options, sides, rounds)
+            if options.json:  # after each round: the next takes a quarter of an hour
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def write_model(name: str, folder: Path) -> None:

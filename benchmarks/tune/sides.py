@@ -12,7 +12,10 @@ from typing import Any
 
 from benchmarks.tune.data import Conversation, mixed
 
-WARM_STEPS = 3
+# A step of every side holds as many tokens, padding counted.
+BATCH_TOKENS = 4096
+# Steps that do not count: memory is touched first in them. One of the Trainer is long enough for that.
+WARM_STEPS = {"trainer": 1, "ours": 3}
 # name -> (what Trainer trains, how it pads)
 TRAINER = {
     "full, padded to the maximum": ("full", "max_length"),
@@ -50,7 +53,8 @@ def measure(side: str, model: Path, examples: int, max_tokens: int, steps: int) 
 class _Clock:
     """Adds up what happens between ``start`` and ``stop``, the first times left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_steps: int) -> None:
+        self.warm_steps = warm_steps
         self.times = 0
         self.tokens = self.seconds = self.busy = 0.0
 
@@ -59,7 +63,7 @@ class _Clock:
 
     def stop(self, tokens: float) -> None:
         self.times += 1
-        if self.times > WARM_STEPS:
+        if self.times > self.warm_steps:
             self.tokens += tokens
             self.seconds += time.perf_counter() - self._began[0]
             self.busy += time.process_time() - self._began[1]
@@ -68,7 +72,7 @@ class _Clock:
 def _trainer(
     kind: str, padding: str, model: Path, conversations: list[Conversation], max_tokens: int, steps: int
 ) -> tuple[float, float, float]:
-    """transformers' Trainer with its defaults: fp32, AdamW, batches of 8, every token's logits."""
+    """transformers' Trainer with its defaults (fp32, AdamW, every token's logits) but for the rows of a batch."""
     import torch
     import transformers
 
@@ -81,7 +85,8 @@ def _trainer(
         network = peft.get_peft_model(network, peft.LoraConfig(task_type="CAUSAL_LM"))
     texts = [tokenizer.apply_chat_template(conversation, tokenize=False) for conversation in conversations]
     rows = [{"input_ids": tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]} for text in texts]
-    clock = _Clock()
+    warm_steps = WARM_STEPS["trainer"]
+    clock = _Clock(warm_steps)
     counted: list[int] = []
 
     def collate(batch: list[dict[str, Any]]) -> Any:
@@ -99,7 +104,13 @@ def _trainer(
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
-            folder, max_steps=WARM_STEPS + steps, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True
+            folder,
+            per_device_train_batch_size=BATCH_TOKENS // max_tokens,
+            max_steps=warm_steps + steps,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
         )
         transformers.Trainer(
             network,
@@ -123,7 +134,8 @@ def _ours(
 
     if not fuse:
         fused.install = lambda model: None  # the rung of the ladder below
-    clock = _Clock()
+    warm_steps = WARM_STEPS["ours"]
+    clock = _Clock(warm_steps)
 
     class Recorder(Silent):
         def start(self, total: int, done: int) -> None:
@@ -131,7 +143,7 @@ def _ours(
 
         def step(self, step: Step) -> None:
             clock.stop(step.tokens)
-            if clock.times == WARM_STEPS + steps:
+            if clock.times == warm_steps + steps:
                 raise _Enough
             clock.start()
 
@@ -145,7 +157,7 @@ def _ours(
             train_data=data,
             cache_dir=Path(folder, "cache"),
             max_tokens=max_tokens,
-            batch_tokens=4096,
+            batch_tokens=BATCH_TOKENS,
             validation=0.0,
             checkpoint_every=1 << 30,
             epochs=1000,
