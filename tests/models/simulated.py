@@ -12,6 +12,7 @@ from torch import Tensor
 from deepseek.hub.checkpoint import Checkpoint
 from deepseek.kernels import reference
 from deepseek.kernels.ops import Ops
+from deepseek.kernels.paging import KVScales
 from deepseek.kernels.registry import bind
 from deepseek.models.decoder import Decoder
 from deepseek.models.native_weights import NativeWeights
@@ -98,8 +99,10 @@ def _moe(x: Tensor, gate_up: Any, down: Any, ids: Tensor, weights: Tensor, kind:
     return result
 
 
-def _write_kv(key: Tensor, value: Tensor | None, key_cache: Tensor, value_cache: Tensor | None, slots: Tensor) -> None:
-    reference.write_kv(key.half(), None if value is None else value.half(), key_cache, value_cache, slots)
+def _write_kv(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, scales: KVScales | None
+) -> None:
+    reference.write_kv(key.half(), value.half(), key_cache, value_cache, slots, scales)
 
 
 def simulated(checkpoint: Checkpoint, scheme: str) -> Decoder:
