@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deepseek.errors import UnsupportedModelError
+from deepseek_tune.adapters import quiet_peft
 from deepseek_tune.settings import PTuningSettings
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class LearnedPrompt:
         model.name_or_path = base_name
         self._prefix = settings.variant == "prefix"
         self._base = model
-        self.module = peft.get_peft_model(model, _config(model, settings, base_name))
+        with quiet_peft():
+            self.module = peft.get_peft_model(model, _config(model, settings, base_name))
         self._encoder = self.module.prompt_encoder["default"].float()
         self.learning_rate = settings.learning_rate or _LEARNING_RATES[settings.variant]
         self._settings = settings
