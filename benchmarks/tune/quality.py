@@ -175,10 +175,10 @@ def difference_of(first: list[Run], second: list[Run]) -> tuple[float, float, fl
     from deepseek_eval.metrics import mean
     from deepseek_eval.statistics import difference
 
-    pairs = [(one["right"], other["right"]) for one in first for other in second if one["seed"] == other["seed"]]
-    sides = [np.array([[float(digit), 1.0] for pair in pairs for digit in pair[side]]) for side in (0, 1)]
+    pairs = [(a["right"], b["right"]) for a in first for b in second if a["seed"] == b["seed"]]
+    one, other = (np.array([[float(digit), 1.0] for pair in pairs for digit in pair[side]]) for side in (0, 1))
     items = [str(item) for pair in pairs for item in range(len(pair[0]))]
-    found = difference(mean("accuracy"), *sides, items) if pairs else None
+    found = difference(mean("accuracy"), one, other, items) if pairs else None
     return (found.value, found.low, found.high) if found else None
 
 

@@ -162,6 +162,6 @@ def judge(packed: PackedModel, model: Any, questions: TokenCache) -> tuple[list[
         tokens += len(told)
         hit = torch.ones(len(targets), dtype=torch.bool)
         hit[told] = logits.argmax(-1) == targets[told]
-        for example, part in zip(row.examples, hit[row.shared :].split(row.lengths), strict=True):
+        for example, part in zip(row.examples, torch.split(hit[row.shared :], list(row.lengths)), strict=True):
             right[questions.row(example) - 1] = bool(part.all())
     return right, nats / tokens
