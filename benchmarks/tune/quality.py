@@ -28,7 +28,7 @@ Run = dict[str, Any]
 
 RATES = {
     "full": (5e-5, 1e-4, 2e-4, 4e-4),
-    "lora": (5e-4, 1e-3, 2e-3, 4e-3),
+    "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     "tiny": (2e-3, 5e-3, 1e-2),
     "p-tuning": (1e-3, 3e-3, 1e-2),
     "prefix": (3e-3, 1e-2, 3e-2),
@@ -43,12 +43,12 @@ def main() -> None:
     parser.add_argument("--set", choices=("banking77", "clinc150"), default="banking77")
     parser.add_argument("--methods", default=",".join(RATES), help="(%(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train-limit", type=int, default=1540, help="rows to learn from (%(default)s)")
-    parser.add_argument("--test-limit", type=int, default=800, help="items of the test (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--batch-tokens", type=int, help="of a step; the tuner's own choice by default")
-    parser.add_argument("--sweep-limit", type=int, default=770, help="rows that the sweep learns from (%(default)s)")
-    parser.add_argument("--held-out", type=int, default=308, help="rows that judge the sweep (%(default)s)")
+    parser.add_argument("--train-limit", type=int, default=770, help="rows to learn from (%(default)s)")
+    parser.add_argument("--test-limit", type=int, default=400, help="items of the test (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="of a step (%(default)s)")
+    parser.add_argument("--sweep-limit", type=int, default=385, help="rows that the sweep learns from (%(default)s)")
+    parser.add_argument("--held-out", type=int, default=231, help="rows that judge the sweep (%(default)s)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/tune_quality.json"))
     parser.add_argument("--run", help=argparse.SUPPRESS)
