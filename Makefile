@@ -9,7 +9,7 @@ RUNTIME_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-context bench-million bench-peers bench-quality bench-serving bench-gpu gpu-wheels bench-tune bench-eval \
+.PHONY: help serve chat test test-slow test-sanitized fuzz fuzz-api check format bench bench-engine bench-speculation bench-embeddings bench-invariance bench-context bench-million bench-peers bench-quality bench-serving bench-gpu gpu-wheels bench-tune bench-tune-quality bench-eval \
         peers peer-llama-cpp peer-openvino peer-vllm peer-transformers peer-lm-eval doctor clean
 
 help:  ## this list
@@ -154,6 +154,10 @@ bench-serving: $(DEV_STAMP)  ## the server under load and under faults, next to 
 bench-tune: $(DEV_STAMP)  ## tuning speed and memory, from naive full fine-tuning with transformers to ours; an hour, 16 GB
 	$(BIN)/deepseek pull smollm2-135m-instruct
 	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/python -m benchmarks.tune.ladder --json benchmarks/results/tune_ladder.json
+
+bench-tune-quality: $(DEV_STAMP)  ## what tuned models know: full fine-tuning, LoRA, P-Tuning, a prefix; several hours, 3 GB
+	$(BIN)/deepseek pull smollm2-135m-instruct
+	DEEPSEEK_BENCH_DATA=$(BENCH_DATA) $(BIN)/python -m benchmarks.tune.quality --json benchmarks/results/tune_quality.json
 
 bench-eval: $(DEV_STAMP)  ## evaluation speed and scores against lm-evaluation-harness (see `make peer-lm-eval`); over an hour
 	$(BIN)/deepseek pull smollm2-135m-instruct

@@ -91,3 +91,14 @@ def _made_up(generator: random.Random) -> Conversation:
     ]
     length = max(4, min(600, round(generator.lognormvariate(3, 1))))
     return _pair(*(" ".join(generator.choices(words, k=count)) for count in (length, max(2, length // 4))))
+
+
+def intents(folder: Path, name: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(text, intent in words) of ``banking77`` or ``clinc150``: the rows to learn from, and those of the test."""
+    if name == "banking77":
+        parts = [banking(folder / name, file) for file in ("train.csv.gz", "test.csv")]
+    else:
+        data = json.loads(gzip.decompress((folder / name / "data_full.json.gz").read_bytes()))
+        parts = [data["train"], data["test"]]
+    train, test = ([(text.strip(), intent.replace("_", " ")) for text, intent in part] for part in parts)
+    return train, test

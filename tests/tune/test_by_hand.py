@@ -128,3 +128,15 @@ def run_of(given: dict[str, Any]) -> dict[str, Any]:
     run: dict[str, Any] = json.loads((given["output_dir"] / "run.json").read_text())
     assert (given["output_dir"] / WEIGHTS).exists()
     return run
+
+
+@pytest.mark.parametrize("variant", ["p-tuning", "prefix"])
+def test_a_learned_prompt_makes_no_noise(
+    variant: str, tiny_model: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", questions(20))
+    tuner = PTuner(
+        base_model=str(tiny_model), train_data=data, cache_dir=tmp_path / "cache", variant=variant, progress=False
+    )
+    tuner.estimate()
+    assert not [warning for warning in recwarn if issubclass(warning.category, (UserWarning, FutureWarning))]
