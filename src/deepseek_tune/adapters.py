@@ -26,7 +26,11 @@ REPORT = "report.html"
 DEFAULT_RANK = 16
 TINY_SHARE = 0.001
 """Of the parameters that the preset ``tiny`` trains."""
-_LEARNING_RATES = {"default": 5e-4, "tiny": 2e-3}
+_LEARNING_RATE = 5e-4
+"""For a model of :data:`_REFERENCE_WIDTH`, whatever the rank. Narrower models take more: a power law that was fitted to
+Llama models (tinker-cookbook's ``hyperparam_utils``, after Schulman et al., LoRA Without Regret, 2025)."""
+_REFERENCE_WIDTH = 2000
+_WIDTH_EXPONENT = 0.78
 _QUERIES = ("q_proj", "q_b_proj", "qkv_proj", "query_key_value")
 _VALUES = ("v_proj", "kv_b_proj")
 PREFIX = "base_model.model."
@@ -83,9 +87,14 @@ def make_plan(model: Any, settings: LoRASettings) -> AdapterPlan:
         rslora=rslora,
         dora=dora,
         target_modules=tuple(sorted(set(targets))),
-        learning_rate=settings.learning_rate or _LEARNING_RATES[settings.preset],
+        learning_rate=settings.learning_rate or default_rate(model.config.get_text_config().hidden_size),
         loraplus_ratio=settings.loraplus_ratio,
     )
+
+
+def default_rate(hidden_size: int) -> float:
+    """The learning rate for a model of this width."""
+    return _LEARNING_RATE * (_REFERENCE_WIDTH / hidden_size) ** _WIDTH_EXPONENT
 
 
 def linear_layers(model: Any) -> dict[str, tuple[int, int]]:

@@ -37,7 +37,7 @@ class TuningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         train_data: a JSON, JSONL, CSV or Parquet file (:mod:`deepseek_tune.data.read`).
         output_dir: where the adapter goes; None takes a folder beside the data, ``NAME-lora`` or ``NAME-ptuning``.
         epochs: passes over the data.
-        learning_rate: the highest of the schedule; None takes what suits the kind of adapter.
+        learning_rate: the highest of the schedule; None takes what suits adapter and model.
         weight_decay: of AdamW.
         schedule: ``cosine``, ``linear`` (both to zero) or ``constant``.
         warmup: the share of the run in which the learning rate rises from zero.

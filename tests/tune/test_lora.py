@@ -16,7 +16,7 @@ import torch
 
 from deepseek.errors import CheckpointError, ConfigurationError, DataError, DiskSpaceError, TrainingError
 from deepseek_tune import LoRATuner, checkpoints
-from deepseek_tune.adapters import CONFIG, WEIGHTS
+from deepseek_tune.adapters import CONFIG, WEIGHTS, default_rate
 from deepseek_tune.data.packing import PackedRow
 from deepseek_tune.data.read import Row, read_rows
 from deepseek_tune.forward import PackedModel
@@ -86,6 +86,15 @@ def epoch_losses(folder: Path) -> list[float]:
         sums[step["epoch"]] += step["loss"] * step["answer_tokens"]
         answers[step["epoch"]] += step["answer_tokens"]
     return [total / count for total, count in zip(sums, answers, strict=True)]
+
+
+def test_narrow_models_get_higher_rates(given: dict[str, Any], data: Path, tiny_model: Path) -> None:
+    assert default_rate(2000) == 5e-4
+    assert default_rate(576) == pytest.approx(1.32e-3, rel=0.01)
+    LoRATuner(**given | {"learning_rate": None, "schedule": "constant", "warmup": 0.0, "epochs": 1}).train()
+    width = json.loads((tiny_model / "config.json").read_bytes())["hidden_size"]
+    steps = run_of(data.parent / "support-lora")["steps"]
+    assert [step["learning_rate"] for step in steps] == pytest.approx([default_rate(width)] * len(steps))
 
 
 def test_from_data_to_adapter(given: dict[str, Any], data: Path, tiny_model: Path) -> None:
