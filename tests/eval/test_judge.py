@@ -231,13 +231,13 @@ def test_a_judge_over_http_that_limits_hangs_and_talks_nonsense(tmp_path: Path, 
         if number == 1 and tries[number] == 1:
             return 429, {"error": "slow down"}, {"Retry-After": "0.01"}
         if number == 2:
-            time.sleep(1.5)
+            time.sleep(3.0)
         if number == 3:
             return 200, "<html>busy</html>", {}
         return says("Grade: 9" if number == 4 else "Grade: 4")
 
     endpoint = serve(reply)
-    judge = endpoint_judge(endpoint, timeout=0.5)
+    judge = endpoint_judge(endpoint, timeout=2.0)
     results, result = run(tmp_path, judge)  # type: ignore[arg-type]
     assert result.unscored == 3 and result.metrics["grade"].value == 0.75 and tries[1] == 2
     assert result.judge_cost == pytest.approx(10 * (10 + 4 * 5) * 1e-6)

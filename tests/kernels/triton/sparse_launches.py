@@ -9,8 +9,8 @@ from functools import partial
 import torch
 
 from deepseek.kernels.page_index import IndexCache, new_counters
+from deepseek.kernels.paging import KVScales
 from deepseek.kernels.triton.attention import paged_attention
-from deepseek.kernels.triton.flash import KVScales
 from deepseek.kernels.triton.mla import mla_attention
 from deepseek.kernels.triton.sparse_index import index_pages
 from tests.kernels.triton.attention_launches import SLOTS, empty, layout

@@ -12,9 +12,9 @@ from deepseek.attention.index import PAGE
 from deepseek.errors import BackendUnavailableError
 from deepseek.kernels import reference
 from deepseek.kernels.page_index import IndexCache, new_counters, stats_of
+from deepseek.kernels.paging import KVScales
 from deepseek.kernels.triton import sparse
 from deepseek.kernels.triton.attention import paged_attention
-from deepseek.kernels.triton.flash import KVScales
 from deepseek.kernels.triton.sparse_index import index_pages
 from tests.kernels.cases import Ragged, randn
 from tests.kernels.triton.steps import DEVICE
