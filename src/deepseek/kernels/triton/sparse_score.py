@@ -101,7 +101,6 @@ def _estimate_page(
     valid: tl.tensor,
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ) -> tl.tensor:
     """Query times key less mean, fp32 [ROWS, 64]. ``turned`` points to each head's rotated query; the rest to the
     page's own."""
@@ -115,7 +114,7 @@ def _estimate_page(
         bits = tl.load(codes + place)[:, None, :] >> tl.arange(0, 8).to(tl.uint8)[None, :, None]
         signs = tl.reshape(tl.where((bits & 1) != 0, plus, minus), [_PAGE, _BLOCK])
         query = tl.load(turned[:, None] + (columns + block * _BLOCK)[None, :], mask=valid[:, None], other=0)
-        scores = tl.dot(query, tl.trans(signs), scores, input_precision=PRECISION)
+        scores = tl.dot(query, tl.trans(signs), scores)
     return scores * (tl.load(alphas + tokens).to(tl.float32) * alpha_step)[None, :]
 
 
@@ -233,7 +232,7 @@ def _score_kernel(
             told = scalars + own * 8
             scores = _estimate_page(
                 codes + own * (_PAGE * BLOCKS * _BYTES), alphas + own * _PAGE, tl.load(told + 1), turned, valid,
-                ROWS, BLOCKS, PRECISION,
+                ROWS, BLOCKS,
             )  # fmt: skip
             mean = key_means + own * (MAIN + REST)
             base = _mean_product(main, mean, MAIN, MAIN_BLOCK)
