@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from deepseek.adapters.adapter import Host
+from deepseek.adapters.read import WEIGHTS
+from deepseek.adapters.settings import CONFIG
 from deepseek.engine.computation import CudaLauncher, Launcher
 from deepseek.engine.events import GenerateRequest
 from deepseek.kernels.ops import Ops
@@ -19,9 +24,9 @@ from deepseek.models.decoder import Decoder
 from deepseek.models.graphed import GraphedDecoder, Replay, cuda_recorder
 from deepseek.models.registry import load_model
 from deepseek.sampling import SamplingParams
-from tests.adapters import making
 from tests.engine.launchers import Late
 from tests.fakes import make_engine, run, tokens_of
+from tests.kernels.cases import randn
 from tests.kernels.triton.devices import DEVICE
 from tests.parity import tiny
 
@@ -69,14 +74,28 @@ def answers(model: object, lengths: list[int], launcher: Launcher | None = None)
     return [tokens_of(events, f"r{index}") for index in range(len(lengths))]
 
 
+def save_adapter(folder: Path, host: Host, rank: int, targets: tuple[str, ...], seed: int) -> None:
+    """As peft would, which is not on every machine with a GPU."""
+    tensors: dict[str, Tensor] = {}
+    for name, site in host.sites.items():
+        if name.rpartition(".")[2] in targets:
+            for part, shape in (("lora_A", (rank, site.inputs)), ("lora_B", (site.outputs, rank))):
+                tensors[f"base_model.model.{name}.{part}.weight"] = randn(*shape, seed=seed + len(tensors)) * 0.2
+    folder.mkdir()
+    save_file(tensors, folder / WEIGHTS)
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": targets}
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
 def adapted(model: Model, folders: list[Path]) -> list[list[int]]:
-    """Answers of the model alone, of an adapter, and of one that comes while the first is used."""
+    """Answers of the model alone, of an adapter, and of one that comes while the first is used and changes more
+    matrices."""
     engine = make_engine(model, page_size=16, num_pages=40)
     engine.load_adapter("first", str(folders[0]))
-    sampling = SamplingParams(temperature=0.0, max_tokens=5)
+    sampling = SamplingParams(temperature=0.0, max_tokens=4)
     engine.add(GenerateRequest("alone", PROMPTS[1], sampling))
     engine.add(GenerateRequest("early", PROMPTS[1], sampling, adapter="first"))
-    events = [event for _ in range(3) for event in engine.step()]
+    events = [event for _ in range(2) for event in engine.step()]
     engine.load_adapter("second", str(folders[1]))
     engine.add(GenerateRequest("late", PROMPTS[1], sampling, adapter="second"))
     events += run(engine)
@@ -85,9 +104,10 @@ def adapted(model: Model, folders: list[Path]) -> list[list[int]]:
 
 def test_steps_with_adapters_are_recorded_too(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
-    making.lora(folders[0], rank=4)
-    making.lora(folders[1], rank=17, seed=1, use_dora=True)
-    expected = adapted(decoder("llama-wide", "torch"), folders)
+    plain = decoder("llama-wide", "torch")
+    save_adapter(folders[0], plain.host, 4, ("q_proj", "up_proj"), seed=1)
+    save_adapter(folders[1], plain.host, 17, ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"), seed=50)
+    expected = adapted(plain, folders)
     record = Recorder()
     assert adapted(GraphedDecoder(decoder("llama-wide", "triton"), record), folders) == expected
     assert len({tuple(answer) for answer in expected}) == 3, "adapters must make a difference"

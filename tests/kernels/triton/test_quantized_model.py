@@ -22,7 +22,6 @@ from deepseek.models.blocks import load_experts
 from deepseek.models.gpu_weights import HEAD_BITS, QuantizedWeights
 from deepseek.models.registry import load_model
 from deepseek.quant.schemes import quantize
-from tests.adapters import making
 from tests.kernels.triton.devices import DEVICE
 from tests.parity import tiny
 from tests.parity.driver import Driver
@@ -82,6 +81,7 @@ def test_logits_are_those_of_the_rounded_weights(bits: int, integers: bool) -> N
 @pytest.mark.parametrize("bits", [8, 4])
 def test_adapters_on_integers(tmp_path: Path, bits: int) -> None:
     """DoRA asks for the lengths of the rounded matrices' rows."""
+    making = pytest.importorskip("tests.adapters.making", reason="peft is not on every machine with a GPU")
     making.lora(tmp_path, "llama-groups", use_dora=True)
     stored = tiny.checkpoint(tiny.build("llama-groups"))
     expected = logits(Rounded(stored, bits, integers=False), None, tmp_path)
