@@ -38,7 +38,7 @@ def latent(heads: int, nope: int, rope: int, value: int, rank: int, dtype: torch
     index_pages(cache, None, own, STEP)
     query_nope, query_rope = (empty(rows, heads, width, dtype=dtype) for width in (nope, rope))
     key_up, value_up = empty(heads, nope, rank, dtype=dtype), empty(heads, value, rank, dtype=dtype)
-    mla_attention(query_nope, query_rope, cache, key_up, value_up, STEP, 0.1, "auto", own)
+    mla_attention(query_nope, query_rope, cache, key_up, value_up, STEP, 0.1, "auto", index=own)
 
 
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
