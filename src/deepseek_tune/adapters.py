@@ -94,7 +94,7 @@ def make_plan(model: Any, settings: LoRASettings) -> AdapterPlan:
 
 def default_rate(hidden_size: int) -> float:
     """The learning rate for a model of this width."""
-    return _LEARNING_RATE * (_REFERENCE_WIDTH / hidden_size) ** _WIDTH_EXPONENT
+    return _LEARNING_RATE * math.pow(_REFERENCE_WIDTH / hidden_size, _WIDTH_EXPONENT)
 
 
 def linear_layers(model: Any) -> dict[str, tuple[int, int]]:
