@@ -105,6 +105,7 @@ def test_sparse_attention_is_refused_where_it_cannot_be(caplog: pytest.LogCaptur
         ({"page_size": 32}, "page_size of 64, not 32"),
         ({"page_size": 32, "backend": "torch"}, "page_size of 64, not 32"),
         ({"tensor_parallel_size": 2}, "one process"),
+        ({"kv_dtype": "int8", "backend": "torch"}, "a cache of floats"),
     ]:
         with pytest.raises(ConfigurationError, match=match):
             choose_execution(EngineConfig(model="m", attention="sparse", **options), stored, parsed, NOWHERE)  # type: ignore[arg-type]

@@ -49,6 +49,20 @@ class StepBatch:
         rows = [(row, top) for row, top in wanted if top is not None]
         return [row for row, _ in rows], [top for _, top in rows]
 
+    @property
+    def scored_tokens(self) -> tuple[list[int], list[int]]:
+        """The row of each token that is scored, among the scored rows, and the token: of each chunk its own, and
+        behind the last of a sequence the alternatives to it."""
+        rows: list[int] = []
+        tokens: list[int] = []
+        start = 0
+        for chunk, first, count in self.scored:
+            others = chunk.alternatives
+            rows += [*range(start, start + count), *[start + count - 1] * len(others)]
+            tokens += [*chunk.sequence.tokens[first : first + count], *others]
+            start += count
+        return rows, tokens
+
 
 def arrange(chunks: Seq[Chunk], wide_rows: int) -> tuple[list[Chunk], int, int]:
     """The chunks in the order of one batch, and how many of its rows are narrow, and narrow in attention (see

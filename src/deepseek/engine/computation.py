@@ -22,7 +22,7 @@ class Outputs:
     Attributes:
         tokens: int64 [S], of the rows that are sampled, in the order of the batch's logits.
         logprobs: of those rows of them whose sequences want log-probabilities.
-        scores: of the tokens of :func:`scored_tokens`.
+        scores: of :attr:`StepBatch.scored_tokens`.
         hidden: fp32 [H, hidden_size], of ``StepBatch.hidden_rows``. Stays on the device.
     """
 
@@ -95,20 +95,6 @@ def launcher_for(model: Model) -> Launcher:
     return Inline() if model.stream_device is None else CudaLauncher(model.stream_device)
 
 
-def scored_tokens(step: StepBatch) -> tuple[list[int], list[int]]:
-    """The tokens that are scored, and the row of each, counted among the scored rows: of each chunk its own, and behind
-    the last of a sequence the alternatives to it."""
-    rows: list[int] = []
-    tokens: list[int] = []
-    start = 0
-    for chunk, first, count in step.scored:
-        sequence, others = chunk.sequence, chunk.alternatives
-        rows += [*range(start, start + count), *[start + count - 1] * len(others)]
-        tokens += [*sequence.tokens[first : first + count], *others]
-        start += count
-    return rows, tokens
-
-
 def computation(model: Model, cache: Any, step: StepBatch, left_at: slice | None) -> Compute:
     """What is to be computed for a step, with all that depends on the present state of its sequences (but see
     :meth:`Draws.of`).
@@ -119,7 +105,7 @@ def computation(model: Model, cache: Any, step: StepBatch, left_at: slice | None
     owners = step.row_owners
     draws = Draws.of(owners, [chunk.draft[:n] for chunk in step.sampled for n in range(1 + len(chunk.draft))])
     rows, top = step.logprob_rows
-    scored_rows, scored = scored_tokens(step)
+    scored_rows, scored = step.scored_tokens
 
     def compute() -> Outputs:
         with torch.inference_mode():
