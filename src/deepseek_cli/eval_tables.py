@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deepseek_eval.compare import Comparison
     from deepseek_eval.report.matrix import Pair
     from deepseek_eval.results import Results, TaskResult
-    from deepseek_eval.statistics import Estimate
+    from deepseek_eval.statistics import Estimate, MeanDifference
 
 
 class Bars:
@@ -184,10 +184,20 @@ def comparison_table(comparison: Comparison) -> None:
         )
     console = _console()
     console.print(table)
+    if comparison.overall is not None:
+        console.print(overall_line(comparison.overall), markup=False)
     for name, reason in comparison.skipped.items():
         console.print(f"not compared: {name}: {reason}", markup=False)
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", markup=False)
+
+
+def overall_line(made: MeanDifference) -> str:
+    change = f"{_signed(made.value, 'share')} [{_signed(made.low, 'share')}, {_signed(made.high, 'share')}]"
+    line = f"mean of {made.tasks} tasks: {made.first:.1%} and {made.second:.1%}, {change}, p {made.p_value:.3g}"
+    if made.kept is not None:
+        line += f"; kept {made.kept:.1%} [{made.kept_low:.1%}, {made.kept_high:.1%}]"
+    return line
 
 
 def _signed(value: float, unit: str) -> str:

@@ -20,8 +20,8 @@ from deepseek_eval.results import (
     rows_of,
     scores_file,
 )
-from deepseek_eval.statistics import Difference, difference, holm
-from deepseek_eval.task import Metric, Task
+from deepseek_eval.statistics import Difference, MeanDifference, difference, holm, mean_difference
+from deepseek_eval.task import UNIT_SCALES, Metric, Task
 
 LEVEL = 0.05
 Verdict = Literal["better", "worse", "not shown", "different"]
@@ -53,6 +53,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         first, second: names.
         evidence: of both; a warning where they are not the same.
         tasks: that were compared.
+        overall: the mean over those in which more is better and full marks exist, a judge's opinions apart; None where
+            there are not two.
         skipped: task -> why not.
         warnings: what a reader must know.
     """
@@ -61,6 +63,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     second: str
     evidence: tuple[str, str]
     tasks: tuple[Compared, ...]
+    overall: MeanDifference | None
     skipped: dict[str, str]
     warnings: tuple[str, ...]
 
@@ -132,6 +135,13 @@ def compare_models(
                 left_out=left_out,
             )
             for (name, metric, made, left_out), p_holm in zip(found, corrected, strict=True)
+        ),
+        overall=mean_difference(
+            [
+                (made.first / UNIT_SCALES[metric.unit], made.second / UNIT_SCALES[metric.unit])
+                for name, metric, made, _ in found
+                if metric.higher_is_better and metric.unit in UNIT_SCALES and not first[2].tasks[name].judge
+            ]
         ),
         skipped=skipped,
         warnings=tuple(_warnings(first[2], second[2])),

@@ -83,6 +83,31 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     detectable: float | None = None
 
 
+class MeanDifference(msgspec.Struct, frozen=True, kw_only=True):
+    """Over tasks that count alike: the second model's mean minus the first one's.
+
+    Attributes:
+        tasks: how many.
+        first, second: means of the tasks' figures, 0 to 1.
+        value, low, high: the difference with its 95% interval: Student's t on the tasks' differences, as of a sample of
+            all tasks that might have been asked.
+        p_value: two-sided, of no difference.
+        kept, kept_low, kept_high: ``second`` as a share of ``first`` with the jackknife's interval; None where
+            ``first`` is 0.
+    """
+
+    tasks: int
+    first: float
+    second: float
+    value: float
+    low: float
+    high: float
+    p_value: float
+    kept: float | None = None
+    kept_low: float | None = None
+    kept_high: float | None = None
+
+
 _Z = float(scipy_stats.norm.ppf((1 + CONFIDENCE) / 2))
 
 
@@ -148,6 +173,31 @@ def difference(
     if _is_share(metric, first) and _is_share(metric, second) and len(both) == items:
         return _paired_shares(make, first[:, 0], second[:, 0])
     return _paired_jackknife(make, metric, both)
+
+
+def mean_difference(pairs: Sequence[tuple[float, float]]) -> MeanDifference | None:
+    """Of (first, second) figures of tasks, each 0 to 1. None below two tasks, which say nothing of others."""
+    if len(pairs) < 2:
+        return None
+    groups = np.array(pairs, dtype=np.float64)
+    count, (first, second) = len(groups), groups.mean(axis=0).tolist()
+    value = second - first
+    error, quantile = _jackknife(lambda sums: (sums[..., 1] - sums[..., 0]) / (count - 1), groups)
+    made = partial(
+        MeanDifference,
+        tasks=count,
+        first=first,
+        second=second,
+        value=value,
+        low=value - error * quantile,
+        high=value + error * quantile,
+        p_value=_p_value(value, error, count),
+    )
+    if first <= 0:
+        return made()
+    error, quantile = _jackknife(lambda sums: sums[..., 1] / sums[..., 0], groups)
+    kept = second / first
+    return made(kept=kept, kept_low=kept - error * quantile, kept_high=kept + error * quantile)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -198,6 +198,10 @@ class Metric:
     chance: float | None = None
 
 
+UNIT_SCALES = {"share": 1.0, "points": 100.0}
+"""What is full marks in units that have such a thing: figures divided by it can be averaged over tasks."""
+
+
 class Rows(Protocol):
     """The files of one dataset, found on this machine."""
 

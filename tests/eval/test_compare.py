@@ -32,6 +32,8 @@ def test_a_real_difference_and_none(tmp_path: Path) -> None:
     (one, _) = better.tasks
     assert (one.difference.only_first, one.difference.only_second) == (0, 18)
     assert one.p_holm == 2 * one.difference.p_value
+    assert better.overall is not None
+    assert (better.overall.first, better.overall.second, better.overall.kept) == pytest.approx((0.5, 0.95, 1.9))
     assert compare(tmp_path / "b", tmp_path / "a", tasks=TASKS).worse == ["addition", "second"]
     unclear = compare(tmp_path / "a", tmp_path / "c", tasks=TASKS).tasks[0]
     assert unclear.verdict == "not shown"

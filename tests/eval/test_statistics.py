@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deepseek_eval.statistics import FEW, difference, estimate, holm, summed_by_cluster
+from deepseek_eval.statistics import FEW, difference, estimate, holm, mean_difference, summed_by_cluster
 from deepseek_eval.task import Floats, Metric
 
 
@@ -255,3 +255,36 @@ def test_holm() -> None:
     assert holm([0.04]) == [0.04]
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_a_mean_over_tasks_is_a_paired_t_test() -> None:
+    generator = np.random.default_rng(5)
+    first = generator.uniform(0.2, 0.9, 30)
+    second = first - 0.02 + generator.normal(0, 0.05, 30)
+    found = mean_difference(list(zip(first, second, strict=True)))
+    assert found is not None and found.tasks == 30
+    theirs = stats.ttest_rel(second, first)
+    interval = theirs.confidence_interval(0.95)
+    assert (found.value, found.p_value) == pytest.approx((second.mean() - first.mean(), theirs.pvalue))
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.kept == pytest.approx(second.mean() / first.mean())
+
+
+def test_what_is_kept_lies_in_its_interval() -> None:
+    generator = np.random.default_rng(6)
+    inside = 0
+    for _ in range(300):
+        first = generator.uniform(0.2, 0.9, 40)
+        second = 0.97 * first + generator.normal(0, 0.05, 40)
+        found = mean_difference(list(zip(first, second, strict=True)))
+        assert found is not None and found.kept_low is not None and found.kept_high is not None
+        inside += found.kept_low <= 0.97 <= found.kept_high
+    assert 0.91 <= inside / 300 <= 0.985
+
+
+def test_one_task_and_a_first_model_that_knows_nothing() -> None:
+    assert mean_difference([(0.5, 0.6)]) is None
+    found = mean_difference([(0.0, 0.25), (0.0, 0.75)])
+    assert found is not None and found.kept is None and found.value == 0.5
+    same = mean_difference([(0.5, 0.5), (0.25, 0.25)])
+    assert same is not None and (same.low, same.high, same.p_value, same.kept) == (0, 0, 1, 1)

@@ -11,8 +11,7 @@ from deepseek_eval.report.charts import Polygon, Spoke
 from deepseek_eval.report.sources import Entry, Shown
 from deepseek_eval.results import MetricInfo, TaskResult
 from deepseek_eval.statistics import Estimate
-
-_SCALES = {"share": 1.0, "points": 100.0}
+from deepseek_eval.task import UNIT_SCALES
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def kind_means(entries: Sequence[Entry], tasks: Sequence[Shown], *, all_models: 
 
 
 def _usable(metric: MetricInfo) -> bool:
-    return metric.higher_is_better is True and metric.unit in _SCALES
+    return metric.higher_is_better is True and metric.unit in UNIT_SCALES
 
 
 def _value(one: Shown, entry: Entry) -> Estimate | None:
@@ -125,7 +124,7 @@ def _mean(own: Iterable[Shown], entry: Entry) -> Spoke:
     """The mean over tasks, which are independent; its interval from theirs, taken as normal."""
     values, widths = [], []
     for one in own:
-        found, scale = _value(one, entry), _SCALES[one.metric.unit]
+        found, scale = _value(one, entry), UNIT_SCALES[one.metric.unit]
         assert found is not None and found.value is not None
         values.append(found.value / scale)
         widths.append((found.high - found.low) / 2 / scale if found.low is not None and found.high is not None else 0.0)
@@ -134,4 +133,4 @@ def _mean(own: Iterable[Shown], entry: Entry) -> Spoke:
 
 
 def _chance(own: Sequence[Shown]) -> float:
-    return sum((one.metric.chance or 0.0) / _SCALES[one.metric.unit] for one in own) / len(own)
+    return sum((one.metric.chance or 0.0) / UNIT_SCALES[one.metric.unit] for one in own) / len(own)
