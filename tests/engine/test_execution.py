@@ -105,7 +105,6 @@ def test_sparse_attention_is_refused_where_it_cannot_be(caplog: pytest.LogCaptur
         ({"page_size": 32}, "page_size of 64, not 32"),
         ({"page_size": 32, "backend": "torch"}, "page_size of 64, not 32"),
         ({"tensor_parallel_size": 2}, "one process"),
-        ({"kv_dtype": "int8", "backend": "torch"}, "a cache of floats"),
     ]:
         with pytest.raises(ConfigurationError, match=match):
             choose_execution(EngineConfig(model="m", attention="sparse", **options), stored, parsed, NOWHERE)  # type: ignore[arg-type]
@@ -117,7 +116,7 @@ def test_sparse_attention_is_refused_where_it_cannot_be(caplog: pytest.LogCaptur
         assert not getattr(execution, "indexed", False)
 
 
-@pytest.mark.parametrize("options", [{"backend": "torch"}, {"dtype": "fp32"}])
+@pytest.mark.parametrize("options", [{"backend": "torch"}, {"dtype": "fp32"}, {"backend": "torch", "kv_dtype": "int8"}])
 def test_torch_attends_sparsely_if_asked_to(options: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     stored = checkpoint("qwen3-moe-mixed")
     parsed = parse_config(stored.config)

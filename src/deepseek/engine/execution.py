@@ -201,15 +201,7 @@ def _torch_indexed(config: EngineConfig) -> bool:
         raise ConfigurationError(
             "attention sparse runs in one process: choose tensor_parallel_size 1, or attention auto or dense."
         )
-    if config.attention == "sparse" and config.kv_dtype == "int8":
-        raise ConfigurationError(
-            "attention sparse reads a cache of floats with these kernels: choose kv_dtype auto, or attention auto or "
-            "dense."
-        )
     if config.attention == "dense" or config.tensor_parallel_size > 1:
-        return False
-    if config.kv_dtype == "int8":
-        logger.info("attention is dense: with these kernels its sparse form needs a cache of floats")
         return False
     fast = (
         config.device != "cpu" and bind(config.device, config.backend).bindings["paged_attention"].backend == "triton"

@@ -98,14 +98,19 @@ class Ops:
         self._write_kv(key, value, key_cache, value_cache, slots, scales)
 
     def index_pages(
-        self, key_cache: Tensor, value_cache: Tensor | None, index: IndexCache, layout: PagedLayout
+        self,
+        key_cache: Tensor,
+        value_cache: Tensor | None,
+        index: IndexCache,
+        layout: PagedLayout,
+        scales: KVScales | None = None,
     ) -> None:
         """Make the index of the pages that this step's rows have filled; their keys are written. Pages have 64 tokens.
 
         Caches as in :meth:`paged_attention`. ``value_cache`` None, for latents: the values are the first columns of
         the keys.
         """
-        self._index_pages(key_cache, value_cache, index, layout)
+        self._index_pages(key_cache, value_cache, index, layout, scales)
 
     def paged_attention(
         self,
@@ -123,8 +128,8 @@ class Ops:
         ``query`` [T, heads, key_dim]; ``key_cache`` [num_slots, kv_heads, key_dim]; ``value_cache``
         [num_slots, kv_heads, value_dim]; heads is a multiple of kv_heads. A query at position p sees positions
         max(0, p - window + 1) .. p. With ``scales`` the caches are INT8. With an ``index``, which a cache with a window
-        or of INT8 does not have, the layout's sparse rows attend as :func:`deepseek.attention.decode.sparse_decode`
-        does. Returns [T, heads, value_dim].
+        does not have, the layout's sparse rows attend as :func:`deepseek.attention.decode.sparse_decode` does. Returns
+        [T, heads, value_dim].
         """
         return self._paged_attention(query, key_cache, value_cache, layout, scale, window, scales, index)
 
@@ -147,8 +152,8 @@ class Ops:
         holds the normalised latent and the rotated shared key; ``key_up`` [heads, nope, rank]; ``value_up``
         [heads, value_dim, rank]. ``mode``: ``expanded`` materialises keys and values, ``absorbed`` folds ``key_up``
         into the query and attends over the latents, ``auto`` absorbs where one query sees a context. With
-        ``scales`` the cache is INT8. With an ``index``, which an INT8 cache does not have, the layout's sparse rows are
-        absorbed and attend sparsely. Returns [T, heads, value_dim].
+        ``scales`` the cache is INT8. With an ``index`` the layout's sparse rows are absorbed and attend
+        sparsely. Returns [T, heads, value_dim].
         """
         return self._mla_attention(
             query_nope, query_rope, latent_cache, key_up, value_up, layout, scale, mode, scales, index

@@ -93,9 +93,10 @@ def paged_attention(
     scales: KVScales | None = None,
     index: IndexCache | None = None,
 ) -> Tensor:
+    all_keys, all_values = key_cache, value_cache
     if scales is not None:
-        key_cache = dequantize(key_cache, scales.key, torch.float32)
-        value_cache = dequantize(value_cache, scales.value, torch.float32)
+        all_keys = dequantize(key_cache, scales.key, torch.float32)
+        all_values = dequantize(value_cache, scales.value, torch.float32)
     heads, kv_heads = query.shape[1], key_cache.shape[1]
     result = query.new_zeros(query.shape[0], heads, value_cache.shape[2])
     for sequence, context_len in enumerate(layout.context_lens):
@@ -107,11 +108,11 @@ def paged_attention(
             visible = slots[first : position + 1]
             for head in range(heads):
                 kv_head = head // (heads // kv_heads)
-                keys, values = key_cache[visible, kv_head].float(), value_cache[visible, kv_head].float()
+                keys, values = all_keys[visible, kv_head].float(), all_values[visible, kv_head].float()
                 weights = torch.softmax(keys @ query[row, head].float() * scale, dim=0)
                 result[row, head] = (weights @ values).to(result.dtype)
     if index is not None:
-        attend_sparsely(query, key_cache, value_cache, index, layout, scale, result)
+        attend_sparsely(query, key_cache, value_cache, index, layout, scale, result, scales)
     return result
 
 
@@ -129,10 +130,10 @@ def mla_attention(
 ) -> Tensor:
     """Always expanded, whatever ``mode`` says: the two forms are the same function."""
     rank = key_up.shape[2]
-    if scales is not None:
-        latents = dequantize(latent_cache[..., :rank], scales.key, torch.float32)
-        latent_cache = torch.cat([latents, dequantize(latent_cache[..., rank:], scales.value, torch.float32)], dim=-1)
     latent, key_rope = latent_cache[:, 0, :rank].float(), latent_cache[:, 0, rank:].float()
+    if scales is not None:
+        latent = dequantize(latent, scales.key[:, 0], torch.float32)
+        key_rope = dequantize(key_rope, scales.value[:, 0], torch.float32)
     keys_nope = torch.einsum("sr,hnr->shn", latent, key_up.float())
     keys = torch.cat([keys_nope, key_rope[:, None].expand(-1, key_up.shape[0], -1)], dim=-1)
     values = torch.einsum("sr,hvr->shv", latent, value_up.float())
@@ -140,7 +141,7 @@ def mla_attention(
     result = paged_attention(query, keys, values, layout, scale).to(query_nope.dtype)
     if index is not None and layout.sparse_rows:
         attend_latents_sparsely(
-            query_nope, query_rope, latent_cache, key_up, value_up, index, layout, scale, result
+            query_nope, query_rope, latent_cache, key_up, value_up, index, layout, scale, result, scales
         )  # fmt: skip
     return result
 

@@ -189,7 +189,7 @@ def paged_attention(
     """Dense for all rows; those that are sparse are then computed again, by the reference."""
     output = _dense_attention(query, key_cache, value_cache, layout, scale, window, scales)
     if index is not None:
-        attend_sparsely(query, key_cache, value_cache, index, layout, scale, output)
+        attend_sparsely(query, key_cache, value_cache, index, layout, scale, output, scales)
     return output
 
 
@@ -286,7 +286,7 @@ def mla_attention(
             first = last
     if index is not None and layout.sparse_rows:
         attend_latents_sparsely(
-            query_nope, query_rope, latent_cache, key_up, value_up, index, layout, scale, output
+            query_nope, query_rope, latent_cache, key_up, value_up, index, layout, scale, output, scales
         )  # fmt: skip
     return output
 

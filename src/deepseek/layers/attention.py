@@ -68,6 +68,6 @@ class Attention:
             query, key = query_key[:, : shape.heads], query_key[:, shape.heads :]
         ops.write_kv(key, qkv[:, turned:], keys, values, layout.write_slots, scales)
         if index is not None:
-            ops.index_pages(keys, values, index, layout)
+            ops.index_pages(keys, values, index, layout, scales)
         attended = ops.paged_attention(query, keys, values, layout, shape.scale, shape.window, scales, index)
         return self.output(attended.reshape(rows, shape.heads * shape.head_dim))

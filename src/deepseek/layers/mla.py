@@ -90,7 +90,7 @@ class LatentAttention:
         latents, rotated = cache.keys[..., : shape.rank], cache.keys[..., shape.rank :]
         ops.write_kv(latent, key_rope, latents, rotated, layout.write_slots, cache.scales)
         if cache.page_index is not None:
-            ops.index_pages(cache.keys, None, cache.page_index, layout)
+            ops.index_pages(cache.keys, None, cache.page_index, layout, cache.scales)
         attended = ops.mla_attention(
             query_nope,
             query_rope,

@@ -149,7 +149,6 @@ class Decoder:
         """Raises ConfigurationError for a page size that cannot be indexed, where it must."""
         assert spill is None, "torch caches do not spill"
         if self.sparse:
-            assert self.cache_dtype != torch.int8, "what is indexed is read as floats"
             check_page_size(page_size)
         indexes = [
             None if shape is None else IndexCache.allocate(num_pages, *shape, self.counters)

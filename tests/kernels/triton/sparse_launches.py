@@ -32,13 +32,15 @@ def attention(heads: int, kv_heads: int, width: int, dtype: torch.dtype, int8: b
     paged_attention(query, keys, values, STEP, 0.1, None, scales, own)
 
 
-def latent(heads: int, nope: int, rope: int, value: int, rank: int, dtype: torch.dtype) -> None:
+def latent(heads: int, nope: int, rope: int, value: int, rank: int, dtype: torch.dtype, int8: bool) -> None:
     rows = STEP.query_starts[-1]
-    cache, own = empty(SLOTS, 1, rank + rope, dtype=dtype), index(1, rank + rope, rank)
-    index_pages(cache, None, own, STEP)
+    cache = empty(SLOTS, 1, rank + rope, dtype=torch.int8 if int8 else dtype)
+    scales = KVScales(*(empty(SLOTS, 1, dtype=dtype) for _ in range(2))) if int8 else None
+    own = index(1, rank + rope, rank)
+    index_pages(cache, None, own, STEP, scales)
     query_nope, query_rope = (empty(rows, heads, width, dtype=dtype) for width in (nope, rope))
     key_up, value_up = empty(heads, nope, rank, dtype=dtype), empty(heads, value, rank, dtype=dtype)
-    mla_attention(query_nope, query_rope, cache, key_up, value_up, STEP, 0.1, "auto", index=own)
+    mla_attention(query_nope, query_rope, cache, key_up, value_up, STEP, 0.1, "auto", scales, own)
 
 
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -49,4 +51,5 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "phi-3, 96 wide", partial(attention, 32, 32, 96, bf16, False)
     yield "gemma-3, 256 wide", partial(attention, 8, 4, 256, bf16, False)
     yield "fp32", partial(attention, 8, 2, 64, torch.float32, False)
-    yield "deepseek-v2-lite", partial(latent, 16, 128, 64, 128, 512, bf16)
+    yield "deepseek-v2-lite", partial(latent, 16, 128, 64, 128, 512, bf16, False)
+    yield "deepseek-v2-lite, INT8", partial(latent, 16, 128, 64, 128, 512, bf16, True)

@@ -173,15 +173,18 @@ def rows_of(lengths: list[int], first: list[int], policies: tuple[SparsePolicy |
     return Batch(ids, flat, layout, torch.arange(len(flat)), sparse=policies)
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("name", ["llama-wide", "deepseek-v2-wide"])
-def test_recorded_steps_attend_sparsely(name: str) -> None:
+def test_recorded_steps_attend_sparsely(name: str, kv_dtype: str) -> None:
     """Beside a dense row and alone, with a row that pads, and where a page is filled: as torch does."""
     own = decoder(name, "torch")
     own.sparse = True
+    own.set_cache_dtype(kv_dtype)
     memory = own.new_cache(3 * PAGES, 64)
     own.forward(rows_of([447, 300, 384], [0, 0, 0]), memory)
     wanted = decoder(name, "triton")
     wanted.sparse = True
+    wanted.set_cache_dtype(kv_dtype)
     record = Recorder()
     model = GraphedDecoder(wanted, record)
     mine = copied(memory, model)

@@ -11,10 +11,12 @@ from torch import Tensor
 from deepseek.attention.index import PAGE
 from deepseek.errors import BackendUnavailableError
 from deepseek.kernels import reference
+from deepseek.kernels.int8_cache import quantize
 from deepseek.kernels.page_index import IndexCache, new_counters, stats_of
 from deepseek.kernels.paging import KVScales
 from deepseek.kernels.triton import sparse
 from deepseek.kernels.triton.attention import paged_attention
+from deepseek.kernels.triton.mla import mla_attention
 from deepseek.kernels.triton.sparse_index import index_pages
 from tests.kernels.cases import Ragged, randn
 from tests.kernels.triton.steps import DEVICE
@@ -134,23 +136,45 @@ def test_even_and_sharp_attention(sharpness: float) -> None:
     check(Ragged(((1499, 1),), True, PAGE), (0.05,), (3, 1, 16, 16), sharpness=sharpness)
 
 
-def test_int8_cache() -> None:
-    case = Ragged(((699, 1),), True, PAGE)
-    layout = replace(case.layout(), errors=(0.1,))
-    generator = torch.Generator().manual_seed(5)
-    integers = torch.randint(-127, 128, (2, case.slots, 2, 16), generator=generator, dtype=torch.int8)
-    scales = [randn(case.slots, 2, seed=seed).abs() * 0.02 for seed in (6, 7)]
-    query = randn(1, 6, 16, seed=1)
-    keys, values = (x * scale[..., None] for x, scale in zip(integers, scales, strict=True))
-    index, here = (index_of(case, 2, 16, 16, device) for device in (torch.device("cpu"), DEVICE))
-    everything = Ragged(((0, 700),), case.scattered, PAGE).layout()
-    reference.index_pages(keys, values, index, everything)
-    cache, there = integers.to(DEVICE), KVScales(*(scale.to(DEVICE) for scale in scales))
-    index_pages(cache[0], cache[1], here, everything, there)
-    expected = reference.paged_attention(query, keys, values, layout, 0.3, index=index)
-    actual = paged_attention(query.to(DEVICE), cache[0], cache[1], layout, 0.3, None, there, here)
+def integers(case: Ragged, heads: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A cache of integers that look like a text's, and its scales."""
+    return quantize(text_like(case.slots, heads, width, seed), torch.float32)
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_int8_cache(latent: bool) -> None:
+    """Of latents the keys have two scales, one for the part that is also the value."""
+    case = Ragged(((699, 1), (420, 2)), True, PAGE)
+    everything = Ragged(((0, 700), (0, 422)), True, PAGE).layout()
+    layout = replace(case.layout(), errors=(0.1, 0.05))
+    kv_heads, main, other = (1, 24, 8) if latent else (2, 16, 16)
+    (first, first_scales), (second, second_scales) = (
+        integers(case, kv_heads, width, seed) for width, seed in ((main, 5), (other, 50))
+    )
+    cache, values = (torch.cat([first, second], -1), None) if latent else (first, second)
+    scales = KVScales(first_scales, second_scales)
+    index, here = (index_of(case, kv_heads, cache.shape[2], main, device) for device in (torch.device("cpu"), DEVICE))
+    reference.index_pages(cache, values, index, everything, scales)
+    there = KVScales(*(scale.to(DEVICE) for scale in (scales.key, scales.value)))
+    cache_there, values_there = (None if x is None else x.to(DEVICE) for x in (cache, values))
+    assert cache_there is not None
+    index_pages(cache_there, values_there, here, everything, there)
+    if values is None or values_there is None:
+        query = (randn(3, 4, 20, seed=1), randn(3, 4, other, seed=2))
+        up = (randn(4, 20, main, seed=3) / 4, randn(4, 12, main, seed=4) / 4)
+        expected = reference.mla_attention(*query, cache, *up, layout, 0.3, "auto", scales, index)
+        moved = [x.to(DEVICE) for x in (*query, cache, *up)]
+        actual = mla_attention(*moved, layout, 0.3, "auto", there, here)  # type: ignore[call-arg,arg-type]
+    else:
+        rows = randn(3, 6, main, seed=1)
+        expected = reference.paged_attention(rows, cache, values, layout, 0.3, None, scales, index)
+        actual = paged_attention(rows.to(DEVICE), cache_there, values_there, layout, 0.3, None, there, here)
     assert ((actual.cpu() - expected).norm(dim=-1) < 0.02 * expected.norm(dim=-1)).all()
-    assert stats_of(here.counters).read_tokens == pytest.approx(stats_of(index.counters).read_tokens, rel=0.05)
+    counted, truth = stats_of(here.counters), stats_of(index.counters)
+    assert counted.dense_bytes == truth.dense_bytes
+    assert counted.read_tokens == pytest.approx(truth.read_tokens, rel=0.05)
+    assert counted.read_bytes == pytest.approx(truth.read_bytes, rel=0.05)
+    assert truth.read_tokens < truth.context_tokens
 
 
 @pytest.mark.parametrize(("page", "width", "named"), [

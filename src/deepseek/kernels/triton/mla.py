@@ -80,7 +80,7 @@ def mla_attention(
                 limit=part.max_query, max_rows=part.max_query, scales=scales,
             )  # fmt: skip
         if index is not None and sparse:
-            sparse_attention(query, latent_cache, None, index, attended, device_layout, scale)
+            sparse_attention(query, latent_cache, None, index, attended, device_layout, scale, scales=scales)
         # Among them are rows of expanded sequences, which were not computed and are written below.
         output[:stop] = torch.bmm(attended.transpose(0, 1), value_up.transpose(1, 2)).transpose(0, 1)
     for slots, part in forms.expanded:

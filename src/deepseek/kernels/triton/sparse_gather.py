@@ -149,13 +149,21 @@ def _gather_kernel(
         slots = page * _PAGE + token % _PAGE
         keys = load_rows(key_cache, slots * key_slot, there, MAIN, MAIN_BLOCK, True)
         scores = tl.dot(main, tl.trans(keys.to(main.dtype)), input_precision=PRECISION)
+        if QUANTIZED:
+            key_scale = tl.load(key_scales + slots * KV_HEADS + kv_head, mask=there, other=0).to(tl.float32)
+            value_scale = tl.load(value_scales + slots * KV_HEADS + kv_head, mask=there, other=0).to(tl.float32)
         if REST > 0:
             others = load_rows(key_cache + MAIN, slots * key_slot, there, REST, REST_BLOCK, True)
-            scores = tl.dot(rest, tl.trans(others.to(main.dtype)), scores, input_precision=PRECISION)
+            others = tl.trans(others.to(main.dtype))
+            if QUANTIZED and LATENT:
+                rotated = tl.dot(rest, others, input_precision=PRECISION)
+                scores = scores * key_scale[None, :] + rotated * value_scale[None, :]
+                value_scale = key_scale
+            else:
+                scores = tl.dot(rest, others, scores, input_precision=PRECISION)
         scores *= scale * _LOG2_E
-        if QUANTIZED:
-            key_scale = tl.load(key_scales + slots * KV_HEADS + kv_head, mask=there, other=0)
-            scores *= key_scale.to(tl.float32)[None, :]
+        if QUANTIZED and not LATENT:
+            scores *= key_scale[None, :]
         scores = tl.where(there[None, :], scores - shift[:, None], float("-inf"))
         highest_now = tl.maximum(maximum, tl.max(scores, 1))
         weights = tl.exp2(scores - highest_now[:, None])
@@ -171,8 +179,7 @@ def _gather_kernel(
         else:
             values = load_rows(value_cache, slots * value_slot, there, VALUE, VALUE_BLOCK, True)
         if QUANTIZED:
-            value_scale = tl.load(value_scales + slots * KV_HEADS + kv_head, mask=there, other=0)
-            weights *= value_scale.to(tl.float32)[None, :]
+            weights *= value_scale[None, :]
             accumulator = tl.dot(weights.to(tl.bfloat16), values.to(tl.bfloat16), accumulator)
         else:
             values = values.to(main.dtype)

@@ -45,28 +45,34 @@ def round_half_even(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _page_rows(
-    cache: tl.tensor, scales: tl.tensor, slot: tl.tensor, stride: tl.tensor, scale_stride: tl.tensor,
-    columns: tl.tensor, WIDTH: tl.constexpr, QUANTIZED: tl.constexpr,
+    cache: tl.tensor, scales: tl.tensor, rest_scales: tl.tensor, slot: tl.tensor, stride: tl.tensor,
+    scale_stride: tl.tensor, columns: tl.tensor, MAIN: tl.constexpr, WIDTH: tl.constexpr, QUANTIZED: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """fp32 [64, columns] of the tokens of a page and head; zero right of WIDTH."""
+    """fp32 [64, columns] of the tokens of a page and head; zero right of WIDTH. Columns behind the first MAIN have
+    ``rest_scales``."""
     tokens = tl.arange(0, _PAGE)
     pointers = cache + (slot + tokens)[:, None] * stride + columns[None, :]
     rows = tl.load(pointers, mask=(columns < WIDTH)[None, :], other=0).to(tl.float32)
     if QUANTIZED:
-        rows *= tl.load(scales + (slot + tokens) * scale_stride).to(tl.float32)[:, None]
+        scale = tl.load(scales + (slot + tokens) * scale_stride).to(tl.float32)[:, None]
+        if MAIN < WIDTH:
+            rest = tl.load(rest_scales + (slot + tokens) * scale_stride).to(tl.float32)[:, None]
+            rows *= tl.where((columns < MAIN)[None, :], scale, rest)
+        else:
+            rows *= scale
     return rows
 
 
 @triton.jit
 def _mean_step(
-    cache: tl.tensor, scales: tl.tensor, slot: tl.tensor, stride: tl.tensor, scale_stride: tl.tensor,
-    WIDTH: tl.constexpr, BLOCKS: tl.constexpr, QUANTIZED: tl.constexpr,
+    cache: tl.tensor, scales: tl.tensor, rest_scales: tl.tensor, slot: tl.tensor, stride: tl.tensor,
+    scale_stride: tl.tensor, MAIN: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, QUANTIZED: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """The step in which the mean of a page's rows is rounded; 0 for zeros."""
     highest = 0.0
     for block in range(BLOCKS):
         columns = tl.arange(0, _BLOCK) + block * _BLOCK
-        rows = _page_rows(cache, scales, slot, stride, scale_stride, columns, WIDTH, QUANTIZED)
+        rows = _page_rows(cache, scales, rest_scales, slot, stride, scale_stride, columns, MAIN, WIDTH, QUANTIZED)
         highest = tl.maximum(highest, tl.max(tl.abs(tl.sum(rows, 0) / _PAGE), 0))
     return highest / 127.0
 
@@ -81,21 +87,23 @@ def _apart(rows: tl.tensor, step: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _index_keys(
-    key_cache: tl.tensor, key_scales: tl.tensor, slot: tl.tensor, key_slot: tl.tensor, scale_slot: tl.tensor,
-    matrix: tl.tensor, codes: tl.tensor, alphas: tl.tensor, means: tl.tensor, scalars: tl.tensor,
-    KEY: tl.constexpr, BLOCKS: tl.constexpr, QUANTIZED: tl.constexpr,
+    key_cache: tl.tensor, key_scales: tl.tensor, rest_scales: tl.tensor, slot: tl.tensor, key_slot: tl.tensor,
+    scale_slot: tl.tensor, matrix: tl.tensor, codes: tl.tensor, alphas: tl.tensor, means: tl.tensor,
+    scalars: tl.tensor, MAIN: tl.constexpr, KEY: tl.constexpr, BLOCKS: tl.constexpr, QUANTIZED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Codes, alphas and mean of one page and head; the pointers are to its own."""
     tokens = tl.arange(0, _PAGE)
     within = tl.arange(0, _BLOCK)
-    step = _mean_step(key_cache, key_scales, slot, key_slot, scale_slot, KEY, BLOCKS, QUANTIZED)
+    step = _mean_step(key_cache, key_scales, rest_scales, slot, key_slot, scale_slot, MAIN, KEY, BLOCKS, QUANTIZED)
     magnitudes = tl.zeros([_PAGE], dtype=tl.float32)
     squares = tl.zeros([_PAGE], dtype=tl.float32)
     for to in range(BLOCKS):
         turned = tl.zeros([_PAGE, _BLOCK], dtype=tl.float32)
         for block in range(BLOCKS):
             columns = within + block * _BLOCK
-            rows = _page_rows(key_cache, key_scales, slot, key_slot, scale_slot, columns, KEY, QUANTIZED)
+            rows = _page_rows(
+                key_cache, key_scales, rest_scales, slot, key_slot, scale_slot, columns, MAIN, KEY, QUANTIZED
+            )
             whole, apart = _apart(rows, step)
             if to == 0:
                 tl.store(means + columns, whole.to(tl.int8), mask=columns < KEY)
@@ -124,13 +132,17 @@ def _index_values(
     VALUE: tl.constexpr, BLOCKS: tl.constexpr, QUANTIZED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Mean and facts of one page and head's values."""
-    step = _mean_step(value_cache, value_scales, slot, value_slot, scale_slot, VALUE, BLOCKS, QUANTIZED)
+    step = _mean_step(
+        value_cache, value_scales, value_scales, slot, value_slot, scale_slot, VALUE, VALUE, BLOCKS, QUANTIZED
+    )
     norms = tl.zeros([_PAGE], dtype=tl.float32)
     spread = tl.zeros([_PAGE], dtype=tl.float32)
     square = 0.0
     for block in range(BLOCKS):
         columns = tl.arange(0, _BLOCK) + block * _BLOCK
-        rows = _page_rows(value_cache, value_scales, slot, value_slot, scale_slot, columns, VALUE, QUANTIZED)
+        rows = _page_rows(
+            value_cache, value_scales, value_scales, slot, value_slot, scale_slot, columns, VALUE, VALUE, QUANTIZED
+        )
         whole, apart = _apart(rows, step)
         tl.store(means + columns, whole.to(tl.int8), mask=columns < VALUE)
         norms += tl.sum(rows * rows, 1)
@@ -156,6 +168,7 @@ def _index_kernel(
     key_cache: tl.tensor,
     value_cache: tl.tensor,
     key_scales: tl.tensor,
+    rest_scales: tl.tensor,
     value_scales: tl.tensor,
     query_starts: tl.tensor,
     context_lens: tl.tensor,
@@ -167,13 +180,15 @@ def _index_kernel(
     value_slot: tl.tensor,
     value_head: tl.tensor,
     HEADS: tl.constexpr,
+    MAIN: tl.constexpr,
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
     KEY_BLOCKS: tl.constexpr,
     VALUE_BLOCKS: tl.constexpr,
     QUANTIZED: tl.constexpr,
 ) -> None:
-    """Grid (sequences * most_pages, KV heads): the pages that a sequence's rows have filled."""
+    """Grid (sequences * most_pages, KV heads): the pages that a sequence's rows have filled. The first MAIN columns of
+    a key have ``key_scales``, others ``rest_scales``."""
     sequence = tl.program_id(0) // most_pages
     head = tl.program_id(1)
     context = tl.load(context_lens + sequence)
@@ -185,9 +200,9 @@ def _index_kernel(
     entry = number * HEADS + head
     slot = number * _PAGE
     _index_keys(
-        key_cache + head.to(tl.int64) * key_head, key_scales + head, slot, key_slot, HEADS, matrix,
+        key_cache + head.to(tl.int64) * key_head, key_scales + head, rest_scales + head, slot, key_slot, HEADS, matrix,
         codes + entry * (_PAGE * KEY_BLOCKS * _BYTES), alphas + entry * _PAGE, key_means + entry * KEY,
-        scalars + entry * 8, KEY, KEY_BLOCKS, QUANTIZED,
+        scalars + entry * 8, MAIN, KEY, KEY_BLOCKS, QUANTIZED,
     )  # fmt: skip
     _index_values(
         value_cache + head.to(tl.int64) * value_head, value_scales + head, slot, value_slot, HEADS,
@@ -202,7 +217,7 @@ def index_pages(
     layout: PagedLayout,
     scales: KVScales | None = None,
 ) -> None:
-    """See :meth:`deepseek.kernels.ops.Ops.index_pages`; with ``scales`` the caches are INT8.
+    """See :meth:`deepseek.kernels.ops.Ops.index_pages`.
 
     Raises BackendUnavailableError for widths and pages that cannot be indexed.
     """
@@ -212,6 +227,10 @@ def index_pages(
     check_index(key_dim, layout.page_size)
     device_layout = DeviceLayout.of(layout, device)
     dtype = torch.float16 if scales else key_cache.dtype
+    stored: tuple[Tensor, ...] = (key_cache, key_cache, values)
+    if scales:
+        latent = value_cache is None
+        stored = (scales.key, scales.value, scales.key) if latent else (scales.key, scales.key, scales.value)
     most_pages = device_layout.max_query // PAGE + 1
     _index_kernel[(device_layout.num_sequences * most_pages, index.heads)](
         index.codes,
@@ -222,8 +241,7 @@ def index_pages(
         rotation(key_dim, device, dtype),
         key_cache,
         values,
-        scales.key if scales else key_cache,
-        scales.value if scales else values,
+        *stored,
         device_layout.query_starts,
         device_layout.context_lens,
         device_layout.pages,
@@ -232,6 +250,7 @@ def index_pages(
         *key_cache.stride()[:2],
         *values.stride()[:2],
         HEADS=index.heads,
+        MAIN=value_dim if value_cache is None else key_dim,
         KEY=key_dim,
         VALUE=value_dim,
         KEY_BLOCKS=-(-key_dim // CODE_BLOCK),
