@@ -31,8 +31,9 @@ _LEARNING_RATE = 5e-4
 Llama models (tinker-cookbook's ``hyperparam_utils``, after Schulman et al., LoRA Without Regret, 2025)."""
 _REFERENCE_WIDTH = 2000
 _WIDTH_EXPONENT = 0.78
-_QUERIES = ("q_proj", "q_b_proj", "qkv_proj", "query_key_value")
-_VALUES = ("v_proj", "kv_b_proj")
+_TINY_TARGETS = ("v_proj", "kv_b_proj", "qkv_proj", "query_key_value", "o_proj", "down_proj", "dense_4h_to_h")
+"""Of few parameters, those in values and in what is added to the residual stream teach most: on Banking77 with SmolLM2
+43% after 57 steps, against 28% of as many in queries and values (docs/tune.md)."""
 PREFIX = "base_model.model."
 _UNSUPPORTED = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
 
@@ -71,7 +72,7 @@ def make_plan(model: Any, settings: LoRASettings) -> AdapterPlan:
     elif settings.target_modules is not None:
         targets = settings.target_modules
     elif settings.preset == "tiny":
-        targets = [name for group in (_QUERIES, _VALUES) for name in group if name in names] or names
+        targets = [name for name in _TINY_TARGETS if name in names] or names
     else:
         targets = names
     if missing := [name for name in targets if name not in names]:

@@ -164,8 +164,9 @@ class LoRASettings(TuningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     """Settings of one LoRA run, besides those of :class:`TuningSettings`.
 
     Attributes:
-        preset: ``default`` adapts all linear layers with rank 16; ``tiny`` the queries and values, with the rank at
-            which about 0.1% of the parameters are trained. What is set explicitly goes before the preset.
+        preset: ``default`` adapts all linear layers with rank 16; ``tiny`` values, attention's outputs and the
+            feed-forward's, with the rank at which about 0.1% of the parameters are trained. What is set explicitly goes
+            before the preset.
         lora_rank: None takes the preset's.
         lora_alpha: the adapter is scaled by alpha / rank (rsLoRA: by alpha / sqrt(rank)); None takes twice the rank
             (rsLoRA: the rank).

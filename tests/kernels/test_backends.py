@@ -69,9 +69,16 @@ def test_add_rms_norm(ops: Ops, rows: int, dtype: torch.dtype) -> None:
 def test_rotary(ops: Ops, rows: int, heads: int, dim: int, turned: int, interleaved: bool, dtype: torch.dtype) -> None:
     whole = randn(rows, heads + 2, dim, seed=1, dtype=dtype)  # heads inside a wider projection, as models have them
     angles = randn(rows, turned // 2, seed=2) * 10
-    expected = reference.rotary(whole[:, 1:-1], angles.cos(), angles.sin(), interleaved)
+    keys, values = (torch.zeros(rows, heads - heads // 2, dim, dtype=dtype) for _ in range(2))
+    query, key, value = whole[:, 1:-1], whole[:, 1 + heads // 2 : -1].clone(), whole[:, -1:].expand(-1, 2, -1)
+    value = value[:, : keys.shape[1]]
+    expected = [reference.rotary(x, angles.cos(), angles.sin(), interleaved) for x in (query, key)]
     others = whole[:, [0, -1]].clone()
-    assert_same(ops.rotary(whole[:, 1:-1], angles.cos(), angles.sin(), interleaved), expected, tolerance=HALF[dtype])
+    slots = torch.arange(rows).flip(0)
+    actual = ops.rotary_write_kv(query, key, value, angles.cos(), angles.sin(), keys, values, slots, interleaved)
+    assert_same(actual, expected[0], tolerance=HALF[dtype])
+    assert_same(keys.flip(0), expected[1], tolerance=HALF[dtype])
+    assert torch.equal(values.flip(0), value)
     assert torch.equal(whole[:, [0, -1]], others)
 
 
@@ -92,17 +99,18 @@ def test_gated_activation_of_extremes(ops: Ops) -> None:
 @pytest.mark.parametrize("name", RAGGED)
 @pytest.mark.parametrize("latent", [False, True])
 @pytest.mark.parametrize("int8", [False, True])
-def test_write_kv(ops: Ops, name: str, latent: bool, int8: bool) -> None:
+def test_rows_go_to_their_slots(ops: Ops, name: str, latent: bool, int8: bool) -> None:
     case = RAGGED[name]
     layout = case.layout()
     wide = randn(case.rows, 6, 5, seed=1)
     key, value = wide[:, 2:4], wide[:, 4:, :3]
     written = []
-    for write in (ops.write_kv, reference.write_kv):
+    still = torch.ones(case.rows, 1), torch.zeros(case.rows, 1)
+    for write in (ops.rotary_write_kv, reference.rotary_write_kv):
         both = torch.zeros(case.slots, 2, 8, dtype=torch.int8 if int8 else torch.float32)
         keys, values = (both[..., :5], both[..., 5:]) if latent else (torch.zeros_like(both[..., :5]), both[..., 5:])
         scales = KVScales(torch.zeros(case.slots, 2), torch.zeros(case.slots, 2)) if int8 else None
-        write(key, value, keys, values, layout.write_slots, scales)
+        write(key.clone(), key.clone(), value, *still, keys, values, layout.write_slots, False, scales)
         written.append((keys, values, *((scales.key, scales.value) if scales else ())))
     for ours, expected in zip(*written, strict=True):
         assert torch.equal(ours, expected)

@@ -99,16 +99,27 @@ def _moe(x: Tensor, gate_up: Any, down: Any, ids: Tensor, weights: Tensor, kind:
     return result
 
 
-def _write_kv(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, scales: KVScales | None
-) -> None:
-    reference.write_kv(key.half(), value.half(), key_cache, value_cache, slots, scales)
+def _rotary_write_kv(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    interleaved: bool = False,
+    scales: KVScales | None = None,
+) -> Tensor:
+    turned = reference.rotary(key, cos, sin, interleaved)
+    reference.write_kv(turned.half(), value.half(), key_cache, value_cache, slots, scales)
+    return reference.rotary(query, cos, sin, interleaved)
 
 
 def simulated(checkpoint: Checkpoint, scheme: str) -> Decoder:
     """The checkpoint's model as native kernels compute narrow rows under ``scheme``, with an fp16 cache."""
     bindings = dict(bind("cpu", "reference").bindings)
-    for name, function in (("linear", _linear), ("moe", _moe), ("write_kv", _write_kv)):
+    for name, function in (("linear", _linear), ("moe", _moe), ("rotary_write_kv", _rotary_write_kv)):
         bindings[name] = replace(bindings[name], function=function)
     family = FAMILIES[architecture_of(checkpoint.config)]
     return family.build(family.parse(checkpoint.config), SimulatedWeights(checkpoint, scheme), Ops(bindings))

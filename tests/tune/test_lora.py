@@ -282,7 +282,7 @@ def test_kinds_of_adapters_learn(given: dict[str, Any], data: Path, options: dic
     config = json.loads((data.parent / "support-lora" / CONFIG).read_text())
     assert config["use_rslora"] == options.get("rslora", False) and config["use_dora"] == options.get("dora", False)
     if options.get("preset") == "tiny":
-        assert config["target_modules"] == ["q_proj", "v_proj"] and config["r"] == 1
+        assert config["target_modules"] == ["down_proj", "o_proj", "v_proj"] and config["r"] == 1
 
 
 def test_gradient_checkpointing_changes_no_loss(given: dict[str, Any], tmp_path: Path) -> None:

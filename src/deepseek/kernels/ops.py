@@ -36,9 +36,8 @@ class Ops:
         self._linear: Callable[..., Tensor] = bindings["linear"].function
         self._rms_norm: Callable[..., Tensor] = bindings["rms_norm"].function
         self._add_rms_norm: Callable[..., tuple[Tensor, Tensor]] = bindings["add_rms_norm"].function
-        self._rotary: Callable[..., Tensor] = bindings["rotary"].function
         self._gated_activation: Callable[..., Tensor] = bindings["gated_activation"].function
-        self._write_kv: Callable[..., None] = bindings["write_kv"].function
+        self._rotary_write_kv: Callable[..., Tensor] = bindings["rotary_write_kv"].function
         self._index_pages: Callable[..., None] = bindings["index_pages"].function
         self._paged_attention: Callable[..., Tensor] = bindings["paged_attention"].function
         self._mla_attention: Callable[..., Tensor] = bindings["mla_attention"].function
@@ -68,34 +67,34 @@ class Ops:
         """``residual + x`` [T, dim] and its norm: returns (norm, sum). May reuse the memory of ``residual``."""
         return self._add_rms_norm(x, residual, weight, eps)
 
-    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-        """Rotary position embedding (Su et al. 2021) of ``x`` [T, heads, dim] with ``cos``, ``sin`` fp32 [T, rot/2].
-
-        The first ``rot`` dimensions turn, others pass through. Pairs are (i, i + rot/2), or (2i, 2i + 1) when
-        ``interleaved``. Returns a tensor shaped like ``x``; may write in place.
-        """
-        return self._rotary(x, cos, sin, interleaved)
-
     def gated_activation(self, gate_up: Tensor, kind: str) -> Tensor:
         """``act(gate) * up`` for ``gate_up`` [T, 2 * dim] = [gate | up]; kind ``silu`` or ``gelu_tanh``; [T, dim]."""
         return self._gated_activation(gate_up, kind)
 
-    def write_kv(
+    def rotary_write_kv(
         self,
+        query: Tensor,
         key: Tensor,
         value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
         slots: Tensor,
+        interleaved: bool = False,
         scales: KVScales | None = None,
-    ) -> None:
-        """Copy row t of ``key`` [T, heads, key_dim] and ``value`` to slot ``slots[t]`` of the caches
-        [num_slots, heads, dim], which may be parts of something wider (a latent cache).
+    ) -> Tensor:
+        """Rotary position embedding (Su et al. 2021) of ``query`` [T, heads, query_dim] and ``key`` [T, kv_heads,
+        key_dim] with ``cos``, ``sin`` fp32 [T, rot/2]; row t of the turned keys and of ``value`` [T, kv_heads,
+        value_dim] goes to slot ``slots[t]`` of the caches [num_slots, kv_heads, dim], which may be parts of something
+        wider (a latent cache).
 
-        With ``scales`` the caches are INT8 and each head of each token gets the scale that fits its largest element:
-        an element is ``round(x / scale)``, and the scale is rounded to its dtype before it is used.
+        The first ``rot`` dimensions turn, others pass through. Pairs are (i, i + rot/2), or (2i, 2i + 1) when
+        ``interleaved``. With ``scales`` the caches are INT8 and each head of each token gets the scale that fits its
+        largest element: an element is ``round(x / scale)``, and the scale is rounded to its dtype before it is used.
+        Returns the turned queries; may turn ``query`` and ``key`` in place.
         """
-        self._write_kv(key, value, key_cache, value_cache, slots, scales)
+        return self._rotary_write_kv(query, key, value, cos, sin, key_cache, value_cache, slots, interleaved, scales)
 
     def index_pages(
         self,

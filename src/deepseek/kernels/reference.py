@@ -77,6 +77,22 @@ def write_kv(
             value_cache[slot], scales.value[slot] = quantize(value[row], scales.value.dtype)
 
 
+def rotary_write_kv(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    interleaved: bool = False,
+    scales: KVScales | None = None,
+) -> Tensor:
+    write_kv(rotary(key, cos, sin, interleaved), value, key_cache, value_cache, slots, scales)
+    return rotary(query, cos, sin, interleaved)
+
+
 def context_slots(layout: PagedLayout, sequence: int) -> list[int]:
     """Slot of each token of a sequence's context, in order, straight from the definition of a page."""
     pages, size = layout.pages[sequence], layout.page_size
@@ -174,9 +190,8 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "linear": linear,
         "rms_norm": rms_norm,
         "add_rms_norm": add_rms_norm,
-        "rotary": rotary,
         "gated_activation": gated_activation,
-        "write_kv": write_kv,
+        "rotary_write_kv": rotary_write_kv,
         "index_pages": index_pages,
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,

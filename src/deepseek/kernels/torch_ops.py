@@ -108,6 +108,22 @@ def write_kv(
     value_cache.index_copy_(0, slots, value)
 
 
+def rotary_write_kv(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    interleaved: bool = False,
+    scales: KVScales | None = None,
+) -> Tensor:
+    write_kv(rotary(key, cos, sin, interleaved), value, key_cache, value_cache, slots, scales)
+    return rotary(query, cos, sin, interleaved)
+
+
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, expert_weights: Tensor, kind: str) -> Tensor:
     """Rows sorted by expert, so that each expert's weights are read once."""
     chosen = expert_ids.flatten()
@@ -145,9 +161,8 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "linear": linear,
         "rms_norm": rms_norm,
         "add_rms_norm": add_rms_norm,
-        "rotary": rotary,
         "gated_activation": gated_activation,
-        "write_kv": write_kv,
+        "rotary_write_kv": rotary_write_kv,
         "index_pages": index_pages,
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,

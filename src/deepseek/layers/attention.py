@@ -59,14 +59,10 @@ class Attention:
         ops, shape = self._ops, self.shape
         rows, turned = x.shape[0], shape.heads + shape.kv_heads
         qkv = self.qkv(x).view(rows, turned + shape.kv_heads, shape.head_dim)
-        cos, sin = rotation
+        query, key, value = qkv[:, : shape.heads], qkv[:, shape.heads : turned], qkv[:, turned:]
         if self.query_norm is not None and self.key_norm is not None:
-            query = ops.rotary(self.query_norm(qkv[:, : shape.heads]), cos, sin)
-            key = ops.rotary(self.key_norm(qkv[:, shape.heads : turned]), cos, sin)
-        else:
-            query_key = ops.rotary(qkv[:, :turned], cos, sin)
-            query, key = query_key[:, : shape.heads], query_key[:, shape.heads :]
-        ops.write_kv(key, qkv[:, turned:], keys, values, layout.write_slots, scales)
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = ops.rotary_write_kv(query, key, value, *rotation, keys, values, layout.write_slots, False, scales)
         if index is not None:
             ops.index_pages(keys, values, index, layout, scales)
         attended = ops.paged_attention(query, keys, values, layout, shape.scale, shape.window, scales, index)

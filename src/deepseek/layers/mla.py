@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from deepseek.kernels.ops import Ops
-from deepseek.kernels.paging import LayerCache, PagedLayout
+from deepseek.kernels.paging import KVScales, LayerCache, PagedLayout
 from deepseek.layers.linear import Linear
 from deepseek.layers.norm import RMSNorm
 
@@ -77,20 +77,28 @@ class LatentAttention:
         """``x`` [T, hidden] -> [T, hidden]; writes the rows' latents to the cache. Its index is used as in
         :class:`deepseek.layers.attention.Attention`."""
         ops, shape = self._ops, self.shape
-        rows, (cos, sin) = x.shape[0], rotation
+        rows, scales = x.shape[0], cache.scales
         compressed = x
         if self.query_down is not None and self.query_norm is not None:
             compressed = self.query_norm(self.query_down(x))
         query = self.query(compressed).view(rows, shape.heads, shape.nope_dim + shape.rope_dim)
-        query_nope = query[..., : shape.nope_dim]
-        query_rope = ops.rotary(query[..., shape.nope_dim :], cos, sin, shape.interleaved)
+        query_nope, query_rope = query[..., : shape.nope_dim], query[..., shape.nope_dim :]
         down = self.latent_down(x).unsqueeze(1)
         latent = self.latent_norm(down[..., : shape.rank])
-        key_rope = ops.rotary(down[..., shape.rank :], cos, sin, shape.interleaved)
         latents, rotated = cache.keys[..., : shape.rank], cache.keys[..., shape.rank :]
-        ops.write_kv(latent, key_rope, latents, rotated, layout.write_slots, cache.scales)
+        query_rope = ops.rotary_write_kv(
+            query_rope,
+            down[..., shape.rank :],
+            latent,
+            *rotation,
+            rotated,
+            latents,
+            layout.write_slots,
+            shape.interleaved,
+            None if scales is None else KVScales(key=scales.value, value=scales.key),
+        )
         if cache.page_index is not None:
-            ops.index_pages(cache.keys, None, cache.page_index, layout, cache.scales)
+            ops.index_pages(cache.keys, None, cache.page_index, layout, scales)
         attended = ops.mla_attention(
             query_nope,
             query_rope,
@@ -100,7 +108,7 @@ class LatentAttention:
             layout,
             shape.scale,
             self.mode,
-            cache.scales,
+            scales,
             cache.page_index,
         )
         return self.output(attended.reshape(rows, shape.heads * shape.value_dim))

@@ -10,7 +10,7 @@ import torch
 from deepseek.kernels.paging import KVScales, PagedLayout
 from deepseek.kernels.triton.attention import paged_attention
 from deepseek.kernels.triton.mla import mla_attention
-from deepseek.kernels.triton.write_kv import rotary_write_kv, write_kv
+from deepseek.kernels.triton.write_kv import rotary_write_kv
 
 # Caches are never read: the memory of a launch that is not made need not exist.
 SLOTS = 64
@@ -76,17 +76,17 @@ def latent(
     )
 
 
-def write(kv_heads: int, width: int, dtype: torch.dtype, rotate: bool, int8: bool, interleaved: bool) -> None:
+def write(
+    heads: int, kv_heads: int, key: int, value: int, turned: int, dtype: torch.dtype, int8: bool, pairs: bool
+) -> None:
     rows = 5
-    query, key, value = (empty(rows, n, width, dtype=dtype) for n in (4 * kv_heads, kv_heads, kv_heads))
-    caches = [empty(SLOTS, kv_heads, width, dtype=torch.int8 if int8 else dtype) for _ in range(2)]
+    query, own = (empty(rows, n, key, dtype=dtype) for n in (heads, kv_heads))
+    stored = torch.int8 if int8 else dtype
+    caches = [empty(SLOTS, kv_heads, width, dtype=stored) for width in (key, value)]
     scales = KVScales(*(empty(SLOTS, kv_heads, dtype=torch.float16) for _ in range(2))) if int8 else None
-    slots = torch.arange(rows)
-    if rotate:
-        angles = empty(rows, width // 2, dtype=torch.float32)
-        rotary_write_kv(query, key, value, angles, angles, caches[0], caches[1], slots, interleaved, scales)
-    else:
-        write_kv(key, value, caches[0], caches[1], slots, scales)
+    angles = empty(rows, turned // 2, dtype=torch.float32)
+    values = empty(rows, kv_heads, value, dtype=dtype)
+    rotary_write_kv(query, own, values, angles, angles, *caches, torch.arange(rows), pairs, scales)
 
 
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -105,6 +105,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "deepseek-v2-lite decode, INT8", partial(latent, 16, 128, 64, 128, 512, bf16, "decode", "auto", True)
     yield "deepseek-v2 decode", partial(latent, 128, 128, 64, 128, 512, bf16, "decode", "auto")
     for int8 in (False, True):
-        yield f"write, INT8 {int8}", partial(write, 8, 128, bf16, False, int8, False)
-        yield f"rotate and write, INT8 {int8}", partial(write, 4, 128, bf16, True, int8, False)
-    yield "rotate pairs and write", partial(write, 8, 64, fp16, True, False, True)
+        yield f"qwen2.5-7b writes, INT8 {int8}", partial(write, 28, 4, 128, 128, 128, bf16, int8, False)
+        yield f"deepseek-v2-lite writes, INT8 {int8}", partial(write, 16, 1, 64, 512, 64, bf16, int8, True)
+    yield "phi-3 writes, 96 wide", partial(write, 32, 32, 96, 96, 96, fp16, False, False)
+    yield "a part of a key turns", partial(write, 8, 2, 128, 128, 64, bf16, False, False)

@@ -16,7 +16,6 @@ from deepseek.kernels.triton.activation import gated_activation, gated_activatio
 from deepseek.kernels.triton.low_rank import low_rank
 from deepseek.kernels.triton.moe import moe
 from deepseek.kernels.triton.quantize import empty_int8_rows, quantize
-from deepseek.kernels.triton.rotary import rotary
 from deepseek.kernels.triton.support import Chip
 from deepseek.kernels.triton.tiles import experts_tile, float_rows_tile, int8_rows_tile, splits_for
 from deepseek.kernels.triton.unpack import unpacked
@@ -113,11 +112,6 @@ def head_norms(rows: int, heads: int, dim: int, dtype: torch.dtype) -> None:
     norm.rms_norm(empty(rows, heads + 8, dim, dtype=dtype)[:, :heads], empty(dim, dtype=dtype), 1e-6)
 
 
-def turns(rows: int, heads: int, dim: int, half: int, interleaved: bool, dtype: torch.dtype) -> None:
-    angles = empty(rows, half, dtype=torch.float32)
-    rotary(empty(rows, heads, dim, dtype=dtype), angles, angles, interleaved)
-
-
 def activations(rows: int, dim: int, kind: str, dtype: torch.dtype) -> None:
     gate_up = empty(rows, 2 * dim, dtype=dtype)
     gated_activation(gate_up, kind)
@@ -149,9 +143,6 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "norms, 405B", partial(norms, 1, 16384, fp16)
     yield "norms, 135M", partial(norms, 3, 576, fp32)
     yield "norms of heads", partial(head_norms, 3, 32, 128, bf16)
-    yield "rotary", partial(turns, 3, 28, 128, 64, False, bf16)
-    yield "rotary of pairs, a part", partial(turns, 1, 16, 192, 32, True, bf16)
-    yield "rotary, 96 wide", partial(turns, 7, 1, 96, 48, False, fp16)
     yield "activation, 7B", partial(activations, 3, 18944, "silu", bf16)
     yield "activation, gemma", partial(activations, 3, 2048, "gelu_tanh", fp16)
     for rows in (1, 17, 64, 100, 8192):

@@ -1,4 +1,4 @@
-"""Writing keys and values, as they are and as INT8, alone and together with the rotary embedding."""
+"""The rotary embedding, and writing keys and values, as they are and as INT8."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from deepseek.errors import BackendUnavailableError
 from deepseek.kernels import reference
 from deepseek.kernels.paging import KVScales
-from deepseek.kernels.triton.write_kv import rotary_write_kv, write_kv
+from deepseek.kernels.triton.write_kv import rotary_write_kv
 from tests.kernels.cases import assert_same, randn
 from tests.kernels.triton.steps import DEVICE, STEPS
 
@@ -24,6 +24,16 @@ def some_slots(rows: int, skip: int | None = None) -> Tensor:
     if skip is not None:
         slots[skip] = -1
     return slots
+
+
+def write(
+    key: Tensor, value: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scales: KVScales | None = None
+) -> None:
+    """Of keys that do not turn."""
+    still = (function(len(key), 1, device=DEVICE) for function in (torch.ones, torch.zeros))
+    rotary_write_kv(
+        key.to(DEVICE).clone(), key.to(DEVICE), value.to(DEVICE), *still, keys, values, slots.to(DEVICE), False, scales
+    )
 
 
 def quantized(x: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -48,7 +58,7 @@ def test_copy(name: str, heads: int, key_dim: int, value_dim: int) -> None:
     caches = [torch.zeros(case.slots, heads, key_dim), torch.zeros(case.slots, heads, value_dim)]
     there = [cache.to(DEVICE, copy=True) for cache in caches]
     reference.write_kv(key, value, caches[0], caches[1], slots)
-    write_kv(key.to(DEVICE), value.to(DEVICE), there[0], there[1], slots.to(DEVICE))
+    write(key, value, there[0], there[1], slots)
     assert torch.equal(there[0].cpu(), caches[0])
     assert torch.equal(there[1].cpu(), caches[1])
 
@@ -58,7 +68,7 @@ def test_half_precision_and_padding_rows(dtype: torch.dtype) -> None:
     slots = some_slots(5, skip=2)
     key, value = randn(5, 2, 16, seed=1, dtype=dtype), randn(5, 2, 16, seed=2, dtype=dtype)
     caches = [torch.zeros(SLOTS, 2, 16, dtype=dtype, device=DEVICE) for _ in range(2)]
-    write_kv(key.to(DEVICE), value.to(DEVICE), caches[0], caches[1], slots.to(DEVICE))
+    write(key, value, caches[0], caches[1], slots)
     for cache, rows in zip(caches, (key, value), strict=True):
         expected = torch.zeros(SLOTS, 2, 16, dtype=dtype)
         written = slots >= 0
@@ -75,7 +85,7 @@ def test_int8(dtype: torch.dtype, scale_dtype: torch.dtype, magnitude: float) ->
     key, value = key.to(dtype), value.to(dtype)
     key[1, 1] = 0.0
     (keys, values), scales = int8_cache(20, 16, heads=3, dtype=scale_dtype)
-    write_kv(key.to(DEVICE), value.to(DEVICE), keys, values, slots.to(DEVICE), scales)
+    write(key, value, keys, values, slots, scales)
     for cache, its_scales, rows in ((keys, scales.key, key), (values, scales.value, value)):
         integers, expected = quantized(rows, scale_dtype)
         assert torch.equal(its_scales.cpu()[slots[:6]], expected[:6])
@@ -87,8 +97,7 @@ def test_int8(dtype: torch.dtype, scale_dtype: torch.dtype, magnitude: float) ->
 def test_halves_round_to_even() -> None:
     row = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, -127.0])
     (keys, values), scales = int8_cache(8, 8, heads=1, dtype=torch.float32)
-    there = row.view(1, 1, 8).to(DEVICE)
-    write_kv(there, there, keys, values, torch.tensor([3], device=DEVICE), scales)
+    write(row.view(1, 1, 8), row.view(1, 1, 8), keys, values, torch.tensor([3]), scales)
     assert keys[3, 0].tolist() == [127, 0, 2, 2, 0, -2, -2, -127]
 
 
@@ -97,7 +106,7 @@ def test_int8_of_what_is_broken_stays_broken(bad: float) -> None:
     key = randn(2, 2, 8, seed=1)
     key[1, 0, 3] = bad
     (keys, values), scales = int8_cache(8, 8, heads=2, dtype=torch.float32)
-    write_kv(key.to(DEVICE), key.to(DEVICE), keys, values, torch.tensor([4, 5], device=DEVICE), scales)
+    write(key, key, keys, values, torch.tensor([4, 5]), scales)
     finite = (keys.float() * scales.key[..., None])[[4, 5]].isfinite().all(dim=-1)
     assert finite.tolist() == [[True, True], [False, True]]
 
@@ -149,7 +158,6 @@ def test_nothing_to_write() -> None:
     nothing = torch.zeros(0, 1, 4, device=DEVICE)
     none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
     angles = torch.zeros(0, 2, device=DEVICE)
-    write_kv(nothing, nothing, cache, cache, none)
     assert rotary_write_kv(nothing, nothing, nothing, angles, angles, cache, cache, none) is nothing
     assert not cache.any()
 
@@ -159,10 +167,10 @@ def test_what_is_not_there_is_named() -> None:
     slot = torch.zeros(1, dtype=torch.int64, device=DEVICE)
     (keys, values), scales = int8_cache(4, 4, heads=2, dtype=torch.float32)
     with pytest.raises(BackendUnavailableError, match=r"scales for a cache of torch\.int8"):
-        write_kv(key, key, keys, values, slot)
+        write(key, key, keys, values, slot)
     with pytest.raises(BackendUnavailableError, match="an INT8 cache when scales are given"):
-        write_kv(key, key, keys.float(), values.float(), slot, scales)
+        write(key, key, keys.float(), values.float(), slot, scales)
     with pytest.raises(BackendUnavailableError, match="contiguous"):
-        write_kv(key, key, keys, values, slot, KVScales(scales.key[:, :1], scales.value))
+        write(key, key, keys, values, slot, KVScales(scales.key[:, :1], scales.value))
     with pytest.raises(BackendUnavailableError, match="side by side"):
-        write_kv(key.transpose(1, 2), None, keys.float().transpose(1, 2), None, slot)
+        write(key, key, keys.float().transpose(1, 2), values.float(), slot)

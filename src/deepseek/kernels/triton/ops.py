@@ -12,9 +12,8 @@ from deepseek.kernels.triton.low_rank import low_rank
 from deepseek.kernels.triton.mla import mla_attention
 from deepseek.kernels.triton.moe import moe
 from deepseek.kernels.triton.norm import add_rms_norm, rms_norm
-from deepseek.kernels.triton.rotary import rotary
 from deepseek.kernels.triton.sparse_index import index_pages
-from deepseek.kernels.triton.write_kv import write_kv
+from deepseek.kernels.triton.write_kv import rotary_write_kv
 
 
 def functions() -> Mapping[str, Callable[..., Any]]:
@@ -24,9 +23,8 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "linear": linear,
         "rms_norm": rms_norm,
         "add_rms_norm": add_rms_norm,
-        "rotary": rotary,
         "gated_activation": gated_activation,
-        "write_kv": write_kv,
+        "rotary_write_kv": rotary_write_kv,
         "index_pages": index_pages,
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,

@@ -1,4 +1,4 @@
-"""Writing keys and values to their slots: as they are, as INT8, and straight from the rotary embedding."""
+"""The rotary embedding, and keys and values straight from it to their slots, as they are or as INT8."""
 
 from __future__ import annotations
 
@@ -66,48 +66,6 @@ def _write_rows(
         tl.store(scales + slot * HEADS + heads, scale.to(scales.dtype.element_ty), mask=heads < HEADS)
     else:
         tl.store(to, x.to(cache.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _write_kernel(
-    key: tl.tensor,
-    value: tl.tensor,
-    key_cache: tl.tensor,
-    value_cache: tl.tensor,
-    key_scales: tl.tensor,
-    value_scales: tl.tensor,
-    slots: tl.tensor,
-    key_row: tl.tensor,
-    key_head: tl.tensor,
-    value_row: tl.tensor,
-    value_head: tl.tensor,
-    key_cache_slot: tl.tensor,
-    key_cache_head: tl.tensor,
-    value_cache_slot: tl.tensor,
-    value_cache_head: tl.tensor,
-    HEADS: tl.constexpr,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    HEADS_BLOCK: tl.constexpr,
-    KEY_BLOCK: tl.constexpr,
-    VALUE_BLOCK: tl.constexpr,
-    QUANTIZED: tl.constexpr,
-) -> None:
-    """Grid (rows, 2): keys, then values."""
-    row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + row)
-    if slot < 0:
-        return
-    if tl.program_id(1) == 0:
-        _write_rows(
-            key + row * key_row, key_cache, key_scales, slot, key_head, key_cache_slot, key_cache_head,
-            HEADS, KEY, HEADS_BLOCK, KEY_BLOCK, QUANTIZED,
-        )  # fmt: skip
-    else:
-        _write_rows(
-            value + row * value_row, value_cache, value_scales, slot, value_head, value_cache_slot, value_cache_head,
-            HEADS, VALUE, HEADS_BLOCK, VALUE_BLOCK, QUANTIZED,
-        )  # fmt: skip
 
 
 @triton.jit
@@ -225,49 +183,6 @@ def _check(key: Tensor, cache: Tensor, scales: Tensor | None) -> None:
         require(cache.is_floating_point(), f"scales for a cache of {cache.dtype}")
 
 
-def write_kv(
-    key: Tensor,
-    value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    scales: KVScales | None = None,
-) -> None:
-    """See :meth:`deepseek.kernels.ops.Ops.write_kv`; rows whose slot is negative are not written.
-
-    Raises BackendUnavailableError for a memory layout or dtype that the kernel does not have.
-    """
-    _check(key, key_cache, scales.key if scales else None)
-    _check(value, value_cache, scales.value if scales else None)
-    rows, heads, key_dim = key.shape
-    value_dim = value.shape[2]
-    if not rows:
-        return
-    heads_block = triton.next_power_of_2(heads)
-    widest = triton.next_power_of_2(max(key_dim, value_dim))
-    _write_kernel[(rows, 2)](
-        key,
-        value,
-        key_cache,
-        value_cache,
-        scales.key if scales else key_cache,
-        scales.value if scales else value_cache,
-        slots.to(key.device, non_blocking=True),
-        *key.stride()[:2],
-        *value.stride()[:2],
-        *key_cache.stride()[:2],
-        *value_cache.stride()[:2],
-        HEADS=heads,
-        KEY=key_dim,
-        VALUE=value_dim,
-        HEADS_BLOCK=heads_block,
-        KEY_BLOCK=triton.next_power_of_2(key_dim),
-        VALUE_BLOCK=triton.next_power_of_2(value_dim),
-        QUANTIZED=scales is not None,
-        num_warps=_warps(heads_block * widest),
-    )
-
-
 def rotary_write_kv(
     query: Tensor,
     key: Tensor,
@@ -280,11 +195,8 @@ def rotary_write_kv(
     interleaved: bool = False,
     scales: KVScales | None = None,
 ) -> Tensor:
-    """Rotary embedding of ``query`` and ``key``, and :func:`write_kv` of the rotated keys and of the values, at once.
-
-    ``query`` [T, heads, key_dim], ``key`` [T, kv_heads, key_dim], ``value`` [T, kv_heads, value_dim]; ``cos``, ``sin``
-    fp32 [T, rot / 2], pairs as in :meth:`deepseek.kernels.ops.Ops.rotary`. Turns ``query`` in place and returns it;
-    ``key`` stays as it is.
+    """See :meth:`deepseek.kernels.ops.Ops.rotary_write_kv`; rows whose slot is negative are not written. Turns
+    ``query`` in place, ``key`` stays as it is.
 
     Raises BackendUnavailableError for a memory layout or dtype that the kernel does not have.
     """
