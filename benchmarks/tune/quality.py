@@ -30,8 +30,8 @@ RATES = {
     "full": (5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3),
     "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     "tiny": (1e-2, 2e-2, 4e-2),
-    "p-tuning": (1e-3, 3e-3, 1e-2),
-    "prefix": (3e-3, 1e-2, 3e-2),
+    "p-tuning": (1e-3, 3e-3, 1e-2, 3e-2),
+    "prefix": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
 }
 """Of the sweep."""
 SWEEP_SEED = 1000

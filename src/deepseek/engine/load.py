@@ -30,6 +30,7 @@ from deepseek.hub.open import open_checkpoint
 from deepseek.hub.progress import RichProgress
 from deepseek.hub.resolve import ModelFiles, resolve
 from deepseek.hub.sentence_transformers import SentenceSettings, read_settings
+from deepseek.kernels.page_index import SCRATCH_BYTES
 from deepseek.kernels.paging import PagedLayout
 from deepseek.models.base import SPILL_UNIT, Batch, Model, SpillSpace
 from deepseek.models.bert import is_encoder
@@ -225,8 +226,8 @@ def _size(
 
 
 def step_bytes(config: EngineConfig, model: Model) -> int:
-    """Bytes of a GPU that the largest step takes beside weights and cache: measured, as it depends on everything. 0
-    elsewhere."""
+    """Bytes of a GPU that the largest step takes beside weights and cache: measured, as it depends on everything, with
+    a prompt, which is dense; what sparse rows may take is added. 0 elsewhere."""
     if config.device == "cpu":
         return 0
     rows = min(config.max_batch_tokens, model.max_context)
@@ -242,7 +243,7 @@ def step_bytes(config: EngineConfig, model: Model) -> int:
         model.forward(batch, cache)
     taken = torch.cuda.max_memory_allocated() - before
     torch.cuda.empty_cache()
-    return taken
+    return taken + (SCRATCH_BYTES if model.sparse else 0)
 
 
 def _spill_plan(config: EngineConfig, model: Model) -> SpillPlan | None:

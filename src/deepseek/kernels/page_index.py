@@ -20,6 +20,8 @@ CODE_BYTES = 16
 SCALARS = 8
 PIECE = 16
 """Pages of a context that are chosen from together."""
+SCRATCH_BYTES = 2**28
+"""The most memory that a layer's sparse rows take on a GPU between kernels; more rows go in turns."""
 COUNTER_ROWS = 32
 COUNTERS = (
     "outputs",

@@ -14,16 +14,13 @@ from torch import Tensor
 
 from deepseek.attention.decode import middle_end
 from deepseek.attention.index import PAGE
-from deepseek.kernels.page_index import CODE_BLOCK, PIECE, IndexCache
+from deepseek.kernels.page_index import CODE_BLOCK, PIECE, SCRATCH_BYTES, IndexCache
 from deepseek.kernels.paging import KVScales
 from deepseek.kernels.triton.device_layout import DeviceLayout
 from deepseek.kernels.triton.flash import Heads, check_heads, dot_precision, require
 from deepseek.kernels.triton.sparse_gather import _finish_kernel, _gather_kernel
 from deepseek.kernels.triton.sparse_index import check_index, rotation
 from deepseek.kernels.triton.sparse_score import _rotate_kernel, _score_kernel, _threshold_kernel
-
-SCRATCH_BYTES = 2**28
-"""The most memory that a layer's rows take between kernels; more rows go in turns."""
 
 _ROWS = 16  # query heads of a lane: the least that tensor cores take
 _CHUNK = 16
