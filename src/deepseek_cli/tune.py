@@ -121,8 +121,6 @@ def _train(tuner: Any) -> None:
     )
     typer.echo(f"{output}: {result.trainable_parameters:,} parameters, {result.trainable_share:.3%} of the model")
     typer.echo(f"loss {result.loss:.3f}{held}; {result.tokens_per_second:,.0f} tokens/s; {result.stopped}")
-    base = tuner.settings.base_model
-    typer.echo(f"serve it: deepseek serve {shlex.quote(base)} --adapter {shlex.quote(f'{output.name}={output}')}")
     if isinstance(tuner.settings, LoRASettings):
         typer.echo(f"merge it: deepseek tune merge {shlex.quote(str(output))} {shlex.quote(f'{output}-merged')}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -149,6 +150,9 @@ class Tuner(ABC, Generic[Settings]):
         result = self._train(self._load(data, reporter), reporter, output)
         if self.settings.report and world.first:
             self._report(data, reporter, output)
+        if world.first:
+            base, adapter = shlex.quote(self.settings.base_model), shlex.quote(f"{output.name}={output}")
+            reporter.note(f"serve it: deepseek serve {base} --adapter {adapter}")
         return result
 
     def _report(self, data: _Data, reporter: Reporter, output: Path) -> None:

@@ -101,9 +101,13 @@ def test_from_data_to_adapter(given: dict[str, Any], data: Path, tiny_model: Pat
     import peft
     import transformers
 
-    result = LoRATuner(**given).train()
+    notes: list[str] = []
+    reporter = Silent()
+    reporter.note = notes.append  # type: ignore[method-assign]
+    result = LoRATuner(**given, reporter=reporter).train()
     output = data.parent / "support-lora"
     assert result.output_dir == str(output)
+    assert notes[-1] == f"serve it: deepseek serve {tiny_model} --adapter support-lora={output}"
     assert sorted(path.name for path in output.iterdir()) == [CONFIG, WEIGHTS, "run.json"]
     run = run_of(output)
     losses = [step["loss"] for step in run["steps"]]
