@@ -143,6 +143,7 @@ class Tuner(ABC, Generic[Settings]):
         if self.settings.resume and (done := _finished(output)):
             _check_identity(done["identity"], data.identity, output)
             reporter.note(f"{output} is finished already; resume=False starts over")
+            reporter.note(_how_to_serve(self.settings))
             shutil.rmtree(output / FOLDER, ignore_errors=True)  # of a run that was cut off while it did the same
             return msgspec.convert(done["result"], TuningResult)
         if world.first:
@@ -150,9 +151,7 @@ class Tuner(ABC, Generic[Settings]):
         result = self._train(self._load(data, reporter), reporter, output)
         if self.settings.report and world.first:
             self._report(data, reporter, output)
-        if world.first:
-            base, adapter = shlex.quote(self.settings.base_model), shlex.quote(f"{output.name}={output}")
-            reporter.note(f"serve it: deepseek serve {base} --adapter {adapter}")
+        reporter.note(_how_to_serve(self.settings))
         return result
 
     def _report(self, data: _Data, reporter: Reporter, output: Path) -> None:
@@ -351,6 +350,11 @@ def _check_sizes(model: Any, vocab_size: int, longest: int) -> None:
         raise ConfigurationError(
             f"the longest example has {longest} tokens and the base model a context of {context}: set max_tokens."
         )
+
+
+def _how_to_serve(settings: TuningSettings) -> str:
+    base, adapter = shlex.quote(settings.base_model), shlex.quote(f"{settings.output.name}={settings.output}")
+    return f"serve it: deepseek serve {base} --adapter {adapter}"
 
 
 def _finished(output: Path) -> dict[str, Any] | None:

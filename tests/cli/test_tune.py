@@ -49,7 +49,7 @@ def test_estimate_train_merge(tiny_model: Path, data: Path, tmp_path: Path) -> N
     options = ("--config", str(config), "--epochs", "2", "--target-modules", "q_proj", "--target-modules", "v_proj")
     trained = deepseek("tune", "lora", *options, "--output-dir", str(output), "--rslora")
     assert trained.returncode == 0, trained.stderr
-    assert f"deepseek tune merge {output}" in trained.stdout and "--adapter adapter=" in trained.stdout
+    assert f"deepseek tune merge {output}" in trained.stdout and "--adapter adapter=" in trained.stderr
     run = json.loads((output / "run.json").read_text())
     settings = run["settings"]
     assert (settings["epochs"], settings["lora_rank"], settings["learning_rate"]) == (2, 8, 0.01)
