@@ -170,7 +170,7 @@ def lines(runs: list[Run]) -> list[Line]:
 
 
 def difference_of(first: list[Run], second: list[Run]) -> tuple[float, float, float] | None:
-    """(difference of accuracies, low, high) over the seeds that both have, None if there are none. Items are resampled
+    """(difference of accuracies, low, high) over the seeds that both have, None if there are none. An item is left out
     with the answers of all seeds together."""
     from deepseek_eval.metrics import mean
     from deepseek_eval.statistics import difference
@@ -179,7 +179,9 @@ def difference_of(first: list[Run], second: list[Run]) -> tuple[float, float, fl
     one, other = (np.array([[float(digit), 1.0] for pair in pairs for digit in pair[side]]) for side in (0, 1))
     items = [str(item) for pair in pairs for item in range(len(pair[0]))]
     found = difference(mean("accuracy"), one, other, items) if pairs else None
-    return (found.value, found.low, found.high) if found else None
+    if found is None or found.low is None or found.high is None:
+        return None
+    return found.value, found.low, found.high
 
 
 def table(runs: list[Run]) -> str:

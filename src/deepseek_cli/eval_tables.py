@@ -168,7 +168,6 @@ def comparison_table(comparison: Comparison) -> None:
     )
     for one in comparison.tasks:
         made = one.difference
-        change = f"{_signed(made.value, one.unit)} [{_signed(made.low, one.unit)}, {_signed(made.high, one.unit)}]"
         verdict: str = one.verdict
         if one.verdict == "not shown" and made.detectable is not None:
             verdict += f" (would show {shown(made.detectable, one.unit)})"
@@ -178,7 +177,7 @@ def comparison_table(comparison: Comparison) -> None:
             str(made.items),
             shown(made.first, one.unit),
             shown(made.second, one.unit),
-            change,
+            _signed(made.value, one.unit) + _signed_interval(made.low, made.high, one.unit),
             f"{one.p_holm:.3g}",
             verdict,
         )
@@ -193,12 +192,18 @@ def comparison_table(comparison: Comparison) -> None:
 
 
 def overall_line(made: MeanDifference) -> str:
-    change = f"{_signed(made.value, 'share')} [{_signed(made.low, 'share')}, {_signed(made.high, 'share')}]"
+    change = _signed(made.value, "share") + _signed_interval(made.low, made.high, "share")
     line = f"mean of {made.tasks} tasks: {made.first:.1%} and {made.second:.1%}, {change}, p {made.p_value:.3g}"
     if made.kept is not None:
-        line += f"; kept {made.kept:.1%} [{made.kept_low:.1%}, {made.kept_high:.1%}]"
+        line += f"; kept {made.kept:.1%}"
+        if made.kept_low is not None and made.kept_high is not None:
+            line += f" [{made.kept_low:.1%}, {made.kept_high:.1%}]"
     return line
 
 
 def _signed(value: float, unit: str) -> str:
     return f"{value:+.1%}" if unit == "share" else f"{value:+.2f}"
+
+
+def _signed_interval(low: float | None, high: float | None, unit: str) -> str:
+    return "" if low is None or high is None else f" [{_signed(low, unit)}, {_signed(high, unit)}]"

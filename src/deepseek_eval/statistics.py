@@ -58,7 +58,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         first, second: the two values, on the items that both answered.
-        value, low, high: the difference with its 95% interval.
+        value, low, high: the difference with its 95% interval; None where nothing tells how wide it is, since all
+            clusters differ alike or there is but one.
         p_value: two-sided, of no difference.
         test: ``mcnemar`` (exact; McNemar 1947) for plain shares of independent items, with Newcombe's interval for
             paired shares (1998, method 10); else ``jackknife``: Student's t with the standard error of the difference
@@ -72,8 +73,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     first: float
     second: float
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float
     test: Literal["mcnemar", "jackknife"]
     items: int
@@ -90,7 +91,7 @@ class MeanDifference(msgspec.Struct, frozen=True, kw_only=True):
         tasks: how many.
         first, second: means of the tasks' figures, 0 to 1.
         value, low, high: the difference with its 95% interval: Student's t on the tasks' differences, as of a sample of
-            all tasks that might have been asked.
+            all tasks that might have been asked; None where all differ alike.
         p_value: two-sided, of no difference.
         kept, kept_low, kept_high: ``second`` as a share of ``first`` with the jackknife's interval; None where
             ``first`` is 0.
@@ -100,8 +101,8 @@ class MeanDifference(msgspec.Struct, frozen=True, kw_only=True):
     first: float
     second: float
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float
     kept: float | None = None
     kept_low: float | None = None
@@ -183,21 +184,23 @@ def mean_difference(pairs: Sequence[tuple[float, float]]) -> MeanDifference | No
     count, (first, second) = len(groups), groups.mean(axis=0).tolist()
     value = second - first
     error, quantile = _jackknife(lambda sums: (sums[..., 1] - sums[..., 0]) / (count - 1), groups)
+    low, high = _around(value, error, quantile)
     made = partial(
         MeanDifference,
         tasks=count,
         first=first,
         second=second,
         value=value,
-        low=value - error * quantile,
-        high=value + error * quantile,
+        low=low,
+        high=high,
         p_value=_p_value(value, error, count),
     )
     if first <= 0:
         return made()
     error, quantile = _jackknife(lambda sums: sums[..., 1] / sums[..., 0], groups)
     kept = second / first
-    return made(kept=kept, kept_low=kept - error * quantile, kept_high=kept + error * quantile)
+    low, high = _around(kept, error, quantile)
+    return made(kept=kept, kept_low=low, kept_high=high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -261,6 +264,11 @@ def _jackknife(of_sums: Callable[[Floats], Floats], groups: Floats) -> tuple[flo
         return 0.0, _Z
     error = math.sqrt((count - 1) / count * float(((values - values.mean()) ** 2).sum()))
     return error, float(scipy_stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+
+
+def _around(value: float, error: float, quantile: float) -> tuple[float | None, float | None]:
+    """The interval of a standard error."""
+    return (value - error * quantile, value + error * quantile) if error > 0 else (None, None)
 
 
 def _effective_wilson(metric: Metric, groups: Floats, value: float, items: int) -> tuple[float, float]:
@@ -371,9 +379,10 @@ def _paired_jackknife(make: partial[Difference], metric: Metric, both: Floats) -
 
     value, clusters = float(of_sums(both.sum(axis=0))), len(both)
     error, quantile = _jackknife(of_sums, both)
+    low, high = _around(value, error, quantile)
     return make(
-        low=value - error * quantile,
-        high=value + error * quantile,
+        low=low,
+        high=high,
         p_value=_p_value(value, error, clusters),
         test="jackknife",
         clusters=clusters,

@@ -287,4 +287,13 @@ def test_one_task_and_a_first_model_that_knows_nothing() -> None:
     found = mean_difference([(0.0, 0.25), (0.0, 0.75)])
     assert found is not None and found.kept is None and found.value == 0.5
     same = mean_difference([(0.5, 0.5), (0.25, 0.25)])
-    assert same is not None and (same.low, same.high, same.p_value, same.kept) == (0, 0, 1, 1)
+    assert same is not None and (same.low, same.high, same.p_value, same.kept) == (None, None, 1, 1)
+
+
+def test_one_cluster_tells_nothing_of_a_difference() -> None:
+    """As a score of a whole text has it, and items that all differ alike."""
+    one, other = of_values(np.array([0.5, 0.25])), of_values(np.array([0.5, 0.75]))
+    found = difference(MEAN, one, other, ["a", "a"])
+    assert found is not None and (found.low, found.high, found.p_value, found.value) == (None, None, 1.0, 0.25)
+    alike = difference(MEAN, one, one + of_values(np.array([0.1, 0.1])) * [1, 0])
+    assert alike is not None and (alike.low, alike.p_value) == (None, 0.5)
