@@ -63,6 +63,7 @@ class FakeModel:
         self.stream_device: torch.device | None = None
         self.weights_bytes = 0
         self.row_invariant = False
+        self.pages_together = True
         self.sparse = False
         self.stats = AttentionStats()
         self.wide_rows = 12

@@ -44,6 +44,16 @@ def test_untouched_memory_is_opened_as_it_is_needed() -> None:
     assert whole is not None and sorted(whole + [page for pages in held for page in pages]) == list(range(16 * 1024))
 
 
+def test_pages_that_need_not_lie_together_are_the_first_blank_ones() -> None:
+    pool = BlockPool(1000, together=False)
+    held = [pool.allocate(2) or [] for _ in range(5)]
+    assert [page for pages in held for page in pages] == list(range(10))
+    pool.release(held[1])
+    assert pool.allocate(1, held[0][-1]) == [2]
+    assert pool.allocate(2, held[4][-1]) == [10, 11]
+    assert pool.allocate(3) == [3, 12, 13]
+
+
 def test_resident_pages_are_opened_before_spilled_ones() -> None:
     pool = BlockPool(1000, resident=300)
     first = [page for _ in range(300) for page in pool.allocate(1) or []]

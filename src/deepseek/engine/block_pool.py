@@ -45,17 +45,22 @@ class BlockPool:
     """Reference-counted pages. A page is held (count > 0), cached (count 0, content findable), or blank.
 
     Memory that no page has used yet costs time when it is touched first (whole huge pages are cleared), so new places
-    are looked for in the beginning of the cache, which grows as it fills.
+    are looked for in the beginning of the cache: the first blank page, or, if a sequence's pages should lie together,
+    in a part that grows as it fills.
 
     Args:
         num_pages: pages in the cache.
         resident: those below this number are in memory, the others are spilled (see :mod:`deepseek.engine.spill`); None
             if all are in memory.
         prefix_cache: keep the content of released pages findable.
+        together: leave sequences room to grow in place.
     """
 
-    def __init__(self, num_pages: int, *, resident: int | None = None, prefix_cache: bool = True) -> None:
+    def __init__(
+        self, num_pages: int, *, resident: int | None = None, prefix_cache: bool = True, together: bool = True
+    ) -> None:
         self.num_pages = num_pages
+        self._together = together
         self.resident = num_pages if resident is None else resident
         self.prefix_cache = prefix_cache
         self._holders = [0] * num_pages
@@ -93,8 +98,8 @@ class BlockPool:
     def allocate(self, count: int, after: int | None = None) -> list[int] | None:
         """``count`` pages with one holder each, or None (and no change) if there are not enough.
 
-        Pages side by side let attention read without a copy, so pages follow ``after`` where they can; a new sequence
-        starts in the middle of the longest blank run, which leaves room to grow to it and to its neighbour.
+        Pages follow ``after`` where they can. Those that should lie together begin in the middle of the longest blank
+        run, which leaves room to grow to a new sequence and to its neighbour.
         """
         if count > self.num_free:
             return None
@@ -114,7 +119,7 @@ class BlockPool:
             return page
         page = -1 if after is None else after + 1
         if not (0 <= page < self.num_pages and self._blank[page]):
-            page = self._roomiest(wanted)
+            page = self._roomiest(wanted) if self._together else int(np.argmax(self._blank))
         self._blank[page] = False
         self._num_blank -= 1
         return page

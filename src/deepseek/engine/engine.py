@@ -119,7 +119,12 @@ class Engine:
         self._on_gpu = on_gpu
         self.end_ids = end_ids
         self.cache = model.new_cache(num_pages, page_size, spill)
-        self.pool = BlockPool(num_pages, resident=spill.resident if spill else None, prefix_cache=prefix_cache)
+        self.pool = BlockPool(
+            num_pages,
+            resident=spill.resident if spill else None,
+            prefix_cache=prefix_cache,
+            together=model.pages_together,
+        )
         self._spill = Spill(self.cache, self.pool, page_size) if spill else None
         self.scheduler = Scheduler(
             self.pool,

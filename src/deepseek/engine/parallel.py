@@ -234,6 +234,7 @@ class ParallelDecoder:
     """
 
     row_invariant = False
+    pages_together = True
     sparse = False
 
     def __init__(self, own: Model, followers: Followers, weights_bytes: int) -> None:

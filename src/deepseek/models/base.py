@@ -182,6 +182,7 @@ class Model(Protocol):
         weights_bytes: memory the weights take.
         row_invariant: a row's logits are the same to the bit whatever else is in its batch and however its prompt was
             cut into chunks, as long as the same rows are narrow (see :class:`Batch`).
+        pages_together: attention reads a sequence's pages faster where they lie side by side.
         sparse: its caches have the index that sparse attention needs. Without one, all attention is dense.
         host: what it offers to adapters.
         wide_rows: rows from which wide arithmetic is faster. More than a draft and the row it stands behind, so that
@@ -198,6 +199,7 @@ class Model(Protocol):
     stream_device: torch.device | None
     weights_bytes: int
     row_invariant: bool
+    pages_together: bool
     sparse: bool
     wide_rows: int
 

@@ -89,6 +89,7 @@ class Decoder:
 
     stream_device: torch.device | None = None
     row_invariant = False
+    pages_together = True
     wide_rows = WIDE_ROWS
 
     def __init__(

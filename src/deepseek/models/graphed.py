@@ -106,6 +106,7 @@ class GraphedDecoder:
     """
 
     row_invariant = False
+    pages_together = False
 
     def __init__(self, own: Decoder, record: Record) -> None:
         self._own = own

@@ -85,6 +85,7 @@ class NativeDecoder:
     """
 
     row_invariant = True
+    pages_together = False
     stream_device: torch.device | None = None
 
     def __init__(
