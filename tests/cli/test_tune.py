@@ -68,7 +68,12 @@ def test_stopped_and_gone_on(tiny_model: Path, data: Path, tmp_path: Path) -> No
         *("--train-data", str(data), "--output-dir", str(output), "--cache-dir", str(tmp_path / "cache")),
         *("--batch-tokens", "256", "--checkpoint-every", "2", "--patience", "0", "--dtype", "fp32"),
     ]
-    process = subprocess.Popen([*command, "--epochs", "5000"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--epochs", "5000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+    )
     deadline = time.monotonic() + 120
     while not list((output / "checkpoints").glob("step-*[0-9+]")) and time.monotonic() < deadline:
         assert process.poll() is None

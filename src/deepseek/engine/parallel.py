@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -39,6 +40,8 @@ from deepseek.models.weights import LoadProgress
 
 TIMEOUT = timedelta(minutes=5)
 """What processes wait for each other in a step, and after loading."""
+_PATIENCE = 1.0
+"""Seconds in which a process whose connection broke should be over."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -189,10 +192,16 @@ class Followers:
         except OSError as error:
             raise self._lost() from error
 
-    def check(self) -> None:
-        """Raises EngineError if a follower is over."""
-        if any(process.poll() is not None for process in self._processes):
-            raise self._lost()
+    def check(self, patience: float = 0.0) -> None:
+        """Raises EngineError if a follower is over within ``patience`` seconds: one that dies closes its connections
+        before it can be waited for."""
+        deadline = time.monotonic() + patience
+        while True:
+            if any(process.poll() is not None for process in self._processes):
+                raise self._lost()
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.01)
 
     def _lost(self) -> EngineError:
         for rank, (process, log) in enumerate(zip(self._processes, self._logs, strict=True), start=1):
@@ -286,7 +295,7 @@ class ParallelDecoder:
                 share_tokens(batch.previous)
             yield
         except RuntimeError:  # torch's own: a follower that is over is why, or else it is the leader's
-            self._followers.check()
+            self._followers.check(_PATIENCE)
             raise
 
     def attention_stats(self) -> AttentionStats:

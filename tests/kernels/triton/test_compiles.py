@@ -20,7 +20,6 @@ def test_every_kernel_is_among_them(kernels: list[Compiled]) -> None:
         "_prefill_kernel",
         "_decode_kernel",
         "_join_kernel",
-        "_write_kernel",
         "_rotary_write_kernel",
     }
 

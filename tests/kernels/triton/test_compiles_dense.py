@@ -9,7 +9,6 @@ from tests.kernels.triton.compiling import SHARED_MEMORY, Compiled, compiled_els
 KERNELS = {
     "_norm_kernel",
     "_quantize_kernel",
-    "_rotary_kernel",
     "_activation_kernel",
     "_activation_int8_kernel",
     "_int8_kernel",
